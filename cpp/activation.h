@@ -1,0 +1,84 @@
+// Activations and their derivatives on sixteen lanes. A NaN goes through each of them.
+#pragma once
+
+#include "simd.h"
+
+namespace batchnorm {
+namespace BN_ISA {
+namespace {
+
+// exp(-|z|) = 2^n * e^r with |r| <= ln(2)/2, by Taylor's polynomial; the same basic operations in every instruction set, so the same bits.
+template <class C> struct ExpConstants;
+template <> struct ExpConstants<float> {
+  using Bits = int32_t;
+  static constexpr float lowest = -87.0f, magic = 0x1.8p23f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr int degree = 7, bias = 127, mantissa = 23;
+};
+template <> struct ExpConstants<double> {
+  using Bits = int64_t;
+  static constexpr double lowest = -708.0, magic = 0x1.8p52, ln2_high = 6.93147180369123816490e-01,
+                          ln2_low = 1.90821492927058770002e-10;
+  static constexpr int degree = 13, bias = 1023, mantissa = 52;
+};
+
+template <class C> BN_INLINE Lanes<C> exp_of_minus_abs(Lanes<C> z) {
+  using K = ExpConstants<C>;
+  Lanes<C> t = if_less(z, fill<C>(0), z, fill<C>(0) - z);
+  t = if_less(t, fill<C>(K::lowest), fill<C>(K::lowest), t);
+  const Lanes<C> shifted = t * fill<C>(static_cast<C>(1.4426950408889634)) + fill<C>(K::magic);
+  const Lanes<C> n = shifted - fill<C>(K::magic);
+  Lanes<C> r = multiply_add(n, fill<C>(-K::ln2_high), t);
+  r = multiply_add(n, fill<C>(-K::ln2_low), r);
+  double factorial = 1;
+  for (int k = 2; k <= K::degree; ++k) factorial *= k;
+  Lanes<C> p = fill<C>(static_cast<C>(1 / factorial));
+  for (int k = K::degree; k > 0; --k) {
+    factorial /= k;
+    p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial)));
+  }
+  // n stands in the low bits of `shifted`; moved to the exponent it is 2^n.
+  typename K::Bits bits[16];
+  std::memcpy(bits, &shifted, sizeof bits);
+  using U = std::make_unsigned_t<typename K::Bits>;
+  for (int i = 0; i < 16; ++i) bits[i] = static_cast<typename K::Bits>((static_cast<U>(bits[i]) + K::bias) << K::mantissa);
+  Lanes<C> power;
+  std::memcpy(&power, bits, sizeof bits);
+  return p * power;
+}
+
+template <class C> BN_INLINE Lanes<C> sigmoid(Lanes<C> z) {
+  const Lanes<C> e = exp_of_minus_abs(z), one = fill<C>(1);
+  return if_less(z, fill<C>(0), e, one) / (one + e);
+}
+
+template <class C> BN_INLINE Lanes<C> activate(Activation kind, C slope, Lanes<C> z) {
+  const Lanes<C> zero = fill<C>(0), six = fill<C>(6);
+  switch (kind) {
+    case Activation::none: return z;
+    case Activation::relu: return if_less(z, zero, zero, z);
+    case Activation::relu6: return if_less(six, z, six, if_less(z, zero, zero, z));
+    case Activation::leaky_relu: return if_less(z, zero, z * fill<C>(slope), z);
+    case Activation::silu: return z * sigmoid(z);
+  }
+  return z;
+}
+
+// g * activation'(z); at the corners PyTorch's choice: the derivative is that of the flat side (leaky: of the negative side).
+template <class C> BN_INLINE Lanes<C> activate_backward(Activation kind, C slope, Lanes<C> z, Lanes<C> g) {
+  const Lanes<C> zero = fill<C>(0), one = fill<C>(1), six = fill<C>(6);
+  switch (kind) {
+    case Activation::none: return g;
+    case Activation::relu: return if_at_most(z, zero, zero, g);
+    case Activation::relu6: return if_at_most(six, z, zero, if_at_most(z, zero, zero, g));
+    case Activation::leaky_relu: return if_at_most(z, zero, g * fill<C>(slope), g);
+    case Activation::silu: {
+      const Lanes<C> s = sigmoid(z);
+      return g * (s * multiply_add(z, one - s, one));
+    }
+  }
+  return g;
+}
+
+}  // namespace
+}  // namespace BN_ISA
+}  // namespace batchnorm

@@ -1,0 +1,172 @@
+// The Python module `batchnorm._native`: a list of functions. Everything it receives has been checked by `_checks.py`.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <vector>
+
+#include "parallel.h"
+#include "select.h"
+
+namespace nb = nanobind;
+using namespace batchnorm;
+
+namespace {
+
+// A borrowed NumPy buffer, given back when the call ends.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(nb::handle object, bool writable) {
+    if (object.is_none()) return;
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_STRIDES | (writable ? PyBUF_WRITABLE : 0)) != 0) throw nb::python_error();
+    held_ = true;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { if (held_) PyBuffer_Release(&view_); }
+
+  explicit operator bool() const { return held_; }
+  const Py_buffer& view() const { return view_; }
+  double* doubles() const { return held_ ? static_cast<double*>(view_.buf) : nullptr; }
+
+ private:
+  Py_buffer view_{};
+  bool held_ = false;
+};
+
+struct Operand { Array* array; const Buffer* buffer; DType dtype; };
+
+// Fills sizes and strides: axes of length one go, and neighbours that are one axis in every array's memory become one.
+void collapse(Problem& p, uint64_t kept, const std::vector<Operand>& operands) {
+  const Py_buffer& x = operands[0].buffer->view();
+  for (const bool channels : {false, true}) {
+    int n = 0;
+    int64_t* sizes = channels ? p.channel : p.reduced;
+    const auto strides = [&](const Operand& o) { return channels ? o.array->channel : o.array->reduced; };
+    for (int d = 0; d < x.ndim; ++d) {
+      if (((kept >> d & 1) != 0) != channels || x.shape[d] == 1) continue;
+      bool joins = n > 0;
+      for (const Operand& o : operands) {
+        const int64_t step = o.buffer->view().strides[d] / o.buffer->view().itemsize;
+        if (n > 0 && strides(o)[n - 1] != step * x.shape[d]) joins = false;
+        strides(o)[n] = step;
+      }
+      if (joins) {
+        sizes[n - 1] *= x.shape[d];
+        for (const Operand& o : operands) strides(o)[n - 1] = strides(o)[n];
+      } else {
+        sizes[n++] = x.shape[d];
+      }
+    }
+    if (n == 0) {
+      sizes[n++] = 1;
+      for (const Operand& o : operands) strides(o)[0] = 1;
+    }
+    (channels ? p.channel_dims : p.reduced_dims) = n;
+    int64_t total = 1;
+    for (int d = 0; d < n; ++d) total *= sizes[d];
+    (channels ? p.C : p.m) = total;
+  }
+  for (const Operand& o : operands) {
+    const Py_buffer& v = o.buffer->view();
+    const char* end = static_cast<const char*>(v.buf) + v.itemsize;
+    for (int d = 0; d < v.ndim; ++d) if (v.strides[d] > 0) end += (v.shape[d] - 1) * v.strides[d];
+    o.array->data = static_cast<char*>(v.buf);
+    o.array->dtype = o.dtype;
+    o.array->end = end;
+  }
+}
+
+// Four rows of C float64 values: count, mean, mean_low, m2.
+Statistics rows_of(const Buffer& table, int64_t C) {
+  double* first = table.doubles();
+  return {first, first + C, first + 2 * C, first + 3 * C};
+}
+
+// (code, slope)
+void set_activation(Problem& p, nb::tuple activation) {
+  p.activation = static_cast<Activation>(nb::cast<int>(activation[0]));
+  p.slope = nb::cast<double>(activation[1]);
+}
+
+void forward(nb::object x_, nb::object y_, int dtype, uint64_t kept, nb::object residual_, nb::object weights_, int weights_dtype,
+             nb::object stats_, bool compute_stats, nb::object weight_, nb::object bias_, double eps, nb::tuple activation) {
+  const Buffer x(x_, false), y(y_, true), residual(residual_, false), weights(weights_, false), weight(weight_, false),
+      bias(bias_, false), stats(stats_, compute_stats);
+  Problem p;
+  p.dtype = static_cast<DType>(dtype);
+  std::vector<Operand> operands{{&p.x, &x, p.dtype}};
+  if (y) operands.push_back({&p.y, &y, p.dtype});
+  if (residual) operands.push_back({&p.residual, &residual, p.dtype});
+  if (weights) operands.push_back({&p.weights, &weights, static_cast<DType>(weights_dtype)});
+  collapse(p, kept, operands);
+  p.stats = rows_of(stats, p.C);
+  p.weight = weight.doubles(), p.bias = bias.doubles();
+  p.eps = eps;
+  set_activation(p, activation);
+  p.compute_stats = compute_stats;
+  p.threads = get_num_threads();
+  nb::gil_scoped_release released;
+  active_kernels().forward(p);
+}
+
+void backward(nb::object grad_y_, nb::object x_, nb::object grad_x_, int dtype, uint64_t kept, nb::object residual_,
+              nb::object grad_residual_, nb::object weights_, int weights_dtype, nb::object stats_, nb::object weight_,
+              nb::object bias_, double eps, nb::tuple activation, bool training, nb::object grad_weight_, nb::object grad_bias_) {
+  const Buffer grad_y(grad_y_, false), x(x_, false), grad_x(grad_x_, true), residual(residual_, false),
+      grad_residual(grad_residual_, true), weights(weights_, false), weight(weight_, false), bias(bias_, false),
+      grad_weight(grad_weight_, true), grad_bias(grad_bias_, true), stats(stats_, false);
+  Problem p;
+  p.dtype = static_cast<DType>(dtype);
+  std::vector<Operand> operands{{&p.x, &x, p.dtype}, {&p.grad_y, &grad_y, p.dtype}, {&p.grad_x, &grad_x, p.dtype}};
+  if (residual) operands.push_back({&p.residual, &residual, p.dtype});
+  if (grad_residual) operands.push_back({&p.grad_residual, &grad_residual, p.dtype});
+  if (weights) operands.push_back({&p.weights, &weights, static_cast<DType>(weights_dtype)});
+  collapse(p, kept, operands);
+  p.stats = rows_of(stats, p.C);
+  p.weight = weight.doubles(), p.bias = bias.doubles();
+  p.eps = eps;
+  set_activation(p, activation);
+  p.training = training;
+  p.grad_weight = grad_weight.doubles(), p.grad_bias = grad_bias.doubles();
+  p.threads = get_num_threads();
+  nb::gil_scoped_release released;
+  active_kernels().backward(p);
+}
+
+std::vector<std::string> available_isas() {
+  const Kernels* all[kMaxKernels];
+  const int n = list_kernels(all);
+  std::vector<std::string> names;
+  for (int i = 0; i < n; ++i) names.emplace_back(all[i]->name);
+  return names;
+}
+
+void force_isa(const std::string& name) {
+  const Kernels* kernels = find_kernels(name.c_str());
+  if (kernels == nullptr) {
+    std::string known;
+    for (const std::string& isa : available_isas()) known += (known.empty() ? "" : ", ") + isa;
+    throw nb::value_error(("no kernels named '" + name + "' run on this machine; there are: " + known).c_str());
+  }
+  activate_kernels(*kernels);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("forward", &forward, nb::arg("x"), nb::arg("y").none(), nb::arg("dtype"), nb::arg("kept"), nb::arg("residual").none(),
+        nb::arg("weights").none(), nb::arg("weights_dtype"), nb::arg("stats"), nb::arg("compute_stats"), nb::arg("weight").none(),
+        nb::arg("bias").none(), nb::arg("eps"), nb::arg("activation"));
+  m.def("backward", &backward, nb::arg("grad_y"), nb::arg("x"), nb::arg("grad_x"), nb::arg("dtype"), nb::arg("kept"),
+        nb::arg("residual").none(), nb::arg("grad_residual").none(), nb::arg("weights").none(), nb::arg("weights_dtype"),
+        nb::arg("stats"), nb::arg("weight").none(), nb::arg("bias").none(), nb::arg("eps"), nb::arg("activation"),
+        nb::arg("training"), nb::arg("grad_weight"), nb::arg("grad_bias"));
+  m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
+  m.def("get_num_threads", &get_num_threads);
+  m.def("isa", [] { return std::string(active_kernels().name); });
+  m.def("available_isas", &available_isas);
+  m.def("force_isa", &force_isa, nb::arg("name"));
+}

@@ -1,0 +1,225 @@
+// Contiguous and general layouts: one channel at a time. Runs of a channel that stand together in memory are used where they are;
+// everything else is gathered, a block at a time, into L1.
+#pragma once
+
+#include "elementwise.h"
+#include "parallel.h"
+#include "positions.h"
+
+namespace batchnorm {
+namespace BN_ISA {
+namespace {
+
+constexpr int64_t kSmallProblem = 32768;             // elements; below, waking a thread costs more than it does
+constexpr int64_t kStreamFrom = int64_t(16) << 20;   // bytes of output; below, the last-level cache holds it
+constexpr int64_t kShortRun = 256;                   // elements; planes below this are applied as rows of columns
+constexpr int64_t kColumns = 1024;                   // of such a row: their coefficients stay in L1
+
+template <class T>
+class ChannelsFirst {
+ public:
+  using C = Compute<T>;
+
+  explicit ChannelsFirst(const Problem& p, Table<C>& table) : p_(p), table_(table) {
+    direct_ = all_arrays(p, [&](const Array& a) { return run_step(p, a) == 1; });
+    whole_vectors_ = direct_ && (p.reduced_dims == 1 || run_length(p) % kLanes == 0);
+    columns_ = direct_ && is_dense() && run_length(p) < kShortRun && !p.weights;
+    streaming_ = p.m * p.C * static_cast<int64_t>(sizeof(T)) >= kStreamFrom;
+  }
+
+  Moments moments_block(int64_t c, int64_t b) const {
+    const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
+    if (p_.weights) return weighted_block(c, r0, n);
+    const T* base = element<T>(p_, p_.x, c);
+    D16 s1 = fill<double>(0), s2 = s1;
+    if (whole_vectors_) {
+      const double K = finite_or_zero(to_double(base[run_offset(p_, p_.x, r0 / run_length(p_)) + r0 % run_length(p_)]));
+      each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t, int64_t length) {
+        accumulate(base + run_offset(p_, p_.x, outer) + s, length, K, s1, s2);
+      });
+      return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
+    }
+    T packed[kBlock];
+    gather(p_, p_.x, c, r0, n, packed);
+    const double K = finite_or_zero(to_double(packed[0]));
+    accumulate(packed, n, K, s1, s2);
+    return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
+  }
+
+  Sums sums_block(int64_t c, int64_t b) const {
+    const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
+    D16 sg = fill<double>(0), sgd = sg;
+    const bool needs_z = p_.activation != Activation::none;
+    with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
+      if (whole_vectors_) {
+        const T *x = element<T>(p_, p_.x, c), *g = element<T>(p_, p_.grad_y, c);
+        const T* r = p_.residual && needs_z ? element<T>(p_, p_.residual, c) : nullptr;
+        each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t, int64_t length) {
+          accumulate_grads<v()>(c, x + run_offset(p_, p_.x, outer) + s, g + run_offset(p_, p_.grad_y, outer) + s,
+                                r ? r + run_offset(p_, p_.residual, outer) + s : nullptr, length, sg, sgd);
+        });
+        return;
+      }
+      T x[kBlock], g[kBlock], r[kBlock];
+      gather(p_, p_.x, c, r0, n, x);
+      gather(p_, p_.grad_y, c, r0, n, g);
+      const bool with_residual = p_.residual && needs_z;
+      if (with_residual) gather(p_, p_.residual, c, r0, n, r);
+      accumulate_grads<v()>(c, x, g, with_residual ? r : nullptr, n, sg, sgd);
+    });
+    return {fold(sg), fold(sgd)};
+  }
+
+  // Channels c0 … c1 - 1, positions r0 … r1 - 1, last ones first: they are the ones a cache still holds.
+  void apply(int64_t c0, int64_t c1, int64_t r0, int64_t r1) const {
+    if (columns_ && c1 - c0 > 1 && r0 == 0 && r1 == p_.m) {
+      const int64_t width = kColumns / run_length(p_) > 1 ? kColumns / run_length(p_) : 1;
+      for (int64_t c = c1; c > c0; c -= width) apply_columns(c - width > c0 ? c - width : c0, c);
+    } else {
+      for (int64_t c = c1 - 1; c >= c0; --c) apply_channel(c, r0, r1);
+    }
+    if (streaming_) fence();
+  }
+
+ private:
+  const Problem& p_;
+  Table<C>& table_;
+  bool direct_, whole_vectors_, columns_, streaming_;
+
+  // All channels of a sample stand one after another, in every array.
+  bool is_dense() const {
+    if (p_.channel_dims != 1 || p_.reduced_dims > 2) return false;
+    return all_arrays(p_, [&](const Array& a) { return a.channel[0] == run_length(p_); });
+  }
+
+  static BN_INLINE void accumulate(const T* p, int64_t n, double K, D16& s1_out, D16& s2_out) {
+    D16 s1 = s1_out, s2 = s2_out;
+    const D16 shift = fill<double>(K);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+      const D16 d = load_wide(p + i) - shift;
+      s1 = s1 + d;
+      s2 = s2 + d * d;
+    }
+    if (i < n) {  // absent lanes hold K, so they add 0
+      D16 d = to_wide(load_some(p + i, n - i)) - shift;
+      d = first_lanes(d, n - i);
+      s1 = s1 + d;
+      s2 = s2 + d * d;
+    }
+    s1_out = s1, s2_out = s2;
+  }
+
+  static BN_INLINE D16 first_lanes(D16 d, int64_t n) {
+    double lanes[16];
+    store(lanes, d);
+    for (int64_t i = n; i < 16; ++i) lanes[i] = 0;
+    return load(lanes);
+  }
+
+  Moments weighted_block(int64_t c, int64_t r0, int64_t n) const {
+    T x[kBlock + 16];
+    double w[kBlock + 16];
+    gather(p_, p_.x, c, r0, n, x);
+    gather_weights(p_, r0, n, w);
+    for (int64_t i = n; i < (n + 15) / 16 * 16; ++i) x[i] = x[0], w[i] = 0;
+    const double K = finite_or_zero(to_double(x[first_counted(w, n)]));
+    const D16 shift = fill<double>(K), zero = fill<double>(0);
+    D16 s1 = zero, s2 = zero;
+    for (int64_t i = 0; i < n; i += 16) {
+      const D16 lane_w = load(w + i), d = if_less(zero, lane_w, load_wide(x + i) - shift, zero), wd = lane_w * d;
+      s1 = s1 + wd;
+      s2 = s2 + wd * d;
+    }
+    return block_moments(sum_weights(w, n), K, fold(s1), fold(s2));
+  }
+
+  template <Variant V>
+  BN_INLINE void accumulate_grads(int64_t c, const T* x, const T* g, const T* r, int64_t n, D16& sg_out, D16& sgd_out) const {
+    const Uniform<C> k{table_, c};
+    const D16 mean = fill<double>(table_.mean[c]);
+    D16 sg = sg_out, sgd = sgd_out;
+    const auto add = [&](Lanes<C> xs, Lanes<C> gs, Lanes<C> rs, int64_t lanes) BN_INLINE_LAMBDA {
+      D16 before = to_wide(grad_before_activation<V>(p_, k, 0, xs, gs, r ? &rs : nullptr));
+      D16 product = before * (to_wide(xs) - mean);
+      if (lanes < 16) before = first_lanes(before, lanes), product = first_lanes(product, lanes);
+      sg = sg + before;
+      sgd = sgd + product;
+    };
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) add(load(x + i), load(g + i), r ? load(r + i) : fill<C>(0), 16);
+    if (i < n) add(load_some(x + i, n - i), load_some(g + i, n - i), r ? load_some(r + i, n - i) : fill<C>(0), n - i);
+    sg_out = sg, sgd_out = sgd;
+  }
+
+  template <class K> void run(const K& k, ForwardRun<T> f, BackwardRun<T> b, int64_t n) const {
+    with_variant(variant_of(p_, k.any_wide(n)), [&](auto v) {
+      if (p_.grad_y) backward_run<T, K, v()>(p_, k, b, n, streaming_);
+      else forward_run<T, K, v()>(p_, k, f, n, streaming_);
+    });
+  }
+
+  void apply_channel(int64_t c, int64_t r0, int64_t r1) const {
+    const Uniform<C> k{table_, c};
+    if (!direct_ || p_.weights || run_length(p_) < kLanes) return apply_packed(k, c, r0, r1);
+    const int64_t inner = run_length(p_);
+    const auto at = [&](const Array& a, int64_t outer, int64_t s) {
+      return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s : nullptr;
+    };
+    for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
+      const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
+      const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
+      run(k, {at(p_.x, outer, s0), at(p_.residual, outer, s0), at(p_.y, outer, s0)},
+          {at(p_.x, outer, s0), at(p_.grad_y, outer, s0), at(p_.residual, outer, s0), at(p_.grad_x, outer, s0),
+           at(p_.grad_residual, outer, s0), nullptr, 0},
+          s1 - s0);
+    }
+  }
+
+  void apply_packed(const Uniform<C>& k, int64_t c, int64_t r0, int64_t r1) const {
+    T x[kBlock], g[kBlock], r[kBlock], out[kBlock], grad_r[kBlock];
+    C w[kBlock];
+    for (int64_t start = r0; start < r1; start += kBlock) {
+      const int64_t n = r1 - start < kBlock ? r1 - start : kBlock;
+      gather(p_, p_.x, c, start, n, x);
+      if (p_.residual) gather(p_, p_.residual, c, start, n, r);
+      if (p_.grad_y) gather(p_, p_.grad_y, c, start, n, g);
+      const bool weighted = p_.grad_y && p_.weights;
+      if (weighted) gather_weights(p_, start, n, w);
+      const T* residual = p_.residual ? r : nullptr;
+      with_variant(variant_of(p_, k.any_wide(n)), [&](auto v) {
+        if (p_.grad_y) {
+          backward_run<T, Uniform<C>, v()>(
+              p_, k, {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
+        } else {
+          forward_run<T, Uniform<C>, v()>(p_, k, {x, residual, out}, n, false);
+        }
+      });
+      scatter(p_, p_.grad_y ? p_.grad_x : p_.y, c, start, n, out);
+      if (p_.grad_residual) scatter(p_, p_.grad_residual, c, start, n, grad_r);
+    }
+  }
+
+  // Small planes: a sample's channels c0 … c1 - 1 are one run of columns, each with the coefficients of its channel.
+  void apply_columns(int64_t c0, int64_t c1) const {
+    const int64_t S = run_length(p_), width = (c1 - c0) * S;
+    Table<C> wide_table(width);
+    for (int64_t c = c0; c < c1; ++c) {
+      for (int64_t s = 0; s < S; ++s) wide_table.copy_channel(table_, c, (c - c0) * S + s);
+    }
+    const Columns<C> k{wide_table, 0};
+    const auto at = [&](const Array& a, int64_t outer) {
+      return a ? element<T>(p_, a, c0) + run_offset(p_, a, outer) : nullptr;
+    };
+    for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
+      run(k, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
+          {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer), at(p_.grad_residual, outer),
+           nullptr, 0},
+          width);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace BN_ISA
+}  // namespace batchnorm

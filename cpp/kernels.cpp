@@ -1,0 +1,134 @@
+// The vector kernels of one instruction set (BN_ISA): which layout a problem has, and in what order its parts run. Compiled once
+// for each instruction set; nothing here has external linkage but the table at the end.
+#include "channels_first.h"
+#include "channels_last.h"
+
+namespace batchnorm {
+namespace BN_ISA {
+namespace {
+
+void put(const Problem& p, int64_t c, const Moments& m) {
+  p.stats.count[c] = m.count, p.stats.mean[c] = m.mean, p.stats.mean_low[c] = m.mean_low, p.stats.m2[c] = m.m2;
+}
+
+int threads_for(const Problem& p) { return p.m * p.C < kSmallProblem ? 1 : p.threads; }
+
+// Two passes over memory: `reduce` (a block to a value, the tree, `finish` a channel), then `apply`. Channels are taken in groups
+// that the second-level cache holds, so that the second pass reads from there; where there are too few groups for the threads, blocks
+// are shared out instead.
+template <class P, class Block, class Finish, class Apply>
+void channels_first(const Problem& p, int64_t bytes, bool reduces, bool applies, const Block& block, const Finish& finish,
+                    const Apply& apply) {
+  const int threads = threads_for(p);
+  const int64_t blocks = blocks_of(p), fits = cache_budget() / (p.m * bytes);
+  int64_t group = fits < 1 ? 1 : fits;
+  if (threads > 1 && p.C / (4 * threads) < group) group = p.C / (4 * threads) > 1 ? p.C / (4 * threads) : 1;
+  if (threads == 1 || p.C >= 4 * threads) {
+    parallel_for((p.C + group - 1) / group, threads, [&](int64_t t) {
+      const int64_t c0 = t * group, c1 = c0 + group < p.C ? c0 + group : p.C;
+      for (int64_t c = c0; c < c1; ++c) {
+        Tree<P> tree;
+        if (reduces) for (int64_t b = 0; b < blocks; ++b) tree.push(block(c, b));
+        finish(c, tree);
+      }
+      if (applies) apply(c0, c1, 0, p.m);
+    });
+    return;
+  }
+  Scratch<P> parts(reduces ? p.C * blocks : 0);
+  if (reduces) parallel_for(p.C * blocks, threads, [&](int64_t t) { parts[t] = block(t / blocks, t % blocks); });
+  for (int64_t c = 0; c < p.C; ++c) {
+    Tree<P> tree;
+    if (reduces) for (int64_t b = 0; b < blocks; ++b) tree.push(parts[c * blocks + b]);
+    finish(c, tree);
+  }
+  const int64_t chunk = 4 * kBlock, chunks = (p.m + chunk - 1) / chunk;
+  if (applies) parallel_for(p.C * chunks, threads, [&](int64_t t) {
+    const int64_t back = p.C * chunks - 1 - t, c = back / chunks, r0 = back % chunks * chunk;
+    apply(c, c + 1, r0, r0 + chunk < p.m ? r0 + chunk : p.m);
+  });
+}
+
+// The same two passes where a block holds all channels of a panel.
+template <class P, class Block, class Finish, class Prepare, class Apply>
+void channels_last(const Problem& p, int64_t panels, bool reduces, bool applies, const Block& block, const Finish& finish,
+                   const Prepare& prepare, const Apply& apply) {
+  const int threads = threads_for(p);
+  const int64_t blocks = blocks_of(p);
+  Scratch<P> parts(reduces ? p.C * blocks : 0);
+  if (reduces) parallel_for(panels * blocks, threads, [&](int64_t t) {
+    block(t / panels, t % panels, parts + t / panels * p.C + t % panels * kPanel);
+  });
+  parallel_for((p.C + 255) / 256, threads, [&](int64_t t) {
+    for (int64_t c = t * 256; c < p.C && c < t * 256 + 256; ++c) {
+      Tree<P> tree;
+      if (reduces) for (int64_t b = 0; b < blocks; ++b) tree.push(parts[b * p.C + c]);
+      finish(c, tree);
+    }
+  });
+  if (!applies) return;
+  const int64_t rows = prepare(), tasks = (p.m + rows - 1) / rows;
+  parallel_for(tasks, threads, [&](int64_t t) {
+    const int64_t r0 = (tasks - 1 - t) * rows;
+    apply(r0, r0 + rows < p.m ? r0 + rows : p.m);
+  });
+}
+
+template <class T>
+void forward_of(const Problem& p) {
+  Table<Compute<T>> table(p.C);
+  const bool reduces = p.compute_stats, applies = static_cast<bool>(p.y);
+  const auto finish = [&](int64_t c, Tree<Moments>& tree) {
+    if (reduces) put(p, c, tree.finish());
+    if (applies) forward_coefficients(p, c, table);
+  };
+  if (is_channels_last(p)) {
+    ChannelsLast<T> k(p, table);
+    return channels_last<Moments>(
+        p, k.panels(), reduces, applies, [&](int64_t b, int64_t panel, Moments* out) { k.moments_block(b, panel, out); }, finish,
+        [&] { return k.prepare_apply(), k.task_rows(); }, [&](int64_t r0, int64_t r1) { k.apply(r0, r1); });
+  }
+  const ChannelsFirst<T> k(p, table);
+  channels_first<Moments>(
+      p, sizeof(T) * (p.residual ? 2 : 1), reduces, applies, [&](int64_t c, int64_t b) { return k.moments_block(c, b); }, finish,
+      [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
+}
+
+template <class T>
+void backward_of(const Problem& p) {
+  Table<Compute<T>> table(p.C);
+  for (int64_t c = 0; c < p.C; ++c) forward_coefficients(p, c, table);
+  const auto finish = [&](int64_t c, Tree<Sums>& tree) { backward_coefficients(p, c, tree.finish(), table); };
+  if (is_channels_last(p)) {
+    ChannelsLast<T> k(p, table);
+    return channels_last<Sums>(
+        p, k.panels(), true, true, [&](int64_t b, int64_t panel, Sums* out) { k.sums_block(b, panel, out); }, finish,
+        [&] { return k.prepare_apply(), k.task_rows(); }, [&](int64_t r0, int64_t r1) { k.apply(r0, r1); });
+  }
+  const ChannelsFirst<T> k(p, table);
+  channels_first<Sums>(
+      p, sizeof(T) * (p.residual ? 3 : 2), true, true, [&](int64_t c, int64_t b) { return k.sums_block(c, b); }, finish,
+      [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
+}
+
+template <class F> void with_type(const Problem& p, const F& f) {
+  switch (p.dtype) {
+    case DType::f64: return f(double());
+    case DType::f16: return f(Half());
+    case DType::bf16: return f(BFloat16());
+    default: return f(float());
+  }
+}
+
+void forward(const Problem& p) { with_type(p, [&](auto t) { forward_of<decltype(t)>(p); }); }
+void backward(const Problem& p) { with_type(p, [&](auto t) { backward_of<decltype(t)>(p); }); }
+
+#define BN_STRING_OF(x) #x
+#define BN_STRING(x) BN_STRING_OF(x)
+
+}  // namespace
+
+const Kernels kernels = {BN_STRING(BN_ISA), forward, backward};
+
+}  // namespace BN_ISA
+}  // namespace batchnorm

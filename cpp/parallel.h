@@ -1,0 +1,27 @@
+// Threads: the one place that knows where they come from.
+#pragma once
+
+#include <cstdint>
+
+namespace batchnorm {
+
+// A borrowed callable: no allocation, no std::function.
+class TaskRef {
+ public:
+  template <class F>
+  TaskRef(const F& f) : object_(&f), call_([](const void* o, int64_t i) { (*static_cast<const F*>(o))(i); }) {}
+  void operator()(int64_t i) const { call_(object_, i); }
+
+ private:
+  const void* object_;
+  void (*call_)(const void*, int64_t);
+};
+
+// Runs task(0) … task(tasks - 1), each once, on at most `threads` threads, the caller's among them. Which thread runs which
+// task is not defined: results must not depend on it. A call that finds the pool busy runs on its caller's thread alone.
+void parallel_for(int64_t tasks, int threads, TaskRef task);
+
+void set_num_threads(int threads);
+int get_num_threads();
+
+}  // namespace batchnorm

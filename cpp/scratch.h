@@ -1,0 +1,31 @@
+// Memory for one call, and what the machine's caches hold. Compiled once, for no particular instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace batchnorm {
+
+void* scratch_allocate(size_t bytes);  // zeroed, aligned to 64 bytes; throws std::bad_alloc
+void scratch_free(void* memory);
+
+// Half of a core's second-level cache: what a group of channels may take so that its second pass finds it there.
+int64_t cache_budget();
+
+namespace {
+
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : data_(static_cast<T*>(scratch_allocate(static_cast<size_t>(count) * sizeof(T)))) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { scratch_free(data_); }
+  operator T*() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+}  // namespace
+}  // namespace batchnorm

@@ -1,0 +1,60 @@
+#include "select.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace batchnorm {
+namespace {
+
+bool runs_avx2() {
+#ifdef BN_X86
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+bool runs_avx512() {
+#ifdef BN_X86
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+std::atomic<const Kernels*> active{nullptr};
+
+}  // namespace
+
+int list_kernels(const Kernels** out) {
+  int n = 0;
+#ifdef BN_X86
+  if (runs_avx512()) out[n++] = &avx512::kernels;
+  if (runs_avx2()) out[n++] = &avx2::kernels;
+#endif
+  out[n++] = &portable::kernels;
+  out[n++] = &reference::kernels;
+  return n;
+}
+
+const Kernels* find_kernels(const char* name) {
+  const Kernels* all[kMaxKernels];
+  const int n = list_kernels(all);
+  for (int i = 0; i < n; ++i) if (std::strcmp(all[i]->name, name) == 0) return all[i];
+  return nullptr;
+}
+
+const Kernels& active_kernels() {
+  const Kernels* kernels = active.load(std::memory_order_relaxed);
+  if (kernels == nullptr) {
+    const Kernels* all[kMaxKernels];
+    list_kernels(all);
+    active.store(kernels = all[0], std::memory_order_relaxed);
+  }
+  return *kernels;
+}
+
+void activate_kernels(const Kernels& kernels) { active.store(&kernels, std::memory_order_relaxed); }
+
+}  // namespace batchnorm

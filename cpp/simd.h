@@ -1,0 +1,245 @@
+// Sixteen lanes of float or double, in vectors of the width this file is compiled for. The kernels are written with these
+// and know no instruction set. Sixteen is also the number of lanes of the canonical order of summation.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "convert.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define BN_INLINE inline __attribute__((always_inline))
+#define BN_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace batchnorm {
+namespace BN_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;  // a generic vector: the compiler lowers it to what the target has
+#endif
+
+template <class C>
+struct Lanes {
+  typedef C V __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kCount = kLanes * sizeof(C) / kVectorBytes;
+  V v[kCount];
+};
+
+using F16 = Lanes<float>;
+using D16 = Lanes<double>;
+
+#define BN_EACH(C, i) _Pragma("GCC unroll 16") for (int i = 0; i < Lanes<C>::kCount; ++i)
+
+template <class C> BN_INLINE Lanes<C> operator+(Lanes<C> a, Lanes<C> b) { BN_EACH(C, i) a.v[i] = a.v[i] + b.v[i]; return a; }
+template <class C> BN_INLINE Lanes<C> operator-(Lanes<C> a, Lanes<C> b) { BN_EACH(C, i) a.v[i] = a.v[i] - b.v[i]; return a; }
+template <class C> BN_INLINE Lanes<C> operator*(Lanes<C> a, Lanes<C> b) { BN_EACH(C, i) a.v[i] = a.v[i] * b.v[i]; return a; }
+template <class C> BN_INLINE Lanes<C> operator/(Lanes<C> a, Lanes<C> b) { BN_EACH(C, i) a.v[i] = a.v[i] / b.v[i]; return a; }
+
+template <class C> BN_INLINE Lanes<C> fill(C value) { Lanes<C> r; BN_EACH(C, i) r.v[i] = value - typename Lanes<C>::V{}; return r; }
+
+// a < b ? yes : no, lane by lane; a NaN compares false.
+template <class C> BN_INLINE Lanes<C> if_less(Lanes<C> a, Lanes<C> b, Lanes<C> yes, Lanes<C> no) {
+  BN_EACH(C, i) no.v[i] = a.v[i] < b.v[i] ? yes.v[i] : no.v[i];
+  return no;
+}
+
+template <class C> BN_INLINE Lanes<C> if_at_most(Lanes<C> a, Lanes<C> b, Lanes<C> yes, Lanes<C> no) {
+  BN_EACH(C, i) no.v[i] = a.v[i] <= b.v[i] ? yes.v[i] : no.v[i];
+  return no;
+}
+
+// Correctly rounded a * b + c without FMA hardware: the product is exact in double; the sum is rounded to odd, so that rounding it
+// again to float is innocuous (Boldo and Melquiond 2008).
+BN_INLINE float fused(float a, float b, float c) {
+#ifdef FP_FAST_FMAF
+  return __builtin_fmaf(a, b, c);
+#else
+  const double p = static_cast<double>(a) * b, q = c, s = p + q, bb = s - p;
+  const double e = (p - (s - bb)) + (q - bb);
+  int64_t bits;
+  std::memcpy(&bits, &s, 8);
+  const int64_t away = (e > 0) == (s > 0) ? 1 : -1;
+  bits += ((e > 0) | (e < 0)) & ~bits & 1 ? away : 0;
+  double odd;
+  std::memcpy(&odd, &bits, 8);
+  return static_cast<float>(odd);
+#endif
+}
+
+// Fused in float, where it buys accuracy; never in double: the canonical order needs no FMA.
+BN_INLINE F16 multiply_add(F16 a, F16 b, F16 c) {
+#if defined(__AVX512F__)
+  BN_EACH(float, i) c.v[i] = (F16::V)_mm512_fmadd_ps((__m512)a.v[i], (__m512)b.v[i], (__m512)c.v[i]);
+#elif defined(__AVX2__)
+  BN_EACH(float, i) c.v[i] = (F16::V)_mm256_fmadd_ps((__m256)a.v[i], (__m256)b.v[i], (__m256)c.v[i]);
+#else
+  float x[16], y[16], z[16];
+  std::memcpy(x, &a, 64), std::memcpy(y, &b, 64), std::memcpy(z, &c, 64);
+  for (int i = 0; i < 16; ++i) z[i] = fused(x[i], y[i], z[i]);
+  std::memcpy(&c, z, 64);
+#endif
+  return c;
+}
+BN_INLINE D16 multiply_add(D16 a, D16 b, D16 c) { return a * b + c; }
+
+BN_INLINE D16 widen(F16 a) {
+  D16 r;
+#if defined(__AVX512F__)
+  r.v[0] = (D16::V)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)a.v[0]));
+  r.v[1] = (D16::V)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)a.v[0], 1));
+#elif defined(__AVX2__)
+  BN_EACH(float, i) {
+    r.v[2 * i] = (D16::V)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)a.v[i]));
+    r.v[2 * i + 1] = (D16::V)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)a.v[i], 1));
+  }
+#else
+  typedef float Half __attribute__((vector_size(8)));
+  Half halves[8];
+  std::memcpy(halves, &a, 64);
+  BN_EACH(double, i) r.v[i] = __builtin_convertvector(halves[i], D16::V);
+#endif
+  return r;
+}
+
+BN_INLINE F16 narrow(D16 a) {
+  F16 r;
+#if defined(__AVX512F__)
+  r.v[0] = (F16::V)_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)a.v[0])),
+                                      _mm512_cvtpd_ps((__m512d)a.v[1]), 1);
+#elif defined(__AVX2__)
+  BN_EACH(float, i) {
+    r.v[i] = (F16::V)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps((__m256d)a.v[2 * i])),
+                                          _mm256_cvtpd_ps((__m256d)a.v[2 * i + 1]), 1);
+  }
+#else
+  typedef float Half __attribute__((vector_size(8)));
+  Half halves[8];
+  BN_EACH(double, i) halves[i] = __builtin_convertvector(a.v[i], Half);
+  std::memcpy(&r, halves, 64);
+#endif
+  return r;
+}
+
+// Arithmetic is in double for float64 data and in float for everything else.
+template <class T> using Compute = std::conditional_t<std::is_same<T, double>::value, double, float>;
+
+template <class C> BN_INLINE Lanes<C> load_raw(const C* p) { Lanes<C> r; std::memcpy(&r, p, sizeof r); return r; }
+
+BN_INLINE D16 load(const double* p) { return load_raw(p); }
+BN_INLINE F16 load(const float* p) { return load_raw(p); }
+BN_INLINE F16 load(const BFloat16* p) {
+  uint16_t h[16];
+  uint32_t u[16];
+  std::memcpy(h, p, 32);
+  for (int i = 0; i < 16; ++i) u[i] = static_cast<uint32_t>(h[i]) << 16;
+  F16 r;
+  std::memcpy(&r, u, 64);
+  return r;
+}
+BN_INLINE F16 load(const Half* p) {
+  F16 r;
+#if defined(__AVX512F__)
+  r.v[0] = (F16::V)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  BN_EACH(float, i) r.v[i] = (F16::V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + i));
+#else
+  float f[16];
+  for (int i = 0; i < 16; ++i) f[i] = to_float(p[i]);
+  std::memcpy(&r, f, 64);
+#endif
+  return r;
+}
+
+BN_INLINE D16 load_wide(const double* p) { return load(p); }
+BN_INLINE D16 load_wide(const float* p) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // four converting loads are cheaper than two loads and four extractions
+  D16 r;
+  BN_EACH(double, i) r.v[i] = (D16::V)_mm256_cvtps_pd(_mm_loadu_ps(p + 4 * i));
+  return r;
+#else
+  return widen(load(p));
+#endif
+}
+BN_INLINE D16 load_wide(const Half* p) { return widen(load(p)); }
+BN_INLINE D16 load_wide(const BFloat16* p) { return widen(load(p)); }
+
+BN_INLINE void store(double* p, D16 a) { std::memcpy(p, &a, sizeof a); }
+BN_INLINE void store(float* p, F16 a) { std::memcpy(p, &a, sizeof a); }
+BN_INLINE void store(BFloat16* p, F16 a) {
+  float f[16];
+  std::memcpy(f, &a, 64);
+  for (int i = 0; i < 16; ++i) p[i] = to_bfloat16(f[i]);
+}
+BN_INLINE void store(Half* p, F16 a) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)a.v[0], _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  BN_EACH(float, i) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + i, _mm256_cvtps_ph((__m256)a.v[i], _MM_FROUND_TO_NEAREST_INT));
+  }
+#else
+  float f[16];
+  std::memcpy(f, &a, 64);
+  for (int i = 0; i < 16; ++i) p[i] = to_half(f[i]);
+#endif
+}
+
+// Non-temporal stores go past the cache and save the read for ownership. p is aligned to 64 bytes (16-bit types: to 32).
+template <class T> BN_INLINE void stream(T* p, Lanes<Compute<T>> a) {
+#if defined(__AVX2__)
+  alignas(64) T staged[16];
+  store(staged, a);  // stays in registers: the compiler forwards it
+  typedef float Piece __attribute__((vector_size(sizeof(staged) < kVectorBytes ? sizeof(staged) : kVectorBytes)));
+  constexpr int kPieces = 16 * sizeof(T) / sizeof(Piece);
+  Piece pieces[kPieces];
+  std::memcpy(pieces, staged, sizeof staged);
+  _Pragma("GCC unroll 16") for (int i = 0; i < kPieces; ++i) {
+    float* to = reinterpret_cast<float*>(reinterpret_cast<char*>(p) + i * sizeof(Piece));
+    if constexpr (sizeof(Piece) == 32) _mm256_stream_ps(to, (__m256)pieces[i]);
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Piece) == 64) _mm512_stream_ps(to, (__m512)pieces[i]);
+#endif
+  }
+#else
+  store(p, a);
+#endif
+}
+
+// After the last non-temporal store of a task, before others may read.
+BN_INLINE void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+// The first n < 16 elements; the other lanes are `rest`.
+template <class T> BN_INLINE Lanes<Compute<T>> load_some(const T* p, int64_t n, Compute<T> rest = 0) {
+  Compute<T> c[16];
+  for (int i = 0; i < 16; ++i) c[i] = rest;
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (std::is_same<T, double>::value) c[i] = p[i]; else c[i] = to_float(p[i]);
+  }
+  return load_raw(c);
+}
+
+template <class T> BN_INLINE void store_some(T* p, int64_t n, Lanes<Compute<T>> a) {
+  T t[16];
+  store(t, a);
+  for (int64_t i = 0; i < n; ++i) p[i] = t[i];
+}
+
+BN_INLINE D16 to_wide(F16 a) { return widen(a); }
+BN_INLINE D16 to_wide(D16 a) { return a; }
+
+}  // namespace
+}  // namespace BN_ISA
+}  // namespace batchnorm

@@ -1,0 +1,114 @@
+"""Batch normalization for NumPy: exact, at the speed of memory, and able to explain itself.
+
+>>> import numpy as np
+>>> import batchnorm as bn
+>>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+>>> y, m = bn.batch_norm(x)
+>>> m.mean
+array([ 2., 20.])
+>>> np.round(y, 4)
+array([[-1., -1.],
+       [ 1.,  1.]])
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+try:
+    from . import _native
+except ImportError as error:
+    raise ImportError(
+        "batchnorm: the compiled module batchnorm._native is missing or cannot be loaded "
+        f"({error}). There is no slow substitute for it. Reinstall with a C++ compiler at hand: "
+        "pip install --force-reinstall --no-binary batchnorm batchnorm; "
+        "from a checkout: pip install . (and import from outside the checkout's src folder)"
+    ) from error
+
+from ._plan import Plan
+from .functional import Gradients, batch_norm, batch_norm_backward, get_num_threads, normalize, set_num_threads
+from .layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .moments import Moments, moments
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+    from .explanation import Explanation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Gradients",
+    "Moments",
+    "Plan",
+    "batch_norm",
+    "batch_norm_backward",
+    "explain",
+    "get_num_threads",
+    "moments",
+    "normalize",
+    "set_num_threads",
+]
+
+
+def explain(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] = 1,
+    *,
+    channel: int = 0,
+    eps: float = 1e-5,
+    names: Sequence[str] | None = None,
+    source: str | None = None,
+) -> Explanation:
+    """Show what batch normalization does to `x`: the plan, the formulas with its numbers, what is kept and lost.
+
+    Parameters
+    ----------
+    x
+        Data, as for `batch_norm`.
+    axis
+        The axis, or axes, of the channels.
+    channel
+        The channel whose formulas are written out.
+    eps
+        Added to the variance.
+    names
+        A name for each channel.
+    source
+        Where the data comes from, in words.
+
+    Returns
+    -------
+    Explanation
+        With `to_text(width=80)`, `to_json()` and `to_dict()`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> bn.explain(np.array([[1.0, 5.0], [3.0, 9.0]])).to_dict()["plan"]["m"]
+    2
+    """
+    from .explanation import explain as build  # imported here: `import batchnorm` stays light
+
+    return build(x, axis, channel=channel, eps=eps, names=names, source=source)
+
+
+def _choose_kernels() -> None:
+    isa = os.environ.get("BATCHNORM_ISA")
+    if not isa:
+        return
+    try:
+        _native.force_isa(isa)
+    except ValueError as error:
+        raise ImportError(f"batchnorm: the environment variable BATCHNORM_ISA is {isa!r}: {error}; unset it") from None
+
+
+_choose_kernels()

@@ -1,0 +1,47 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Array = NDArray[Any]
+_Doubles = NDArray[np.float64]
+
+def forward(
+    x: _Array,
+    y: _Array | None,
+    dtype: int,
+    kept: int,
+    residual: _Array | None,
+    weights: _Array | None,
+    weights_dtype: int,
+    stats: _Doubles,
+    compute_stats: bool,
+    weight: _Doubles | None,
+    bias: _Doubles | None,
+    eps: float,
+    activation: tuple[int, float],
+) -> None: ...
+def backward(
+    grad_y: _Array,
+    x: _Array,
+    grad_x: _Array,
+    dtype: int,
+    kept: int,
+    residual: _Array | None,
+    grad_residual: _Array | None,
+    weights: _Array | None,
+    weights_dtype: int,
+    stats: _Doubles,
+    weight: _Doubles | None,
+    bias: _Doubles | None,
+    eps: float,
+    activation: tuple[int, float],
+    training: bool,
+    grad_weight: _Doubles,
+    grad_bias: _Doubles,
+) -> None: ...
+def set_num_threads(threads: int) -> None: ...
+def get_num_threads() -> int: ...
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def force_isa(name: str) -> None: ...

@@ -1,0 +1,109 @@
+"""The plan: which positions are averaged together, as plain integers. No arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from operator import index
+
+Axis = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Shape and kept axes, reduced to (N, C, S).
+
+    Attributes
+    ----------
+    shape
+        Of the data.
+    axis
+        The kept axes (the channels), counted from 0, ascending.
+    reduced
+        The other axes: those that are averaged over, ascending.
+    channel_shape
+        Lengths of the kept axes: the shape of every per-channel array.
+    N, C, S
+        Length of the first reduced axis; number of channels; number of positions a sample gives to a channel.
+    m
+        N * S, the number of positions of a channel.
+    """
+
+    shape: tuple[int, ...]
+    axis: tuple[int, ...]
+    reduced: tuple[int, ...]
+    channel_shape: tuple[int, ...]
+    N: int
+    C: int
+    S: int
+    kept: int  # the kept axes as a bit mask, as the kernels take them
+
+    @property
+    def m(self) -> int:
+        """Positions averaged together for one channel."""
+        return self.N * self.S
+
+    @property
+    def reduced_shape(self) -> tuple[int, ...]:
+        """Shape of the positions of one channel."""
+        return tuple(self.shape[i] for i in self.reduced)
+
+    def words(self) -> str:
+        """Say the plan in one sentence.
+
+        >>> make_plan((32, 64, 56, 56), 1).words()
+        'shape (32, 64, 56, 56), channels on axis 1: 64 channels; each averages 100352 = 32 x 56 x 56 positions (axes 0, 2, 3)'
+        """
+        kept = _axes(self.axis, "channels on axis", "channels on axes", "no channel axis")
+        over = _axes(self.reduced, "axis", "axes", "no axis")
+        count = "1 channel" if self.C == 1 else f"{self.C} channels; each"
+        averages = f"averages {self.m}"
+        if len(self.reduced) > 1:
+            averages += " = " + " x ".join(map(str, self.reduced_shape))
+        return f"shape {self.shape}, {kept}: {count} {averages} position{'s' * (self.m != 1)} ({over})"
+
+
+def _axes(axes: tuple[int, ...], one: str, many: str, none: str) -> str:
+    if not axes:
+        return none
+    return f"{one if len(axes) == 1 else many} {', '.join(map(str, axes))}"
+
+
+@lru_cache(maxsize=4096)
+def make_plan(shape: tuple[int, ...], axis: Axis) -> Plan:
+    """Plan for data of `shape` with channels on `axis`; ValueError or TypeError where there is none."""
+    ndim = len(shape)
+    if ndim == 0:
+        raise ValueError("batch normalization needs at least one axis to average over; got a scalar (shape ())")
+    given = axis if isinstance(axis, tuple) else (axis,)
+    kept = []
+    for one in given:
+        try:
+            i = index(one)
+        except TypeError:
+            raise TypeError(
+                f"axis must be an int or a tuple of ints (the axes of the channels); got {axis!r} of type {type(axis).__name__}"
+            ) from None
+        if not -ndim <= i < ndim:
+            raise ValueError(
+                f"axis {i} does not exist: input of shape {shape} has axes 0 to {ndim - 1} (or -{ndim} to -1). "
+                "axis names the channels, the axes that are kept"
+            )
+        kept.append(i % ndim)
+    if len(set(kept)) != len(kept):
+        raise ValueError(f"axis names each axis of the channels once; got {axis!r} for an input of shape {shape}")
+    kept.sort()
+    reduced = tuple(i for i in range(ndim) if i not in kept)
+    channel_shape = tuple(shape[i] for i in kept)
+    lengths = [shape[i] for i in reduced]
+    return Plan(
+        shape=shape,
+        axis=tuple(kept),
+        reduced=reduced,
+        channel_shape=channel_shape,
+        N=lengths[0] if lengths else 1,
+        C=prod(channel_shape),
+        S=prod(lengths[1:]),
+        kept=sum(1 << i for i in kept),
+    )

@@ -1,0 +1,78 @@
+"""The specification: batch normalization in float64 NumPy, in the order of its formulas.
+
+For reading, and for the tests; nothing in the package calls it. Channels stand on the last axis here, positions on the first:
+x has shape (m, C). `arrange` brings any shape to this one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+
+
+def arrange(x: NDArray[Any], axis: int | tuple[int, ...]) -> Doubles:
+    """Any shape to (m, C): positions row-major over the reduced axes, channels row-major over the kept ones."""
+    kept = sorted(i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,)))
+    reduced = [i for i in range(x.ndim) if i not in kept]
+    channels = int(np.prod([x.shape[i] for i in kept]))
+    return x.transpose(reduced + kept).reshape(-1, channels).astype(np.float64)
+
+
+def moments(x: Doubles, w: Doubles | None = None) -> tuple[float, Doubles, Doubles]:
+    """Count, mean and biased variance of each channel; w: the weight of each position."""
+    w = np.ones(len(x)) if w is None else w
+    x = np.where(w[:, None] > 0, x, 0.0)  # a position of weight 0 is not there
+    W = w.sum()
+    mean = (w[:, None] * x).sum(0) / W
+    var = (w[:, None] * (x - mean) ** 2).sum(0) / W
+    return float(W), mean, var
+
+
+def activate(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
+    """Apply the activation named `kind`."""
+    if kind == "relu":
+        return np.maximum(z, 0)
+    if kind == "relu6":
+        return np.clip(z, 0, 6)
+    if kind == "leaky_relu":
+        return np.where(z < 0, slope * z, z)
+    if kind == "silu":
+        return z / (1 + np.exp(-z))
+    return z
+
+
+def derivative(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
+    """The activation's derivative at z."""
+    if kind == "relu":
+        return (z > 0).astype(np.float64)
+    if kind == "relu6":
+        return ((z > 0) & (z < 6)).astype(np.float64)
+    if kind == "leaky_relu":
+        return np.where(z > 0, 1.0, slope)
+    if kind == "silu":
+        s = 1 / (1 + np.exp(-z))
+        return s * (1 + z * (1 - s))
+    return np.ones_like(z)
+
+
+def normalize(
+    x: Doubles, mean: Doubles, var: Doubles, weight: Doubles, bias: Doubles, eps: float, residual: Doubles | float = 0.0
+) -> tuple[Doubles, Doubles]:
+    """xhat, and z: what the activation is applied to."""
+    xhat = (x - mean) / np.sqrt(var + eps)
+    return xhat, weight * xhat + bias + residual
+
+
+def backward(
+    g: Doubles, xhat: Doubles, var: Doubles, weight: Doubles, eps: float, w: Doubles | None = None, training: bool = True
+) -> tuple[Doubles, Doubles, Doubles]:
+    """Gradients by x, weight and bias; g is the gradient by z (before the activation), w the weight of each position."""
+    w = np.ones(len(g)) if w is None else w
+    grad_bias = g.sum(0)
+    grad_weight = (g * xhat).sum(0)
+    through_moments = w[:, None] / w.sum() * (grad_bias + xhat * grad_weight) if training else 0.0
+    return weight / np.sqrt(var + eps) * (g - through_moments), grad_weight, grad_bias

@@ -1,0 +1,331 @@
+"""The functions: moments and apply on arrays, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _checks, _native
+from ._plan import Axis
+from .moments import Moments
+
+Array = NDArray[Any]
+Activation = str | tuple[str, float] | None
+
+
+class Gradients(NamedTuple):
+    """Gradients of a loss; None for a parameter or residual that was not given."""
+
+    x: Array
+    weight: Array | None
+    bias: Array | None
+    residual: Array | None
+
+
+def normalize(
+    x: ArrayLike,
+    m: Moments,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    out: Array | None = None,
+) -> Array:
+    """Normalise `x` with known moments: batch normalization in evaluation.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the biased variance ``var = M2 / count``
+    (Ioffe and Szegedy 2015, algorithm 2).
+
+    Parameters
+    ----------
+    x
+        Data of float64, float32, float16 or bfloat16; any shape and strides; may be empty.
+    m
+        Moments, one value for each channel.
+    weight, bias
+        Scale (gamma) and shift (beta): float32 or float64, one for each channel. Default: 1 and 0.
+    axis
+        The axis, or axes, of the channels.
+    eps
+        Added to the variance; positive.
+    residual
+        Added before the activation; x's shape and dtype.
+    activation
+        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
+    out
+        Where to write y; may be `x` or `residual` itself.
+
+    Returns
+    -------
+    ndarray
+        y, in x's shape, dtype and memory order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument breaks a rule above; nothing is written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> m = bn.Moments.from_statistics(mean=[1.0], var=[4.0])
+    >>> np.round(bn.normalize(np.array([[3.0], [5.0]]), m), 4)
+    array([[1.],
+           [2.]])
+    """
+    return _normalize("normalize", x, m, weight, bias, axis, eps, residual, activation, out)
+
+
+def _normalize(
+    who: str,
+    x: ArrayLike,
+    m: Moments,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    axis: Axis,
+    eps: float,
+    residual: ArrayLike | None,
+    activation: Activation,
+    out: Array | None,
+) -> Array:
+    d = _checks.data(x, who, axis)
+    _check_moments(m, d)
+    gamma, beta = _checks.parameter(weight, "weight", d.plan, who), _checks.parameter(bias, "bias", d.plan, who)
+    r = None if residual is None else _checks.like(residual, "residual", d)
+    act, e = _checks.activation(activation, who), _checks.epsilon(eps, who)
+    y, buffer = _checks.output(out, d, {"x": x, "residual": residual, "weight": weight, "bias": bias})
+    if d.x.size:
+        _native.forward(d.buffer, buffer, d.code, d.plan.kept, r, None, 0, m._table, False, gamma, beta, e, act)
+    return y
+
+
+def _check_moments(m: object, d: _checks.Data) -> None:
+    if not isinstance(m, Moments):
+        raise TypeError(
+            f"{d.who}: m must be Moments (from bn.moments, bn.batch_norm or bn.Moments.from_statistics(mean, var)); "
+            f"got {type(m).__name__}"
+        )
+    _checks.known_moments(m.shape, m.count, d)
+
+
+def batch_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    out: Array | None = None,
+) -> tuple[Array, Moments]:
+    """Normalise `x` with its own moments: batch normalization in training.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)`` with the mean and biased variance of each channel over
+    the positions that count (Ioffe and Szegedy 2015, algorithm 1). The same as `moments` and then `normalize`, in one pass over memory.
+
+    Parameters
+    ----------
+    x
+        Data of float64, float32, float16 or bfloat16; any shape and strides; at least two positions a channel.
+    weight, bias
+        Scale (gamma) and shift (beta): float32 or float64, one for each channel. Default: 1 and 0.
+    axis
+        The axis, or axes, of the channels: those that are *kept*.
+    eps
+        Added to the variance; positive.
+    mask
+        Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count in the moments;
+        every position is normalised.
+    weights
+        Non-negative floats, shaped like `mask`: the weight of each position in the moments.
+    residual
+        Added before the activation; x's shape and dtype.
+    activation
+        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
+    out
+        Where to write y; may be `x` or `residual` itself.
+
+    Returns
+    -------
+    y : ndarray
+        In x's shape, dtype and memory order.
+    m : Moments
+        Of the positions that count.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument breaks a rule above; nothing is written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> y, m = bn.batch_norm(np.array([[1.0, 10.0], [3.0, 30.0]]), weight=np.array([1.0, 2.0]))
+    >>> np.round(y, 4)
+    array([[-1., -2.],
+           [ 1.,  2.]])
+    """
+    return _batch_norm("batch_norm", x, weight, bias, axis, eps, mask, weights, residual, activation, out)
+
+
+def _batch_norm(
+    who: str,
+    x: ArrayLike,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    axis: Axis,
+    eps: float,
+    mask: ArrayLike | None,
+    weights: ArrayLike | None,
+    residual: ArrayLike | None,
+    activation: Activation,
+    out: Array | None,
+) -> tuple[Array, Moments]:
+    d = _checks.data(x, who, axis)
+    gamma, beta = _checks.parameter(weight, "weight", d.plan, who), _checks.parameter(bias, "bias", d.plan, who)
+    s = _checks.selection(d, mask, weights)
+    r = None if residual is None else _checks.like(residual, "residual", d)
+    act, e = _checks.activation(activation, who), _checks.epsilon(eps, who)
+    _checks.trainable(d, s)
+    inputs = {"x": x, "residual": residual, "weight": weight, "bias": bias, "mask": mask, "weights": weights}
+    y, buffer = _checks.output(out, d, inputs)
+    table = np.empty((4, *d.plan.channel_shape))
+    _native.forward(d.buffer, buffer, d.code, d.plan.kept, r, s.weights, s.code, table, True, gamma, beta, e, act)
+    return y, Moments._of_table(table)
+
+
+def batch_norm_backward(
+    grad_y: ArrayLike,
+    x: ArrayLike,
+    m: Moments,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    training: bool = True,
+    out: Array | None = None,
+) -> Gradients:
+    """Gradients of a loss through `batch_norm` or `normalize`, given its gradient by y.
+
+    With ``a = weight / sqrt(var + eps)``, ``g`` the gradient before the activation and residual, and W the sum of the weights w::
+
+        bias    sum g
+        weight  sum g * xhat
+        x       a * (g - w / W * (sum g + xhat * sum g * xhat))     training: the moments depend on x
+        x       a * g                                               evaluation: they do not
+
+    Sums run over all positions; without mask and weights w is 1 and W is m.
+
+    Parameters
+    ----------
+    grad_y
+        dL/dy; x's shape and dtype.
+    x, m
+        The forward's input, and the moments it used: in training those that `batch_norm` returned.
+    weight, bias, axis, eps, mask, weights, residual, activation
+        As given to the forward. With an activation, what it was applied to is computed again from x.
+    training
+        False: m came from elsewhere (running statistics) and is a constant.
+    out
+        Where to write dL/dx; may be `grad_y` or `x` itself.
+
+    Returns
+    -------
+    Gradients
+        ``(x, weight, bias, residual)``; x and residual in x's dtype, weight and bias in their own. None where the argument was None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument breaks a rule above; nothing is written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> y, m = bn.batch_norm(x)
+    >>> g = bn.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), x, m)
+    >>> bool(abs(g.x.sum()) < 1e-12)  # shifting x by a constant changes nothing
+    True
+    """
+    args = (axis, eps, mask, weights, residual, activation, training, out)
+    return _batch_norm_backward("batch_norm_backward", grad_y, x, m, weight, bias, *args)
+
+
+def _batch_norm_backward(
+    who: str,
+    grad_y: ArrayLike,
+    x: ArrayLike,
+    m: Moments,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    axis: Axis,
+    eps: float,
+    mask: ArrayLike | None,
+    weights: ArrayLike | None,
+    residual: ArrayLike | None,
+    activation: Activation,
+    training: bool,
+    out: Array | None,
+) -> Gradients:
+    d = _checks.data(x, who, axis)
+    g = _checks.like(grad_y, "grad_y", d)
+    _check_moments(m, d)
+    gamma, beta = _checks.parameter(weight, "weight", d.plan, who), _checks.parameter(bias, "bias", d.plan, who)
+    s = _checks.selection(d, mask, weights)
+    r = None if residual is None else _checks.like(residual, "residual", d)
+    act, e = _checks.activation(activation, who), _checks.epsilon(eps, who)
+    if training:
+        _checks.trainable(d, s)
+    inputs = {"x": x, "grad_y": grad_y, "residual": residual, "weight": weight, "bias": bias, "mask": mask, "weights": weights}
+    grad_x, buffer = _checks.output(out, d, inputs)
+    grad_r, r_buffer = _checks.output(None, d, {}) if residual is not None else (None, None)
+    sums = np.zeros((2, *d.plan.channel_shape))
+    if d.x.size:
+        _native.backward(
+            g, d.buffer, buffer, d.code, d.plan.kept, r, r_buffer, s.weights if training else None, s.code, m._table,
+            gamma, beta, e, act, bool(training), sums[0, ...], sums[1, ...],
+        )  # fmt: skip
+    return Gradients(grad_x, _in_dtype_of(weight, sums[0]), _in_dtype_of(bias, sums[1]), grad_r)
+
+
+def _in_dtype_of(parameter: ArrayLike | None, gradient: Array) -> Array | None:
+    return None if parameter is None else np.asarray(gradient, dtype=np.asarray(parameter).dtype)
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads a call may use, its caller's among them; results do not depend on it.
+
+    >>> import batchnorm as bn
+    >>> before = bn.get_num_threads()
+    >>> bn.set_num_threads(1)
+    >>> bn.get_num_threads()
+    1
+    >>> bn.set_num_threads(before)
+    """
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        raise TypeError(f"the number of threads must be an int; got {threads!r} of type {type(threads).__name__}")
+    if not 1 <= threads <= 4096:
+        raise ValueError(f"the number of threads must be from 1 to 4096; got {threads}")
+    _native.set_num_threads(int(threads))
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use; at first ``OMP_NUM_THREADS``, else the CPUs this process may run on."""
+    return _native.get_num_threads()
