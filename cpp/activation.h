@@ -7,7 +7,8 @@ namespace batchnorm {
 namespace BN_ISA {
 namespace {
 
-// exp(-|z|) = 2^n * e^r with |r| <= ln(2)/2, by Taylor's polynomial; the same basic operations in every instruction set, so the same bits.
+// exp(-|z|) = 2^n * e^r with |r| <= ln(2)/2, by Taylor's polynomial; the same basic operations in every instruction set, so the
+// same bits.
 template <class C> struct ExpConstants;
 template <> struct ExpConstants<float> {
   using Bits = int32_t;

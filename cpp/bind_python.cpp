@@ -25,7 +25,9 @@ class Buffer {
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { if (held_) PyBuffer_Release(&view_); }
+  ~Buffer() {
+    if (held_) PyBuffer_Release(&view_);
+  }
 
   explicit operator bool() const { return held_; }
   const Py_buffer& view() const { return view_; }
@@ -36,7 +38,11 @@ class Buffer {
   bool held_ = false;
 };
 
-struct Operand { Array* array; const Buffer* buffer; DType dtype; };
+struct Operand {
+  Array* array;
+  const Buffer* buffer;
+  DType dtype;
+};
 
 // Fills sizes and strides: axes of length one go, and neighbours that are one axis in every array's memory become one.
 void collapse(Problem& p, uint64_t kept, const std::vector<Operand>& operands) {
@@ -72,7 +78,8 @@ void collapse(Problem& p, uint64_t kept, const std::vector<Operand>& operands) {
   for (const Operand& o : operands) {
     const Py_buffer& v = o.buffer->view();
     const char* end = static_cast<const char*>(v.buf) + v.itemsize;
-    for (int d = 0; d < v.ndim; ++d) if (v.strides[d] > 0) end += (v.shape[d] - 1) * v.strides[d];
+    for (int d = 0; d < v.ndim; ++d)
+      if (v.strides[d] > 0) end += (v.shape[d] - 1) * v.strides[d];
     o.array->data = static_cast<char*>(v.buf);
     o.array->dtype = o.dtype;
     o.array->end = end;

@@ -7,8 +7,12 @@
 namespace batchnorm {
 namespace {  // one copy for each instruction set: a shared inline function might be linked from the wrong one
 
-struct Moments { double count, mean, mean_low, m2; };
-struct Sums { double g, gd; };  // sum of g, sum of g * (x - mean)
+struct Moments {
+  double count, mean, mean_low, m2;
+};
+struct Sums {
+  double g, gd;
+};  // sum of g, sum of g * (x - mean)
 
 // hi + lo = a + b exactly (Knuth); lo is 0 where the sum is not finite.
 inline void two_sum(double a, double b, double* hi, double* lo) {
@@ -50,8 +54,7 @@ inline Sums merge(const Sums& a, const Sums& b) { return {a.g + b.g, a.gd + b.gd
 
 // Merges blocks pushed in order of their index. A binary counter of complete subtrees, so that a node's left part always
 // has the largest power of two of blocks smaller than the whole.
-template <class P>
-class Tree {
+template <class P> class Tree {
  public:
   void push(P block) {
     for (int64_t k = pushed_++; k & 1; k >>= 1) block = merge(level_[--depth_], block);

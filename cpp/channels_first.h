@@ -10,13 +10,12 @@ namespace batchnorm {
 namespace BN_ISA {
 namespace {
 
-constexpr int64_t kSmallProblem = 32768;             // elements; below, waking a thread costs more than it does
-constexpr int64_t kStreamFrom = int64_t(16) << 20;   // bytes of output; below, the last-level cache holds it
-constexpr int64_t kShortRun = 256;                   // elements; planes below this are applied as rows of columns
-constexpr int64_t kColumns = 1024;                   // of such a row: their coefficients stay in L1
+constexpr int64_t kSmallProblem = 32768;            // elements; below, waking a thread costs more than it does
+constexpr int64_t kStreamFrom = int64_t(16) << 20;  // bytes of output; below, the last-level cache holds it
+constexpr int64_t kShortRun = 256;                  // elements; planes below this are applied as rows of columns
+constexpr int64_t kColumns = 1024;                  // of such a row: their coefficients stay in L1
 
-template <class T>
-class ChannelsFirst {
+template <class T> class ChannelsFirst {
  public:
   using C = Compute<T>;
 
@@ -208,9 +207,7 @@ class ChannelsFirst {
       for (int64_t s = 0; s < S; ++s) wide_table.copy_channel(table_, c, (c - c0) * S + s);
     }
     const Columns<C> k{wide_table, 0};
-    const auto at = [&](const Array& a, int64_t outer) {
-      return a ? element<T>(p_, a, c0) + run_offset(p_, a, outer) : nullptr;
-    };
+    const auto at = [&](const Array& a, int64_t outer) { return a ? element<T>(p_, a, c0) + run_offset(p_, a, outer) : nullptr; };
     for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
       run(k, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
           {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer), at(p_.grad_residual, outer),

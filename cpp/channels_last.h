@@ -1,5 +1,5 @@
-// Channels side by side in memory: rows of C values. Statistics keep 16 lanes x 16 channels of sums in L1 and visit the rows of one lane
-// together; applying is one long run of columns.
+// Channels side by side in memory: rows of C values. Statistics keep 16 lanes x 16 channels of sums in L1 and visit the rows of one
+// lane together; applying is one long run of columns.
 #pragma once
 
 #include "elementwise.h"
@@ -17,8 +17,7 @@ inline bool is_channels_last(const Problem& p) {
   return p.channel_dims == 1 && p.C >= 2 && all_arrays(p, [](const Array& a) { return a.channel[0] == 1; });
 }
 
-template <class T>
-class ChannelsLast {
+template <class T> class ChannelsLast {
  public:
   using C = Compute<T>;
 
@@ -46,16 +45,16 @@ class ChannelsLast {
     const T* first = reinterpret_cast<const T*>(p_.x.data) + offset + panel * kPanel;
     for (int64_t i = 0; i < kPanel; ++i) K[i] = i < width ? finite_or_zero(to_double(first[i])) : 0.0;
     const auto contribute = [&](const int64_t* rows, const int64_t*, const int64_t*, int64_t r, int64_t i, D16& s1, D16& s2)
-        BN_INLINE_LAMBDA {
-      if (weights && !(weights[r] > 0)) return;
-      const D16 d = to_wide(load_row(p_.x, rows, i, width, panel)) - load(K + i);
-      if (weights) {
-        const D16 wd = fill<double>(weights[r]) * d;
-        s1 = s1 + wd, s2 = s2 + wd * d;
-      } else {
-        s1 = s1 + d, s2 = s2 + d * d;
-      }
-    };
+                                BN_INLINE_LAMBDA {
+                                  if (weights && !(weights[r] > 0)) return;
+                                  const D16 d = to_wide(load_row(p_.x, rows, i, width, panel)) - load(K + i);
+                                  if (weights) {
+                                    const D16 wd = fill<double>(weights[r]) * d;
+                                    s1 = s1 + wd, s2 = s2 + wd * d;
+                                  } else {
+                                    s1 = s1 + d, s2 = s2 + d * d;
+                                  }
+                                };
     reduce(r0, n, width, contribute, [&](int64_t i, double s1, double s2) { out[i] = block_moments(count, K[i], s1, s2); });
   }
 
@@ -64,8 +63,8 @@ class ChannelsLast {
     const int64_t width = p_.C - panel * kPanel < kPanel ? p_.C - panel * kPanel : kPanel;
     const Columns<C> k{table_, panel * kPanel};
     with_variant(variant_of(p_, k.any_wide(width)), [&](auto v) {
-      const auto contribute = [&](const int64_t* x_rows, const int64_t* g_rows, const int64_t* r_rows, int64_t, int64_t i,
-                                  D16& sg, D16& sgd) BN_INLINE_LAMBDA {
+      const auto contribute = [&](const int64_t* x_rows, const int64_t* g_rows, const int64_t* r_rows, int64_t, int64_t i, D16& sg,
+                                  D16& sgd) BN_INLINE_LAMBDA {
         const Lanes<C> x = load_row(p_.x, x_rows, i, width, panel), g = load_row(p_.grad_y, g_rows, i, width, panel);
         Lanes<C> r = fill<C>(0);
         if (p_.residual && v() != Variant::plain) r = load_row(p_.residual, r_rows, i, width, panel);
@@ -105,10 +104,9 @@ class ChannelsLast {
         if (backward) {
           C w = 1;
           if (p_.weights) gather_weights(p_, r, 1, &w);
-          backward_run<T, Columns<C>, v()>(p_, k,
-                                           {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual),
-                                            p_.weights ? &w : nullptr, 0},
-                                           rows * p_.C, streaming_);
+          backward_run<T, Columns<C>, v()>(
+              p_, k, {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), p_.weights ? &w : nullptr, 0},
+              rows * p_.C, streaming_);
         } else {
           forward_run<T, Columns<C>, v()>(p_, k, {at(p_.x), at(p_.residual), at(p_.y)}, rows * p_.C, streaming_);
         }
@@ -126,8 +124,8 @@ class ChannelsLast {
 
   // Rows that stand one after another in every array can be taken several at a time.
   static int64_t repeats(const Problem& p) {
-    const bool dense = p.reduced_dims == 1 && !(p.grad_y && p.weights) &&
-                       all_arrays(p, [&](const Array& a) { return a.reduced[0] == p.C; });
+    const bool dense =
+        p.reduced_dims == 1 && !(p.grad_y && p.weights) && all_arrays(p, [&](const Array& a) { return a.reduced[0] == p.C; });
     if (!dense || p.C >= 512) return 1;
     const int64_t rows = (512 + p.C - 1) / p.C;
     const int64_t whole = (rows + 15) / 16 * 16;  // any C: 16 rows are whole vectors
@@ -164,9 +162,7 @@ class ChannelsLast {
       for (int64_t v = 0; v < vectors; ++v) {
         for (int64_t lane = 0; lane < kLanes && lane < rows; ++lane) {
           D16 s1 = load(a[v][lane]), s2 = load(b[v][lane]);
-          for (int64_t r = lane; r < rows; r += kLanes) {
-            contribute(x_rows + r, g_rows + r, r_rows + r, t + r, v * 16, s1, s2);
-          }
+          for (int64_t r = lane; r < rows; r += kLanes) { contribute(x_rows + r, g_rows + r, r_rows + r, t + r, v * 16, s1, s2); }
           store(a[v][lane], s1), store(b[v][lane], s2);
         }
       }

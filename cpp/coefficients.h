@@ -15,12 +15,22 @@ namespace {
 
 // One row of C values (and 16 more, for whole vectors) for each coefficient. `wide` is 1 for a channel whose float coefficients
 // would leave the range of float; such a channel is computed from the doubles.
-template <class C>
-struct Table {
+template <class C> struct Table {
   explicit Table(int64_t channels)
-      : stride(channels + kLanes), narrow_(6 * stride), doubles_(5 * stride), center(narrow_), scale(center + stride),
-        shift(scale + stride), k1(shift + stride), k0(k1 + stride), wide(k0 + stride), mean(doubles_),
-        wide_scale(mean + stride), wide_shift(wide_scale + stride), wide_k1(wide_shift + stride), wide_k0(wide_k1 + stride) {}
+      : stride(channels + kLanes),
+        narrow_(6 * stride),
+        doubles_(5 * stride),
+        center(narrow_),
+        scale(center + stride),
+        shift(scale + stride),
+        k1(shift + stride),
+        k0(k1 + stride),
+        wide(k0 + stride),
+        mean(doubles_),
+        wide_scale(mean + stride),
+        wide_shift(wide_scale + stride),
+        wide_k1(wide_shift + stride),
+        wide_k0(wide_k1 + stride) {}
 
   int64_t stride;
 
@@ -58,8 +68,7 @@ struct Channel {
   }
 };
 
-template <class C>
-void forward_coefficients(const Problem& p, int64_t c, Table<C>& t) {
+template <class C> void forward_coefficients(const Problem& p, int64_t c, Table<C>& t) {
   const Channel ch(p, c);
   const double bias = p.bias ? p.bias[c] : 0.0;
   t.center[c] = static_cast<C>(ch.mean);
@@ -72,8 +81,7 @@ void forward_coefficients(const Problem& p, int64_t c, Table<C>& t) {
 }
 
 // Also writes the gradients of weight and bias. Call after forward_coefficients.
-template <class C>
-void backward_coefficients(const Problem& p, int64_t c, const Sums& sums, Table<C>& t) {
+template <class C> void backward_coefficients(const Problem& p, int64_t c, const Sums& sums, Table<C>& t) {
   const Channel ch(p, c);
   const double sum_gd = sums.gd - ch.mean_low * sums.g, grad_weight = ch.rstd * sum_gd;
   p.grad_weight[c] = grad_weight;

@@ -9,8 +9,7 @@ namespace batchnorm {
 namespace BN_ISA {
 namespace {
 
-template <class C>
-struct Uniform {
+template <class C> struct Uniform {
   const Table<C>& t;
   int64_t c;
   BN_INLINE Lanes<C> narrow(const C* row, int64_t) const { return fill<C>(row[c]); }
@@ -18,14 +17,14 @@ struct Uniform {
   bool any_wide(int64_t) const { return t.wide[c] != 0; }
 };
 
-template <class C>
-struct Columns {
+template <class C> struct Columns {
   const Table<C>& t;
   int64_t first;
   BN_INLINE Lanes<C> narrow(const C* row, int64_t j) const { return load(row + first + j); }
   BN_INLINE D16 wide(const double* row, int64_t j) const { return load(row + first + j); }
   bool any_wide(int64_t n) const {
-    for (int64_t j = 0; j < n; ++j) if (t.wide[first + j] != 0) return true;
+    for (int64_t j = 0; j < n; ++j)
+      if (t.wide[first + j] != 0) return true;
     return false;
   }
 };
@@ -72,7 +71,8 @@ template <Variant V, class C> BN_INLINE Lanes<C> activated(const Problem& p, Lan
 
 // dL/dz from dL/dy; z is recomputed as the forward computed it, so that the corner falls on the same side.
 template <Variant V, class C, class K>
-BN_INLINE Lanes<C> grad_before_activation(const Problem& p, const K& k, int64_t j, Lanes<C> x, Lanes<C> g, const Lanes<C>* residual) {
+BN_INLINE Lanes<C> grad_before_activation(const Problem& p, const K& k, int64_t j, Lanes<C> x, Lanes<C> g,
+                                          const Lanes<C>* residual) {
   if constexpr (V == Variant::plain) return g;
   if (V == Variant::wide && p.activation == Activation::none) return g;
   Lanes<C> z = normalized<V>(k, j, x);
@@ -88,8 +88,10 @@ template <class T> BN_INLINE int64_t until_aligned(const T* p, int64_t n) {
   return head < n ? head : n;
 }
 
-template <class T>
-struct ForwardRun { const T *x, *residual; T* y; };
+template <class T> struct ForwardRun {
+  const T *x, *residual;
+  T* y;
+};
 
 template <class T, class K, Variant V>
 void forward_run(const Problem& p, const K& k, ForwardRun<T> run, int64_t n, bool streaming) {
@@ -118,8 +120,7 @@ void forward_run(const Problem& p, const K& k, ForwardRun<T> run, int64_t n, boo
 }
 
 // `weights`: null, one for each element, or (weight_step 0) one for the run.
-template <class T>
-struct BackwardRun {
+template <class T> struct BackwardRun {
   const T *x, *g, *residual;
   T *grad_x, *grad_residual;
   const Compute<T>* weights;
@@ -129,7 +130,9 @@ struct BackwardRun {
 template <class T, class K, Variant V>
 void backward_run(const Problem& p, const K& k, BackwardRun<T> run, int64_t n, bool streaming) {
   using C = Compute<T>;
-  struct Grads { Lanes<C> x, residual; };
+  struct Grads {
+    Lanes<C> x, residual;
+  };
   const auto result = [&](int64_t j, Lanes<C> x, Lanes<C> g, Lanes<C> r, Lanes<C> w) BN_INLINE_LAMBDA {
     const Lanes<C> before = grad_before_activation<V>(p, k, j, x, g, run.residual ? &r : nullptr), zero = fill<C>(0);
     Lanes<C> inner = before;
@@ -170,7 +173,8 @@ void backward_run(const Problem& p, const K& k, BackwardRun<T> run, int64_t n, b
   }
   for (; j + 16 <= n; j += 16) {
     const Grads grads = whole(j);
-    if (streaming) stream(run.grad_x + j, grads.x); else store(run.grad_x + j, grads.x);
+    if (streaming) stream(run.grad_x + j, grads.x);
+    else store(run.grad_x + j, grads.x);
     if (run.grad_residual) store(run.grad_residual + j, grads.residual);
   }
   if (j < n) some(j, n - j);

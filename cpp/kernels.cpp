@@ -14,8 +14,8 @@ void put(const Problem& p, int64_t c, const Moments& m) {
 int threads_for(const Problem& p) { return p.m * p.C < kSmallProblem ? 1 : p.threads; }
 
 // Two passes over memory: `reduce` (a block to a value, the tree, `finish` a channel), then `apply`. Channels are taken in groups
-// that the second-level cache holds, so that the second pass reads from there; where there are too few groups for the threads, blocks
-// are shared out instead.
+// that the second-level cache holds, so that the second pass reads from there; where there are too few groups for the threads,
+// blocks are shared out instead.
 template <class P, class Block, class Finish, class Apply>
 void channels_first(const Problem& p, int64_t bytes, bool reduces, bool applies, const Block& block, const Finish& finish,
                     const Apply& apply) {
@@ -28,7 +28,8 @@ void channels_first(const Problem& p, int64_t bytes, bool reduces, bool applies,
       const int64_t c0 = t * group, c1 = c0 + group < p.C ? c0 + group : p.C;
       for (int64_t c = c0; c < c1; ++c) {
         Tree<P> tree;
-        if (reduces) for (int64_t b = 0; b < blocks; ++b) tree.push(block(c, b));
+        if (reduces)
+          for (int64_t b = 0; b < blocks; ++b) tree.push(block(c, b));
         finish(c, tree);
       }
       if (applies) apply(c0, c1, 0, p.m);
@@ -39,14 +40,16 @@ void channels_first(const Problem& p, int64_t bytes, bool reduces, bool applies,
   if (reduces) parallel_for(p.C * blocks, threads, [&](int64_t t) { parts[t] = block(t / blocks, t % blocks); });
   for (int64_t c = 0; c < p.C; ++c) {
     Tree<P> tree;
-    if (reduces) for (int64_t b = 0; b < blocks; ++b) tree.push(parts[c * blocks + b]);
+    if (reduces)
+      for (int64_t b = 0; b < blocks; ++b) tree.push(parts[c * blocks + b]);
     finish(c, tree);
   }
   const int64_t chunk = 4 * kBlock, chunks = (p.m + chunk - 1) / chunk;
-  if (applies) parallel_for(p.C * chunks, threads, [&](int64_t t) {
-    const int64_t back = p.C * chunks - 1 - t, c = back / chunks, r0 = back % chunks * chunk;
-    apply(c, c + 1, r0, r0 + chunk < p.m ? r0 + chunk : p.m);
-  });
+  if (applies)
+    parallel_for(p.C * chunks, threads, [&](int64_t t) {
+      const int64_t back = p.C * chunks - 1 - t, c = back / chunks, r0 = back % chunks * chunk;
+      apply(c, c + 1, r0, r0 + chunk < p.m ? r0 + chunk : p.m);
+    });
 }
 
 // The same two passes where a block holds all channels of a panel.
@@ -56,13 +59,14 @@ void channels_last(const Problem& p, int64_t panels, bool reduces, bool applies,
   const int threads = threads_for(p);
   const int64_t blocks = blocks_of(p);
   Scratch<P> parts(reduces ? p.C * blocks : 0);
-  if (reduces) parallel_for(panels * blocks, threads, [&](int64_t t) {
-    block(t / panels, t % panels, parts + t / panels * p.C + t % panels * kPanel);
-  });
+  if (reduces)
+    parallel_for(panels * blocks, threads,
+                 [&](int64_t t) { block(t / panels, t % panels, parts + t / panels * p.C + t % panels * kPanel); });
   parallel_for((p.C + 255) / 256, threads, [&](int64_t t) {
     for (int64_t c = t * 256; c < p.C && c < t * 256 + 256; ++c) {
       Tree<P> tree;
-      if (reduces) for (int64_t b = 0; b < blocks; ++b) tree.push(parts[b * p.C + c]);
+      if (reduces)
+        for (int64_t b = 0; b < blocks; ++b) tree.push(parts[b * p.C + c]);
       finish(c, tree);
     }
   });
@@ -74,8 +78,7 @@ void channels_last(const Problem& p, int64_t panels, bool reduces, bool applies,
   });
 }
 
-template <class T>
-void forward_of(const Problem& p) {
+template <class T> void forward_of(const Problem& p) {
   Table<Compute<T>> table(p.C);
   const bool reduces = p.compute_stats, applies = static_cast<bool>(p.y);
   const auto finish = [&](int64_t c, Tree<Moments>& tree) {
@@ -94,8 +97,7 @@ void forward_of(const Problem& p) {
       [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
 }
 
-template <class T>
-void backward_of(const Problem& p) {
+template <class T> void backward_of(const Problem& p) {
   Table<Compute<T>> table(p.C);
   for (int64_t c = 0; c < p.C; ++c) forward_coefficients(p, c, table);
   const auto finish = [&](int64_t c, Tree<Sums>& tree) { backward_coefficients(p, c, tree.finish(), table); };
@@ -120,8 +122,12 @@ template <class F> void with_type(const Problem& p, const F& f) {
   }
 }
 
-void forward(const Problem& p) { with_type(p, [&](auto t) { forward_of<decltype(t)>(p); }); }
-void backward(const Problem& p) { with_type(p, [&](auto t) { backward_of<decltype(t)>(p); }); }
+void forward(const Problem& p) {
+  with_type(p, [&](auto t) { forward_of<decltype(t)>(p); });
+}
+void backward(const Problem& p) {
+  with_type(p, [&](auto t) { backward_of<decltype(t)>(p); });
+}
 
 #define BN_STRING_OF(x) #x
 #define BN_STRING(x) BN_STRING_OF(x)

@@ -32,8 +32,8 @@ inline void pause_briefly() {
 #endif
 }
 
-// Workers sleep on a condition variable after a short spin; a job lives on its caller's stack, and the caller leaves only when every
-// worker that entered it has left.
+// Workers sleep on a condition variable after a short spin; a job lives on its caller's stack, and the caller leaves only when
+// every worker that entered it has left.
 class Pool {
  public:
   // False where another caller has the pool.

@@ -8,8 +8,7 @@ namespace batchnorm {
 // A borrowed callable: no allocation, no std::function.
 class TaskRef {
  public:
-  template <class F>
-  TaskRef(const F& f) : object_(&f), call_([](const void* o, int64_t i) { (*static_cast<const F*>(o))(i); }) {}
+  template <class F> TaskRef(const F& f) : object_(&f), call_([](const void* o, int64_t i) { (*static_cast<const F*>(o))(i); }) {}
   void operator()(int64_t i) const { call_(object_, i); }
 
  private:

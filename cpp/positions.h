@@ -54,7 +54,9 @@ template <class T> BN_INLINE void copy_run(const T* from, int64_t n, T* to) {
     for (int64_t i = 0; i < n; ++i) to[i] = from[i];
     return;
   }
-  struct Sixteen { T t[16]; };
+  struct Sixteen {
+    T t[16];
+  };
   for (int64_t i = 0; i + 16 <= n; i += 16) std::memcpy(to + i, from + i, sizeof(Sixteen));
   std::memcpy(to + n - 16, from + n - 16, sizeof(Sixteen));  // the tail, over what may be there already
 }
@@ -112,7 +114,8 @@ inline double finite_or_zero(double v) { return __builtin_isfinite(v) ? v : 0.0;
 // The first position with a weight, or 0.
 inline int64_t first_counted(const double* weights, int64_t n) {
   if (weights == nullptr) return 0;
-  for (int64_t i = 0; i < n; ++i) if (weights[i] > 0) return i;
+  for (int64_t i = 0; i < n; ++i)
+    if (weights[i] > 0) return i;
   return 0;
 }
 

@@ -9,8 +9,12 @@ enum class DType : int { f64 = 0, f32 = 1, f16 = 2, bf16 = 3, boolean = 4 };
 enum class Activation : int { none = 0, relu = 1, relu6 = 2, leaky_relu = 3, silu = 4 };
 
 // Storage types of 16-bit floats; arithmetic happens in float.
-struct Half { uint16_t bits; };
-struct BFloat16 { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
 constexpr int kMaxDims = 64;    // NumPy's limit
 constexpr int64_t kLanes = 16;  // the canonical order of summation: see docs/architecture.md
@@ -42,18 +46,18 @@ struct Problem {
   int64_t m = 1, C = 1;
 
   DType dtype = DType::f32;
-  Array x, y, residual, weights;             // forward; weights are bool, float32 or float64 with channel strides 0
-  Array grad_y, grad_x, grad_residual;       // backward
+  Array x, y, residual, weights;        // forward; weights are bool, float32 or float64 with channel strides 0
+  Array grad_y, grad_x, grad_residual;  // backward
 
-  Statistics stats;                          // written where compute_stats, else read
-  const double* weight = nullptr;            // gamma
-  const double* bias = nullptr;              // beta
+  Statistics stats;                // written where compute_stats, else read
+  const double* weight = nullptr;  // gamma
+  const double* bias = nullptr;    // beta
   double eps = 0;
   Activation activation = Activation::none;
-  double slope = 0;                          // of leaky_relu
-  bool compute_stats = true;                 // forward: gather the moments first
-  bool training = true;                      // backward: the moments depend on x
-  double* grad_weight = nullptr;             // backward: always C values each
+  double slope = 0;               // of leaky_relu
+  bool compute_stats = true;      // forward: gather the moments first
+  bool training = true;           // backward: the moments depend on x
+  double* grad_weight = nullptr;  // backward: always C values each
   double* grad_bias = nullptr;
   int threads = 1;
 };
@@ -61,13 +65,21 @@ struct Problem {
 // Every implementation of the operations, in one table each; `select.cpp` lists them.
 struct Kernels {
   const char* name;
-  void (*forward)(const Problem&);   // moments and / or normalize
+  void (*forward)(const Problem&);  // moments and / or normalize
   void (*backward)(const Problem&);
 };
 
-namespace reference { extern const Kernels kernels; }
-namespace portable { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
+namespace reference {
+extern const Kernels kernels;
+}
+namespace portable {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
 
 }  // namespace batchnorm

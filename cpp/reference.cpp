@@ -1,5 +1,6 @@
-// The scalar specification of the kernels: one position at a time, any strides, the canonical order written as plainly as it can be.
-// Vector kernels must equal it bit for bit (tests/test_bits.py). Shared with them: the tree, the coefficients, 16-bit conversion.
+// The scalar specification of the kernels: one position at a time, any strides, the canonical order written as plainly as it can
+// be. Vector kernels must equal it bit for bit (tests/test_bits.py). Shared with them: the tree, the coefficients, 16-bit
+// conversion.
 #include <cmath>
 
 #include "coefficients.h"

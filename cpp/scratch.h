@@ -14,8 +14,7 @@ int64_t cache_budget();
 
 namespace {
 
-template <class T>
-class Scratch {
+template <class T> class Scratch {
  public:
   explicit Scratch(int64_t count) : data_(static_cast<T*>(scratch_allocate(static_cast<size_t>(count) * sizeof(T)))) {}
   Scratch(const Scratch&) = delete;

@@ -41,7 +41,8 @@ int list_kernels(const Kernels** out) {
 const Kernels* find_kernels(const char* name) {
   const Kernels* all[kMaxKernels];
   const int n = list_kernels(all);
-  for (int i = 0; i < n; ++i) if (std::strcmp(all[i]->name, name) == 0) return all[i];
+  for (int i = 0; i < n; ++i)
+    if (std::strcmp(all[i]->name, name) == 0) return all[i];
   return nullptr;
 }
 

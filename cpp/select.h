@@ -7,7 +7,7 @@ namespace batchnorm {
 
 constexpr int kMaxKernels = 4;
 
-int list_kernels(const Kernels** out);        // those that were built and that this CPU can run, best first; returns how many
+int list_kernels(const Kernels** out);          // those that were built and that this CPU can run, best first; returns how many
 const Kernels* find_kernels(const char* name);  // null where there is none of that name
 const Kernels& active_kernels();
 void activate_kernels(const Kernels& kernels);

@@ -27,8 +27,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;  // a generic vector: the compiler lowers it to what the target has
 #endif
 
-template <class C>
-struct Lanes {
+template <class C> struct Lanes {
   typedef C V __attribute__((vector_size(kVectorBytes)));
   static constexpr int kCount = kLanes * sizeof(C) / kVectorBytes;
   V v[kCount];
@@ -39,12 +38,28 @@ using D16 = Lanes<double>;
 
 #define BN_EACH(C, i) _Pragma("GCC unroll 16") for (int i = 0; i < Lanes<C>::kCount; ++i)
 
-template <class C> BN_INLINE Lanes<C> operator+(Lanes<C> a, Lanes<C> b) { BN_EACH(C, i) a.v[i] = a.v[i] + b.v[i]; return a; }
-template <class C> BN_INLINE Lanes<C> operator-(Lanes<C> a, Lanes<C> b) { BN_EACH(C, i) a.v[i] = a.v[i] - b.v[i]; return a; }
-template <class C> BN_INLINE Lanes<C> operator*(Lanes<C> a, Lanes<C> b) { BN_EACH(C, i) a.v[i] = a.v[i] * b.v[i]; return a; }
-template <class C> BN_INLINE Lanes<C> operator/(Lanes<C> a, Lanes<C> b) { BN_EACH(C, i) a.v[i] = a.v[i] / b.v[i]; return a; }
+template <class C> BN_INLINE Lanes<C> operator+(Lanes<C> a, Lanes<C> b) {
+  BN_EACH(C, i) a.v[i] = a.v[i] + b.v[i];
+  return a;
+}
+template <class C> BN_INLINE Lanes<C> operator-(Lanes<C> a, Lanes<C> b) {
+  BN_EACH(C, i) a.v[i] = a.v[i] - b.v[i];
+  return a;
+}
+template <class C> BN_INLINE Lanes<C> operator*(Lanes<C> a, Lanes<C> b) {
+  BN_EACH(C, i) a.v[i] = a.v[i] * b.v[i];
+  return a;
+}
+template <class C> BN_INLINE Lanes<C> operator/(Lanes<C> a, Lanes<C> b) {
+  BN_EACH(C, i) a.v[i] = a.v[i] / b.v[i];
+  return a;
+}
 
-template <class C> BN_INLINE Lanes<C> fill(C value) { Lanes<C> r; BN_EACH(C, i) r.v[i] = value - typename Lanes<C>::V{}; return r; }
+template <class C> BN_INLINE Lanes<C> fill(C value) {
+  Lanes<C> r;
+  BN_EACH(C, i) r.v[i] = value - typename Lanes<C>::V{};
+  return r;
+}
 
 // a < b ? yes : no, lane by lane; a NaN compares false.
 template <class C> BN_INLINE Lanes<C> if_less(Lanes<C> a, Lanes<C> b, Lanes<C> yes, Lanes<C> no) {
@@ -113,8 +128,8 @@ BN_INLINE D16 widen(F16 a) {
 BN_INLINE F16 narrow(D16 a) {
   F16 r;
 #if defined(__AVX512F__)
-  r.v[0] = (F16::V)_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)a.v[0])),
-                                      _mm512_cvtpd_ps((__m512d)a.v[1]), 1);
+  r.v[0] =
+      (F16::V)_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)a.v[0])), _mm512_cvtpd_ps((__m512d)a.v[1]), 1);
 #elif defined(__AVX2__)
   BN_EACH(float, i) {
     r.v[i] = (F16::V)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps((__m256d)a.v[2 * i])),
@@ -132,7 +147,11 @@ BN_INLINE F16 narrow(D16 a) {
 // Arithmetic is in double for float64 data and in float for everything else.
 template <class T> using Compute = std::conditional_t<std::is_same<T, double>::value, double, float>;
 
-template <class C> BN_INLINE Lanes<C> load_raw(const C* p) { Lanes<C> r; std::memcpy(&r, p, sizeof r); return r; }
+template <class C> BN_INLINE Lanes<C> load_raw(const C* p) {
+  Lanes<C> r;
+  std::memcpy(&r, p, sizeof r);
+  return r;
+}
 
 BN_INLINE D16 load(const double* p) { return load_raw(p); }
 BN_INLINE F16 load(const float* p) { return load_raw(p); }
@@ -226,7 +245,8 @@ template <class T> BN_INLINE Lanes<Compute<T>> load_some(const T* p, int64_t n, 
   Compute<T> c[16];
   for (int i = 0; i < 16; ++i) c[i] = rest;
   for (int64_t i = 0; i < n; ++i) {
-    if constexpr (std::is_same<T, double>::value) c[i] = p[i]; else c[i] = to_float(p[i]);
+    if constexpr (std::is_same<T, double>::value) c[i] = p[i];
+    else c[i] = to_float(p[i]);
   }
   return load_raw(c);
 }

@@ -68,8 +68,8 @@ def _as_array(value: object, name: str, who: str) -> Array:
 def _plain(value: NDArray[Any], name: str, who: str) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{who}: {name} is a numpy masked array, whose mask would be lost; pass {name}.data and, for the statistics, "
-            f"mask=~np.ma.getmaskarray({name})"
+            f"{who}: {name} is a numpy masked array, whose mask would be lost; pass {name}.data and, for the "
+            f"statistics, mask=~np.ma.getmaskarray({name})"
         )
     return np.asarray(value)
 
@@ -81,7 +81,7 @@ def _refuse_dtype(x: Array, name: str, who: str) -> None:
     kind = {"i": "integer", "u": "integer", "b": "bool", "c": "complex", "O": "object"}.get(x.dtype.kind, "unsupported")
     fix = {
         "complex": f"normalise {name}.real and {name}.imag as channels of their own",
-        "object": f"build it with a numeric dtype, as np.array(..., dtype=np.float32); rows of unequal length give {described(x)}",
+        "object": "build it with a numeric dtype, as np.array(..., dtype=np.float32), from rows of equal length",
     }.get(kind, f"convert it with {name}.astype(np.float32)")
     raise TypeError(f"{who}: {name} must be {_DTYPES}; got {kind} data ({described(x)}); {fix}")
 
@@ -108,14 +108,12 @@ def _loadable(value: object, name: str, who: str) -> tuple[Array, int]:
 def data(value: object, who: str, axis: Axis, channels: tuple[int, ...] | None = None) -> Data:
     """Check an input; `channels`, where given, is the shape its channels must have."""
     x, code = _loadable(value, "x", who)
-    if isinstance(axis, list):
-        axis = tuple(axis)
     try:
         plan = make_plan(x.shape, axis)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{who}: {error}") from None
     if plan.m > _MAX_EXACT_COUNT:
-        raise ValueError(f"{who}: at most 2**53 positions a channel can be counted exactly; got {plan.m} ({described(x)})")
+        raise ValueError(f"{who}: at most 2**53 positions a channel count exactly; got {plan.m} ({described(x)})")
     if channels is not None and plan.channel_shape != channels:
         raise ValueError(
             f"{who}: expected {_channels(channels)} on {_axes(plan.axis)}; got an input of {described(x)}, which has "
@@ -145,15 +143,16 @@ def like(value: object, name: str, d: Data) -> Array:
     return _bits(a, code)
 
 
-def parameter(value: object, name: str, plan: Plan, who: str) -> Doubles | None:
+def parameter(value: object, name: str, d: Data) -> Doubles | None:
     """Check weight or bias; return it as contiguous float64."""
     if value is None:
         return None
+    plan, who = d.plan, d.who
     a = _as_array(value, name, who)
     if a.dtype not in (np.float32, np.float64) or not a.dtype.isnative:
         raise TypeError(
-            f"{who}: {name} must be float32 or float64, native byte order (parameters of 16-bit data stay float32 or wider); "
-            f"got {described(a)}; convert it with np.asarray({name}, dtype=np.float32)"
+            f"{who}: {name} must be float32 or float64, native byte order (parameters of 16-bit data stay float32 or "
+            f"wider); got {described(a)}; convert it with np.asarray({name}, dtype=np.float32)"
         )
     if a.shape != plan.channel_shape:
         raise ValueError(
@@ -184,7 +183,8 @@ def _mask_array(mask: object, d: Data) -> Array:
     m = _as_array(mask, "mask", d.who)
     if m.dtype != np.bool_:
         raise TypeError(
-            f"{d.who}: mask must be bool (True: the position counts); got {described(m)}; use mask != 0, or weights= for fractions"
+            f"{d.who}: mask must be bool (True: the position counts); got {described(m)}; use mask != 0, or weights= "
+            "for fractions"
         )
     return m
 
@@ -194,18 +194,19 @@ def _weights_array(weights: object, d: Data) -> Array:
     code = _dtype_code(w.dtype)
     if code is None:
         raise TypeError(
-            f"{d.who}: weights must be {_DTYPES}, native byte order; got {described(w)}; convert them with weights.astype(np.float64)"
+            f"{d.who}: weights must be {_DTYPES}, native byte order; got {described(w)}; convert them with "
+            "weights.astype(np.float64)"
         )
     if code > 1:
         w = w.astype(np.float32)
     if not w.flags.aligned or any(s % w.itemsize for s in w.strides):
         _refuse_layout(w, "weights", d.who)
-    if not np.isfinite(w).all():
-        where = np.argwhere(~np.isfinite(w))[0].tolist()
-        raise ValueError(f"{d.who}: weights must be finite; got {w[tuple(where)]} at index {where}; use 0 for what should not count")
-    if (w < 0).any():
-        where = np.argwhere(w < 0)[0].tolist()
-        raise ValueError(f"{d.who}: weights must not be negative; got {w[tuple(where)]} at index {where}; use 0 for what should not count")
+    for rule, broken in (("finite", ~np.isfinite(w)), ("non-negative", w < 0)):
+        if broken.any():
+            where = tuple(np.argwhere(broken)[0].tolist())
+            raise ValueError(
+                f"{d.who}: weights must be {rule}; got {w[where]} at index {where}; use 0 for what does not count"
+            )
     return w
 
 
@@ -213,8 +214,9 @@ def _over_positions(a: Array, name: str, d: Data) -> Array:
     """View `a` with x's number of axes, the channel axes of length one, so that it broadcasts to x."""
     plan = d.plan
     rule = (
-        f"{d.who}: {name} says which positions count, for all channels alike: it must broadcast to x without its channel axes, "
-        f"shape {plan.reduced_shape} (or have them as length one); got {described(a)} for x of shape {plan.shape}"
+        f"{d.who}: {name} says which positions count, for all channels alike: it must broadcast to x without its "
+        f"channel axes, shape {plan.reduced_shape} (or have them as length one); got {described(a)} for x of shape "
+        f"{plan.shape}"
     )
     if a.ndim == len(plan.shape) and plan.axis:
         if any(a.shape[i] != 1 for i in plan.axis):
@@ -225,16 +227,18 @@ def _over_positions(a: Array, name: str, d: Data) -> Array:
         a = a.reshape((1,) * (len(plan.reduced) - a.ndim) + a.shape) if a.ndim < len(plan.reduced) else a
         a = np.expand_dims(a, plan.axis)
     if any(a.shape[i] not in (1, plan.shape[i]) for i in plan.reduced):
-        raise ValueError(f"{rule}; NumPy aligns axes from the last one: give every axis, with length one where it repeats")
+        raise ValueError(
+            f"{rule}; NumPy aligns axes from the last one: give every axis, with length one where it repeats"
+        )
     return a
 
 
-def trainable(d: Data, s: Selection, layer_hint: str = "") -> None:
+def trainable(d: Data, s: Selection) -> None:
     """Refuse what has no variance: no position, or one a channel."""
     if d.x.size == 0:
         raise ValueError(
-            f"{d.who}: an empty batch has no statistics (input {d.x.shape}, {_where(d.plan)}); skip it, or normalise with known "
-            "moments (evaluation)"
+            f"{d.who}: an empty batch has no statistics (input {d.x.shape}, {_where(d.plan)}); skip it, or normalise "
+            "with known moments (evaluation)"
         )
     if s.positions == 0:
         raise ValueError(
@@ -244,9 +248,9 @@ def trainable(d: Data, s: Selection, layer_hint: str = "") -> None:
     if s.positions == 1:
         counted = "value" if s.weights is None else "counted value"
         raise ValueError(
-            f"{d.who}: one {counted} per channel in training (input {d.x.shape}, {_where(d.plan)}), so its variance is 0 and "
-            "the output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or "
-            f"{layer_hint or 'normalise with known moments: bn.normalize'}"
+            f"{d.who}: one {counted} per channel in training (input {d.x.shape}, {_where(d.plan)}), so its variance is "
+            "0 and the output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or "
+            "normalise with known moments (evaluation)"
         )
 
 
@@ -258,12 +262,13 @@ def known_moments(mean_shape: tuple[int, ...], count: Doubles, d: Data) -> None:
     """Refuse moments that do not fit x or hold nothing."""
     if mean_shape != d.plan.channel_shape:
         raise ValueError(
-            f"{d.who}: the moments must have one value for each channel, shape {d.plan.channel_shape} (input {d.x.shape}, "
-            f"{_where(d.plan)}); got moments of shape {mean_shape}"
+            f"{d.who}: the moments must have one value for each channel, shape {d.plan.channel_shape} "
+            f"(input {d.x.shape}, {_where(d.plan)}); got moments of shape {mean_shape}"
         )
     if not (count > 0).all():
         raise ValueError(
-            f"{d.who}: cannot normalise with the moments of nothing: every channel needs a count above 0; got {count.min():g}"
+            f"{d.who}: cannot normalise with the moments of nothing: every channel needs a count above 0; got "
+            f"{count.min():g}"
         )
 
 
@@ -273,7 +278,9 @@ def epsilon(eps: object, who: str) -> float:
         raise TypeError(f"{who}: eps must be a positive number; got {eps!r} of type {type(eps).__name__}")
     value = float(eps)
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{who}: eps must be positive and finite, so that a constant channel has a scale; got {eps!r}; usual is 1e-5")
+        raise ValueError(
+            f"{who}: eps must be positive and finite, so that constant channels have a scale; got {eps!r}; try 1e-5"
+        )
     return value
 
 
@@ -287,7 +294,8 @@ def activation(value: object, who: str) -> tuple[int, float]:
     code = _ACTIVATIONS.get(name) if name is None or isinstance(name, str) else None
     if code is None:
         raise ValueError(
-            f"{who}: activation must be None, 'relu', 'relu6', 'leaky_relu', ('leaky_relu', slope) or 'silu'; got {value!r}"
+            f"{who}: activation must be None, 'relu', 'relu6', 'leaky_relu', ('leaky_relu', slope) or 'silu'; got "
+            f"{value!r}"
         )
     return code, float(slope)
 
@@ -311,12 +319,14 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
     if not out.flags.aligned or any(s % out.itemsize for s in out.strides):
         _refuse_layout(out, "out", d.who)
     if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
-        raise ValueError(f"{d.who}: out must have memory of its own for each element; got a broadcast view with strides {out.strides}")
+        raise ValueError(
+            f"{d.who}: out must have memory for each element; got a broadcast view with strides {out.strides}"
+        )
     for name, a in inputs.items():
         if isinstance(a, np.ndarray) and not _same_memory(out, a) and _overlap(out, a):
             raise ValueError(
-                f"{d.who}: out may be {name} itself (in place) or separate memory; got an array that overlaps {name} in part; "
-                "pass a separate array"
+                f"{d.who}: out may be {name} itself (in place) or separate memory; got an array that overlaps {name} "
+                "in part; pass a separate array"
             )
     return out, _bits(out, d.code)
 
@@ -332,7 +342,7 @@ def _same_memory(a: Array, b: Array) -> bool:
 
 def _overlap(a: Array, b: Array) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # NumPy's stub knows 0 and -1 only
     except np.exceptions.TooHardError:
         return True  # too hard to tell apart: treat as overlapping
 
@@ -350,10 +360,14 @@ def channel_shape(value: object, who: str) -> tuple[int, ...]:
     lengths = value if isinstance(value, tuple) else (value,)
     for n in lengths:
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-            raise TypeError(f"{who}: the number of channels must be an int (or a tuple, one for each kept axis); got {value!r}")
+            raise TypeError(
+                f"{who}: num_features must be an int (or a tuple, one for each channel axis); got {value!r}"
+            )
         if n < 0:
-            raise ValueError(f"{who}: the number of channels must not be negative; got {value!r}")
+            raise ValueError(f"{who}: num_features must not be negative; got {value!r}")
     shape = tuple(int(n) for n in lengths)
     if math.prod(shape) > np.iinfo(np.intp).max // 64:
-        raise ValueError(f"{who}: {value!r} channels overflow what memory can address; check the number of channels")
+        raise ValueError(
+            f"{who}: num_features={value!r} overflows what memory can address; check the number of channels"
+        )
     return shape

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from operator import index
 
-Axis = int | tuple[int, ...]
+Axis = int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Plan:
     def words(self) -> str:
         """Say the plan in one sentence.
 
-        >>> make_plan((32, 64, 56, 56), 1).words()
-        'shape (32, 64, 56, 56), channels on axis 1: 64 channels; each averages 100352 = 32 x 56 x 56 positions (axes 0, 2, 3)'
+        >>> make_plan((8, 3, 4, 4), 1).words()
+        'shape (8, 3, 4, 4), channels on axis 1: 3 channels; each averages 128 = 8 x 4 x 4 positions (axes 0, 2, 3)'
         """
         kept = _axes(self.axis, "channels on axis", "channels on axes", "no channel axis")
         over = _axes(self.reduced, "axis", "axes", "no axis")
@@ -70,9 +71,18 @@ def _axes(axes: tuple[int, ...], one: str, many: str, none: str) -> str:
     return f"{one if len(axes) == 1 else many} {', '.join(map(str, axes))}"
 
 
-@lru_cache(maxsize=4096)
 def make_plan(shape: tuple[int, ...], axis: Axis) -> Plan:
     """Plan for data of `shape` with channels on `axis`; ValueError or TypeError where there is none."""
+    return _make_plan(shape, hashable(axis))
+
+
+def hashable(axis: Axis) -> int | tuple[int, ...]:
+    """A list of axes as a tuple; anything else as it is."""
+    return tuple(axis) if isinstance(axis, Sequence) else axis
+
+
+@lru_cache(maxsize=4096)
+def _make_plan(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> Plan:
     ndim = len(shape)
     if ndim == 0:
         raise ValueError("batch normalization needs at least one axis to average over; got a scalar (shape ())")
@@ -83,7 +93,8 @@ def make_plan(shape: tuple[int, ...], axis: Axis) -> Plan:
             i = index(one)
         except TypeError:
             raise TypeError(
-                f"axis must be an int or a tuple of ints (the axes of the channels); got {axis!r} of type {type(axis).__name__}"
+                f"axis must be an int or a tuple of ints (the axes of the channels); got {axis!r} of type "
+                f"{type(axis).__name__}"
             ) from None
         if not -ndim <= i < ndim:
             raise ValueError(

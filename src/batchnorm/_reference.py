@@ -1,7 +1,7 @@
 """The specification: batch normalization in float64 NumPy, in the order of its formulas.
 
-For reading, and for the tests; nothing in the package calls it. Channels stand on the last axis here, positions on the first:
-x has shape (m, C). `arrange` brings any shape to this one.
+For reading, and for the tests; nothing in the package calls it. Positions stand on the first axis here, channels on the
+second: x has shape (m, C). `arrange` brings any shape to this one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def arrange(x: NDArray[Any], axis: int | tuple[int, ...]) -> Doubles:
     kept = sorted(i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,)))
     reduced = [i for i in range(x.ndim) if i not in kept]
     channels = int(np.prod([x.shape[i] for i in kept]))
-    return x.transpose(reduced + kept).reshape(-1, channels).astype(np.float64)
+    arranged: Doubles = x.transpose(reduced + kept).reshape(-1, channels).astype(np.float64)
+    return arranged
 
 
 def moments(x: Doubles, w: Doubles | None = None) -> tuple[float, Doubles, Doubles]:
@@ -35,9 +36,9 @@ def moments(x: Doubles, w: Doubles | None = None) -> tuple[float, Doubles, Doubl
 def activate(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
     """Apply the activation named `kind`."""
     if kind == "relu":
-        return np.maximum(z, 0)
+        return np.where(z < 0, 0.0, z)
     if kind == "relu6":
-        return np.clip(z, 0, 6)
+        return np.where(z < 0, 0.0, np.where(z > 6, 6.0, z))
     if kind == "leaky_relu":
         return np.where(z < 0, slope * z, z)
     if kind == "silu":
@@ -68,9 +69,15 @@ def normalize(
 
 
 def backward(
-    g: Doubles, xhat: Doubles, var: Doubles, weight: Doubles, eps: float, w: Doubles | None = None, training: bool = True
+    g: Doubles,
+    xhat: Doubles,
+    var: Doubles,
+    weight: Doubles,
+    eps: float,
+    w: Doubles | None = None,
+    training: bool = True,
 ) -> tuple[Doubles, Doubles, Doubles]:
-    """Gradients by x, weight and bias; g is the gradient by z (before the activation), w the weight of each position."""
+    """Gradients by x, weight and bias; g is the gradient by z, before the activation; w weighs the positions."""
     w = np.ones(len(g)) if w is None else w
     grad_bias = g.sum(0)
     grad_weight = (g * xhat).sum(0)

@@ -24,6 +24,82 @@ class Gradients(NamedTuple):
     residual: Array | None
 
 
+class Arguments(NamedTuple):
+    """What a caller may say around x, not yet checked; functions and layers share it."""
+
+    weight: ArrayLike | None
+    bias: ArrayLike | None
+    eps: float
+    mask: ArrayLike | None = None
+    weights: ArrayLike | None = None
+    residual: ArrayLike | None = None
+    activation: Activation = None
+    out: Array | None = None
+
+
+def run_forward(d: _checks.Data, a: Arguments, m: Moments | None = None) -> tuple[Array, Moments]:
+    """Normalise with the moments m, or, where there are none, with the input's own: checks first, then the kernel."""
+    gamma, beta = _checks.parameter(a.weight, "weight", d), _checks.parameter(a.bias, "bias", d)
+    s = _checks.selection(d, a.mask, a.weights)
+    r = None if a.residual is None else _checks.like(a.residual, "residual", d)
+    act, eps = _checks.activation(a.activation, d.who), _checks.epsilon(a.eps, d.who)
+    if m is None:
+        _checks.trainable(d, s)
+        table = np.empty((4, *d.plan.channel_shape))
+    else:
+        _check_moments(m, d)
+        table = m._table
+    y, buffer = _checks.output(a.out, d, _inputs(d, a))
+    if d.x.size:
+        _native.forward(
+            d.buffer, buffer, d.code, d.plan.kept, r, s.weights, s.code, table, m is None, gamma, beta, eps, act
+        )  # fmt: skip
+    return y, Moments._of_table(table) if m is None else m
+
+
+def run_backward(d: _checks.Data, grad_y: ArrayLike, m: Moments, a: Arguments, training: bool) -> Gradients:
+    """Differentiate `run_forward`: checks first, then the kernel."""
+    g = _checks.like(grad_y, "grad_y", d)
+    _check_moments(m, d)
+    gamma, beta = _checks.parameter(a.weight, "weight", d), _checks.parameter(a.bias, "bias", d)
+    s = _checks.selection(d, a.mask, a.weights)
+    r = None if a.residual is None else _checks.like(a.residual, "residual", d)
+    act, eps = _checks.activation(a.activation, d.who), _checks.epsilon(a.eps, d.who)
+    if training:
+        _checks.trainable(d, s)
+    grad_x, buffer = _checks.output(a.out, d, {**_inputs(d, a), "grad_y": grad_y})
+    grad_r, r_buffer = (None, None) if r is None else _checks.output(None, d, {})
+    sums = np.zeros((2, *d.plan.channel_shape))
+    grad_weight, grad_bias = sums[0, ...], sums[1, ...]
+    if d.x.size:
+        _native.backward(
+            g, d.buffer, buffer, d.code, d.plan.kept, r, r_buffer, s.weights if training else None, s.code, m._table,
+            gamma, beta, eps, act, bool(training), grad_weight, grad_bias,
+        )  # fmt: skip
+    return Gradients(grad_x, _in_dtype_of(a.weight, grad_weight), _in_dtype_of(a.bias, grad_bias), grad_r)
+
+
+def _check_moments(m: object, d: _checks.Data) -> None:
+    if not isinstance(m, Moments):
+        raise TypeError(
+            f"{d.who}: m must be Moments (from bn.moments, bn.batch_norm or bn.Moments.from_statistics(mean, var)); "
+            f"got {type(m).__name__}"
+        )
+    _checks.known_moments(m.shape, m.count, d)
+
+
+def _inputs(d: _checks.Data, a: Arguments) -> dict[str, object]:
+    """What an output may not overlap in part."""
+    return {
+        "x": d.x,
+        "residual": a.residual,
+        "weight": a.weight,
+        "bias": a.bias,
+        "mask": a.mask,
+        "weights": a.weights,
+    }
+
+
 def normalize(
     x: ArrayLike,
     m: Moments,
@@ -38,8 +114,8 @@ def normalize(
 ) -> Array:
     """Normalise `x` with known moments: batch normalization in evaluation.
 
-    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the biased variance ``var = M2 / count``
-    (Ioffe and Szegedy 2015, algorithm 2).
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the biased variance
+    ``var = M2 / count`` (Ioffe and Szegedy 2015, algorithm 2).
 
     Parameters
     ----------
@@ -79,39 +155,8 @@ def normalize(
     array([[1.],
            [2.]])
     """
-    return _normalize("normalize", x, m, weight, bias, axis, eps, residual, activation, out)
-
-
-def _normalize(
-    who: str,
-    x: ArrayLike,
-    m: Moments,
-    weight: ArrayLike | None,
-    bias: ArrayLike | None,
-    axis: Axis,
-    eps: float,
-    residual: ArrayLike | None,
-    activation: Activation,
-    out: Array | None,
-) -> Array:
-    d = _checks.data(x, who, axis)
-    _check_moments(m, d)
-    gamma, beta = _checks.parameter(weight, "weight", d.plan, who), _checks.parameter(bias, "bias", d.plan, who)
-    r = None if residual is None else _checks.like(residual, "residual", d)
-    act, e = _checks.activation(activation, who), _checks.epsilon(eps, who)
-    y, buffer = _checks.output(out, d, {"x": x, "residual": residual, "weight": weight, "bias": bias})
-    if d.x.size:
-        _native.forward(d.buffer, buffer, d.code, d.plan.kept, r, None, 0, m._table, False, gamma, beta, e, act)
-    return y
-
-
-def _check_moments(m: object, d: _checks.Data) -> None:
-    if not isinstance(m, Moments):
-        raise TypeError(
-            f"{d.who}: m must be Moments (from bn.moments, bn.batch_norm or bn.Moments.from_statistics(mean, var)); "
-            f"got {type(m).__name__}"
-        )
-    _checks.known_moments(m.shape, m.count, d)
+    d = _checks.data(x, "normalize", axis)
+    return run_forward(d, Arguments(weight, bias, eps, None, None, residual, activation, out), m)[0]
 
 
 def batch_norm(
@@ -129,8 +174,9 @@ def batch_norm(
 ) -> tuple[Array, Moments]:
     """Normalise `x` with its own moments: batch normalization in training.
 
-    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)`` with the mean and biased variance of each channel over
-    the positions that count (Ioffe and Szegedy 2015, algorithm 1). The same as `moments` and then `normalize`, in one pass over memory.
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)`` with the mean and biased variance of
+    each channel over the positions that count (Ioffe and Szegedy 2015, algorithm 1). The same as `moments` and then
+    `normalize`, with the second pass over x served from cache where it fits.
 
     Parameters
     ----------
@@ -143,8 +189,8 @@ def batch_norm(
     eps
         Added to the variance; positive.
     mask
-        Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count in the moments;
-        every position is normalised.
+        Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count in
+        the moments; every position is normalised.
     weights
         Non-negative floats, shaped like `mask`: the weight of each position in the moments.
     residual
@@ -175,33 +221,8 @@ def batch_norm(
     array([[-1., -2.],
            [ 1.,  2.]])
     """
-    return _batch_norm("batch_norm", x, weight, bias, axis, eps, mask, weights, residual, activation, out)
-
-
-def _batch_norm(
-    who: str,
-    x: ArrayLike,
-    weight: ArrayLike | None,
-    bias: ArrayLike | None,
-    axis: Axis,
-    eps: float,
-    mask: ArrayLike | None,
-    weights: ArrayLike | None,
-    residual: ArrayLike | None,
-    activation: Activation,
-    out: Array | None,
-) -> tuple[Array, Moments]:
-    d = _checks.data(x, who, axis)
-    gamma, beta = _checks.parameter(weight, "weight", d.plan, who), _checks.parameter(bias, "bias", d.plan, who)
-    s = _checks.selection(d, mask, weights)
-    r = None if residual is None else _checks.like(residual, "residual", d)
-    act, e = _checks.activation(activation, who), _checks.epsilon(eps, who)
-    _checks.trainable(d, s)
-    inputs = {"x": x, "residual": residual, "weight": weight, "bias": bias, "mask": mask, "weights": weights}
-    y, buffer = _checks.output(out, d, inputs)
-    table = np.empty((4, *d.plan.channel_shape))
-    _native.forward(d.buffer, buffer, d.code, d.plan.kept, r, s.weights, s.code, table, True, gamma, beta, e, act)
-    return y, Moments._of_table(table)
+    d = _checks.data(x, "batch_norm", axis)
+    return run_forward(d, Arguments(weight, bias, eps, mask, weights, residual, activation, out))
 
 
 def batch_norm_backward(
@@ -222,7 +243,7 @@ def batch_norm_backward(
 ) -> Gradients:
     """Gradients of a loss through `batch_norm` or `normalize`, given its gradient by y.
 
-    With ``a = weight / sqrt(var + eps)``, ``g`` the gradient before the activation and residual, and W the sum of the weights w::
+    With ``a = weight / sqrt(var + eps)``, ``g`` the gradient before the activation, and W the sum of the weights w::
 
         bias    sum g
         weight  sum g * xhat
@@ -247,7 +268,8 @@ def batch_norm_backward(
     Returns
     -------
     Gradients
-        ``(x, weight, bias, residual)``; x and residual in x's dtype, weight and bias in their own. None where the argument was None.
+        ``(x, weight, bias, residual)``; x and residual in x's dtype, weight and bias in their own. None where the
+        argument was None.
 
     Raises
     ------
@@ -264,45 +286,9 @@ def batch_norm_backward(
     >>> bool(abs(g.x.sum()) < 1e-12)  # shifting x by a constant changes nothing
     True
     """
-    args = (axis, eps, mask, weights, residual, activation, training, out)
-    return _batch_norm_backward("batch_norm_backward", grad_y, x, m, weight, bias, *args)
-
-
-def _batch_norm_backward(
-    who: str,
-    grad_y: ArrayLike,
-    x: ArrayLike,
-    m: Moments,
-    weight: ArrayLike | None,
-    bias: ArrayLike | None,
-    axis: Axis,
-    eps: float,
-    mask: ArrayLike | None,
-    weights: ArrayLike | None,
-    residual: ArrayLike | None,
-    activation: Activation,
-    training: bool,
-    out: Array | None,
-) -> Gradients:
-    d = _checks.data(x, who, axis)
-    g = _checks.like(grad_y, "grad_y", d)
-    _check_moments(m, d)
-    gamma, beta = _checks.parameter(weight, "weight", d.plan, who), _checks.parameter(bias, "bias", d.plan, who)
-    s = _checks.selection(d, mask, weights)
-    r = None if residual is None else _checks.like(residual, "residual", d)
-    act, e = _checks.activation(activation, who), _checks.epsilon(eps, who)
-    if training:
-        _checks.trainable(d, s)
-    inputs = {"x": x, "grad_y": grad_y, "residual": residual, "weight": weight, "bias": bias, "mask": mask, "weights": weights}
-    grad_x, buffer = _checks.output(out, d, inputs)
-    grad_r, r_buffer = _checks.output(None, d, {}) if residual is not None else (None, None)
-    sums = np.zeros((2, *d.plan.channel_shape))
-    if d.x.size:
-        _native.backward(
-            g, d.buffer, buffer, d.code, d.plan.kept, r, r_buffer, s.weights if training else None, s.code, m._table,
-            gamma, beta, e, act, bool(training), sums[0, ...], sums[1, ...],
-        )  # fmt: skip
-    return Gradients(grad_x, _in_dtype_of(weight, sums[0]), _in_dtype_of(bias, sums[1]), grad_r)
+    d = _checks.data(x, "batch_norm_backward", axis)
+    arguments = Arguments(weight, bias, eps, mask, weights, residual, activation, out)
+    return run_backward(d, grad_y, m, arguments, training)
 
 
 def _in_dtype_of(parameter: ArrayLike | None, gradient: Array) -> Array | None:

@@ -1,4 +1,4 @@
-"""The layers: running statistics, modes and state around the functions. They hold arrays and learn nothing by themselves."""
+"""The layers: running statistics, modes and state around the functions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks
-from ._plan import Axis
-from .functional import Activation, Gradients, _batch_norm, _batch_norm_backward, _normalize
+from ._plan import Axis, hashable
+from .functional import Activation, Arguments, Gradients, run_backward, run_forward
 from .moments import Moments
 
 Array = NDArray[Any]
@@ -21,9 +21,8 @@ Array = NDArray[Any]
 class _Forward(NamedTuple):
     """What backward needs of the last forward: references, no copies."""
 
-    x: Array
+    data: _checks.Data
     moments: Moments
-    axis: Axis
     mask: ArrayLike | None
     weights: ArrayLike | None
     residual: ArrayLike | None
@@ -38,8 +37,8 @@ class BatchNorm:
         running_mean = (1 - momentum) * running_mean + momentum * mean
         running_var  = (1 - momentum) * running_var  + momentum * M2 / (m - running_correction)
 
-    In evaluation y is computed with running_mean and running_var. (Ioffe and Szegedy 2015; running_correction=1 is PyTorch's rule,
-    0 that of Keras, Flax and ONNX.)
+    In evaluation y is computed with running_mean and running_var. (Ioffe and Szegedy 2015; running_correction=1 is
+    PyTorch's rule, 0 that of Keras, Flax and ONNX.)
 
     Parameters
     ----------
@@ -108,14 +107,16 @@ class BatchNorm:
             raise ValueError(f"{who}: num_features must be at least 1; got {num_features!r}")
         if np.dtype(dtype) not in (np.float32, np.float64):
             raise TypeError(
-                f"{who}: dtype (of parameters and running statistics) must be float32 or float64; got {np.dtype(dtype)}; "
-                "inputs may be float16 or bfloat16 all the same"
+                f"{who}: dtype (of parameters and running statistics) must be float32 or float64; got "
+                f"{np.dtype(dtype)}; inputs may be float16 or bfloat16 all the same"
             )
         if running_correction not in (0, 1):
-            raise ValueError(f"{who}: running_correction must be 1 (unbiased, as PyTorch) or 0 (biased); got {running_correction!r}")
+            raise ValueError(
+                f"{who}: running_correction must be 1 (unbiased, as PyTorch) or 0 (biased); got {running_correction!r}"
+            )
         _checks.activation(activation, who)
         self.num_features = num_features
-        self.axis = tuple(axis) if isinstance(axis, list) else axis
+        self.axis = hashable(axis)
         self.eps = _checks.epsilon(eps, who)
         self.momentum = _checked_momentum(momentum, who)
         self.affine = bool(affine)
@@ -168,62 +169,51 @@ class BatchNorm:
         residual: ArrayLike | None = None,
     ) -> Array:
         """The same as calling the layer."""
-        who = type(self).__name__
-        axis = self._channel_axis(x)
-        d = _checks.data(x, who, axis, self._shape)
-        mean, var = self.running_mean, self.running_var
-        use_batch = self.training or mean is None or var is None
-        if use_batch:
-            if self.training and self.track_running_stats:
-                self._check_update(d, mask, weights)
-            y, m = _batch_norm(who, d.x, self.weight, self.bias, axis, self.eps, mask, weights, residual, self.activation, None)
-            if self.training and self.track_running_stats:
-                self._update(m)
-        else:
-            assert mean is not None
-            assert var is not None
-            m = Moments.from_statistics(mean, var)
-            y = _normalize(who, d.x, m, self.weight, self.bias, axis, self.eps, residual, self.activation, None)
-        self._last = _Forward(d.x, m, axis, mask, weights, residual, use_batch)
+        d = _checks.data(x, type(self).__name__, self._channel_axis(x), self._shape)
+        updates = self.training and self.track_running_stats
+        use_batch = self.training or not self.track_running_stats
+        m = None if use_batch else self._running_moments()
+        y, m = run_forward(d, self._arguments(mask, weights, residual), m)
+        if updates:
+            self._update(m)
+        self._last = _Forward(d, m, mask, weights, residual, use_batch)
         return y
 
     def backward(self, grad_y: ArrayLike) -> Gradients:
-        """Gradients through the last forward, by x, weight, bias and residual; the layer's parameters are left as they are.
+        """Gradients through the last forward, by x, weight, bias and residual; parameters are left as they are.
 
         Raises
         ------
         RuntimeError
             Where no forward has run.
         """
-        who = type(self).__name__
         if self._last is None:
-            raise RuntimeError(f"{who}: backward needs a forward before it, whose input it differentiates; call the layer on x first")
-        x, m, axis, mask, weights, residual, training = self._last
-        return _batch_norm_backward(
-            who, grad_y, x, m, self.weight, self.bias, axis, self.eps, mask, weights, residual, self.activation, training, None
-        )
+            raise RuntimeError(
+                f"{type(self).__name__}: backward needs a forward before it, whose input it differentiates; call the "
+                "layer on x first"
+            )
+        d, m, mask, weights, residual, training = self._last
+        return run_backward(d, grad_y, m, self._arguments(mask, weights, residual), training)
+
+    def _arguments(self, mask: ArrayLike | None, weights: ArrayLike | None, residual: ArrayLike | None) -> Arguments:
+        return Arguments(self.weight, self.bias, self.eps, mask, weights, residual, self.activation)
+
+    def _running_moments(self) -> Moments:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return Moments.from_statistics(self.running_mean, self.running_var)
 
     def _channel_axis(self, x: ArrayLike) -> Axis:
         return self.axis
 
-    def _check_update(self, d: _checks.Data, mask: ArrayLike | None, weights: ArrayLike | None) -> None:
-        """Refuse, before anything changes, a batch whose unbiased variance does not exist."""
-        if weights is None or self.running_correction == 0:
-            return  # a count of at least 2 is what every training batch must have
-        s = _checks.selection(d, mask, weights)
-        if s.weights is None or s.positions < 2:
-            return  # refused, with its own reason, when the batch is normalised
-        repeats = d.plan.m / (s.weights.size / d.plan.C)
-        first_channel = tuple(0 if i in d.plan.axis else slice(None) for i in range(d.x.ndim))
-        total = float(np.sum(s.weights[first_channel], dtype=np.float64)) * repeats
-        if total <= self.running_correction:
-            raise ValueError(
-                f"{type(self).__name__}: running_var is M2 / (count - 1), which needs weights that sum to more than 1; got a sum of "
-                f"{total:g}. Scale the weights (only their ratios matter for y), or use running_correction=0"
-            )
-
     def _update(self, m: Moments) -> None:
         """Move the running statistics towards the batch's; all of them, or none."""
+        if self.running_correction and not (m.count > 1).all():
+            raise ValueError(
+                f"{type(self).__name__}: running_var is M2 / (count - 1), which needs weights that sum to more than 1; "
+                f"got a sum of {m.count.min():g}. Scale the weights (only their ratios matter for y), or use "
+                "running_correction=0"
+            )
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -245,16 +235,17 @@ class BatchNorm:
         Raises
         ------
         ValueError
-            Where names are missing or unexpected, or a value has another shape or no real numbers; nothing is loaded then.
+            Where names are missing or unexpected, or a value has another shape or kind; nothing is loaded then.
         """
         who = type(self).__name__
         own = self._state()
         missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unexpected:
-            parts = [f"{what} {sorted(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+            differences = {"missing": missing, "unexpected": unexpected}
+            parts = [f"{what} {sorted(names)}" for what, names in differences.items() if names]
             raise ValueError(
-                f"{who}: a state must have the names {sorted(own)}; {', '.join(parts)}. affine and track_running_stats decide which "
-                "names a layer has"
+                f"{who}: a state must have the names {sorted(own)}; {', '.join(parts)}. affine and track_running_stats "
+                "decide which names a layer has"
             )
         new = {name: _loaded(who, name, state[name], value) for name, value in own.items()}
         for name, value in new.items():
@@ -299,10 +290,10 @@ class BatchNorm:
 def _checked_momentum(momentum: object, who: str) -> float | None:
     if momentum is None:
         return None
-    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real) or not 0 <= momentum <= 1:
+    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real) or not 0 <= float(momentum) <= 1:
         raise ValueError(
-            f"{who}: momentum is the weight of the new batch, from 0 to 1, or None for the mean over all batches; got {momentum!r}. "
-            "(Keras, Flax and ONNX name the weight of the old value: use 1 minus it)"
+            f"{who}: momentum is the weight of the new batch, from 0 to 1, or None for the mean over all batches; got "
+            f"{momentum!r}. (Keras, Flax and ONNX name the weight of the old value: use 1 minus it)"
         )
     return float(momentum)
 
@@ -311,7 +302,9 @@ def _loaded(who: str, name: str, value: ArrayLike, own: Array) -> Array:
     a = np.asarray(value)
     kinds = "iu" if own.dtype.kind == "i" else "f"
     if a.dtype.kind not in kinds or a.shape != own.shape:
-        raise ValueError(f"{who}: {name} must have shape {own.shape} and hold {own.dtype.name}; got {_checks.described(a)}")
+        raise ValueError(
+            f"{who}: {name} must have shape {own.shape} and hold {own.dtype.name}; got {_checks.described(a)}"
+        )
     return a.astype(own.dtype)
 
 

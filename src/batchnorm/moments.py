@@ -18,8 +18,8 @@ _COUNT, _MEAN, _LOW, _M2 = range(4)
 class Moments:
     """Count, mean and sum of squared deviations (M2) of every channel, in float64; immutable.
 
-    Moments of parts of the data, merged in any order and grouping, are the moments of the whole (to rounding): mini-batches,
-    files, processes. `Moments.empty` is the zero.
+    Moments of parts of the data, merged in any order and grouping, are the moments of the whole (to rounding):
+    mini-batches, files, processes. `Moments.empty` is the zero.
 
     Parameters
     ----------
@@ -65,11 +65,11 @@ class Moments:
         for name, part in zip(("count", "mean", "mean_low", "m2"), parts, strict=True):
             if part.shape not in (shape, ()):
                 raise ValueError(
-                    f"Moments: {name} must have one value for each channel; got shape {part.shape}, where mean has {shape}"
+                    f"Moments: {name} must have one value for each channel; got shape {part.shape}, mean has {shape}"
                 )
         for name, part in (("count", parts[_COUNT]), ("m2", parts[_M2])):
             if (part < 0).any():
-                raise ValueError(f"Moments: {name} is a sum of non-negative terms; got {part.min()} as the smallest value")
+                raise ValueError(f"Moments: {name} is a sum of non-negative terms; the smallest value is {part.min()}")
         if not np.isfinite(parts[_COUNT]).all():
             raise ValueError(f"Moments: count must be finite; got {parts[_COUNT]}")
         table = np.empty((4, *shape))
@@ -213,8 +213,10 @@ class Moments:
     def __repr__(self) -> str:
         with np.errstate(invalid="ignore", divide="ignore"):
             std = np.sqrt(self.m2 / self.count)
-        text = {"separator": ", ", "threshold": 6, "edgeitems": 3, "precision": 6}
-        shown = (np.array2string(np.asarray(v), **text) for v in (self.count, self.mean, std))  # type: ignore[call-overload]
+        shown = [
+            np.array2string(np.asarray(v), separator=", ", threshold=6, precision=6)
+            for v in (self.count, self.mean, std)
+        ]
         return "Moments(count={}, mean={}, std={})".format(*shown)
 
 
@@ -240,7 +242,8 @@ def _merge(a: Doubles, b: Doubles) -> Doubles:
         m2 = (a[_M2] + b[_M2]) + (delta * delta) * (a[_COUNT] * fraction)
         weighted = (a[_COUNT] * a[_MEAN] + b[_COUNT] * b[_MEAN]) / count
     finite = np.isfinite(delta)
-    merged = np.stack([count, np.where(finite, high, weighted), np.where(finite, low, 0.0), np.where(finite, m2, np.nan)])
+    mean = np.where(finite, high, weighted)
+    merged = np.stack([count, mean, np.where(finite, low, 0.0), np.where(finite, m2, np.nan)])
     merged = np.where(b[_COUNT] == 0, a, merged)
     return np.where(a[_COUNT] == 0, b, merged)
 
@@ -264,8 +267,8 @@ def moments(
     Returns
     -------
     Moments
-        ``count = sum w``, ``mean = sum w x / count``, ``m2 = sum w (x - mean)**2``, one of each a channel. The moments of no position
-        at all are `Moments.empty`.
+        ``count = sum w``, ``mean = sum w x / count``, ``m2 = sum w (x - mean)**2``, one of each a channel. The moments
+        of no position at all are `Moments.empty`.
 
     Raises
     ------
@@ -285,6 +288,7 @@ def moments(
     table = np.zeros((4, *data.plan.channel_shape))
     if data.x.size:  # else the table of nothing, all zeros
         _native.forward(
-            data.buffer, None, data.code, data.plan.kept, None, selection.weights, selection.code, table, True, None, None, 1.0, (0, 0.0)
-        )
+            data.buffer, None, data.code, data.plan.kept, None, selection.weights, selection.code, table, True,
+            None, None, 1.0, (0, 0.0),
+        )  # fmt: skip
     return Moments._of_table(table)
