@@ -25,7 +25,8 @@ template <> struct ExpConstants<double> {
 template <class C> BN_INLINE Lanes<C> exp_of_minus_abs(Lanes<C> z) {
   using K = ExpConstants<C>;
   Lanes<C> t = if_less(z, fill<C>(0), z, fill<C>(0) - z);
-  t = if_less(t, fill<C>(K::lowest), fill<C>(K::lowest), t);
+  const Lanes<C> zero = fill<C>(0), lowest = fill<C>(K::lowest), given = t;
+  t = if_less(t, lowest, lowest, t);
   const Lanes<C> shifted = t * fill<C>(static_cast<C>(1.4426950408889634)) + fill<C>(K::magic);
   const Lanes<C> n = shifted - fill<C>(K::magic);
   Lanes<C> r = multiply_add(n, fill<C>(-K::ln2_high), t);
@@ -44,7 +45,7 @@ template <class C> BN_INLINE Lanes<C> exp_of_minus_abs(Lanes<C> z) {
   for (int i = 0; i < 16; ++i) bits[i] = static_cast<typename K::Bits>((static_cast<U>(bits[i]) + K::bias) << K::mantissa);
   Lanes<C> power;
   std::memcpy(&power, bits, sizeof bits);
-  return p * power;
+  return if_less(given, lowest, zero, p * power);
 }
 
 template <class C> BN_INLINE Lanes<C> sigmoid(Lanes<C> z) {

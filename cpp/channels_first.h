@@ -122,7 +122,7 @@ template <class T> class ChannelsFirst {
     gather(p_, p_.x, c, r0, n, x);
     gather_weights(p_, r0, n, w);
     for (int64_t i = n; i < (n + 15) / 16 * 16; ++i) x[i] = x[0], w[i] = 0;
-    const double K = finite_or_zero(to_double(x[first_counted(w, n)]));
+    const double K = finite_or_zero(to_double(x[heaviest(w, n)]));
     const D16 shift = fill<double>(K), zero = fill<double>(0);
     D16 s1 = zero, s2 = zero;
     for (int64_t i = 0; i < n; i += 16) {
@@ -151,8 +151,8 @@ template <class T> class ChannelsFirst {
     sg_out = sg, sgd_out = sgd;
   }
 
-  template <class K> void run(const K& k, ForwardRun<T> f, BackwardRun<T> b, int64_t n) const {
-    with_variant(variant_of(p_, k.any_wide(n)), [&](auto v) {
+  template <class K> void run(const K& k, bool wide, ForwardRun<T> f, BackwardRun<T> b, int64_t n) const {
+    with_variant(variant_of(p_, wide), [&](auto v) {
       if (p_.grad_y) backward_run<T, K, v()>(p_, k, b, n, streaming_);
       else forward_run<T, K, v()>(p_, k, f, n, streaming_);
     });
@@ -168,7 +168,7 @@ template <class T> class ChannelsFirst {
     for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
       const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
       const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
-      run(k, {at(p_.x, outer, s0), at(p_.residual, outer, s0), at(p_.y, outer, s0)},
+      run(k, table_.wide[c] != 0, {at(p_.x, outer, s0), at(p_.residual, outer, s0), at(p_.y, outer, s0)},
           {at(p_.x, outer, s0), at(p_.grad_y, outer, s0), at(p_.residual, outer, s0), at(p_.grad_x, outer, s0),
            at(p_.grad_residual, outer, s0), nullptr, 0},
           s1 - s0);
@@ -184,9 +184,9 @@ template <class T> class ChannelsFirst {
       if (p_.residual) gather(p_, p_.residual, c, start, n, r);
       if (p_.grad_y) gather(p_, p_.grad_y, c, start, n, g);
       const bool weighted = p_.grad_y && p_.weights;
-      if (weighted) gather_weights(p_, start, n, w);
+      if (weighted) gather_weights(p_, start, n, w, weights_scale(p_));
       const T* residual = p_.residual ? r : nullptr;
-      with_variant(variant_of(p_, k.any_wide(n)), [&](auto v) {
+      with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
         if (p_.grad_y) {
           backward_run<T, Uniform<C>, v()>(
               p_, k, {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
@@ -202,14 +202,13 @@ template <class T> class ChannelsFirst {
   // Small planes: a sample's channels c0 … c1 - 1 are one run of columns, each with the coefficients of its channel.
   void apply_columns(int64_t c0, int64_t c1) const {
     const int64_t S = run_length(p_), width = (c1 - c0) * S;
-    Table<C> wide_table(width);
-    for (int64_t c = c0; c < c1; ++c) {
-      for (int64_t s = 0; s < S; ++s) wide_table.copy_channel(table_, c, (c - c0) * S + s);
-    }
-    const Columns<C> k{wide_table, 0};
+    const bool wide = table_.any_wide(c0, c1 - c0);
+    Table<C> columns(width);
+    for (int64_t c = c0; c < c1; ++c) columns.spread(table_, c, (c - c0) * S, S, wide);
+    const Columns<C> k{columns, 0};
     const auto at = [&](const Array& a, int64_t outer) { return a ? element<T>(p_, a, c0) + run_offset(p_, a, outer) : nullptr; };
     for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
-      run(k, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
+      run(k, wide, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
           {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer), at(p_.grad_residual, outer),
            nullptr, 0},
           width);

@@ -40,7 +40,7 @@ template <class T> class ChannelsLast {
     }
     double K[kPanel];
     int64_t offset;
-    row_offsets(p_.x, r0 + first_counted(weights, n), 1, &offset);
+    row_offsets(p_.x, r0 + heaviest(weights, n), 1, &offset);
     const int64_t width = p_.C - panel * kPanel < kPanel ? p_.C - panel * kPanel : kPanel;
     const T* first = reinterpret_cast<const T*>(p_.x.data) + offset + panel * kPanel;
     for (int64_t i = 0; i < kPanel; ++i) K[i] = i < width ? finite_or_zero(to_double(first[i])) : 0.0;
@@ -62,7 +62,7 @@ template <class T> class ChannelsLast {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
     const int64_t width = p_.C - panel * kPanel < kPanel ? p_.C - panel * kPanel : kPanel;
     const Columns<C> k{table_, panel * kPanel};
-    with_variant(variant_of(p_, k.any_wide(width)), [&](auto v) {
+    with_variant(variant_of(p_, table_.any_wide(panel * kPanel, width)), [&](auto v) {
       const auto contribute = [&](const int64_t* x_rows, const int64_t* g_rows, const int64_t* r_rows, int64_t, int64_t i, D16& sg,
                                   D16& sgd) BN_INLINE_LAMBDA {
         const Lanes<C> x = load_row(p_.x, x_rows, i, width, panel), g = load_row(p_.grad_y, g_rows, i, width, panel);
@@ -78,10 +78,10 @@ template <class T> class ChannelsLast {
 
   // The period of the columns' coefficients, repeated so that short rows make long runs. Call when the table is complete.
   void prepare_apply() {
+    wide_ = table_.any_wide(0, p_.C);
     for (int64_t i = 0; i < repeat_; ++i) {
-      for (int64_t c = 0; c < p_.C; ++c) repeated_.copy_channel(table_, c, i * p_.C + c);
+      for (int64_t c = 0; c < p_.C; ++c) repeated_.spread(table_, c, i * p_.C + c, 1, wide_);
     }
-    wide_ = Columns<C>{table_, 0}.any_wide(p_.C);
   }
 
   // Rows of one task of the second pass: about 64 KiB, a multiple of what one run takes.
@@ -103,7 +103,7 @@ template <class T> class ChannelsLast {
         };
         if (backward) {
           C w = 1;
-          if (p_.weights) gather_weights(p_, r, 1, &w);
+          if (p_.weights) gather_weights(p_, r, 1, &w, weights_scale(p_));
           backward_run<T, Columns<C>, v()>(
               p_, k, {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), p_.weights ? &w : nullptr, 0},
               rows * p_.C, streaming_);
@@ -134,6 +134,10 @@ template <class T> class ChannelsLast {
 
   void row_offsets(const Array& a, int64_t r0, int64_t n, int64_t* to) const {
     const int64_t step = run_step(p_, a);
+    if (p_.reduced_dims == 1) {
+      for (int64_t i = 0; i < n; ++i) to[i] = (r0 + i) * step;
+      return;
+    }
     each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
       const int64_t base = run_offset(p_, a, outer) + s * step;
       for (int64_t i = 0; i < length; ++i) to[done + i] = base + i * step;
@@ -143,6 +147,8 @@ template <class T> class ChannelsLast {
   // Sixteen channels of a row. Past the panel's width stand other channels, or the next row: their sums are never used.
   BN_INLINE Lanes<C> load_row(const Array& a, const int64_t* row, int64_t i, int64_t width, int64_t panel) const {
     const T* p = reinterpret_cast<const T*>(a.data) + *row + panel * kPanel + i;
+    // Lanes are visited out of memory order, which defeats the hardware's prefetch: ask for the same place of the next tile.
+    __builtin_prefetch(p + kTile * a.reduced[p_.reduced_dims - 1]);
     if (__builtin_expect(reinterpret_cast<const char*>(p + 16) <= a.end, 1)) return load(p);
     return load_some(p, width - i < 16 ? width - i : 16);
   }

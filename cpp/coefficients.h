@@ -42,11 +42,23 @@ template <class C> struct Table {
   C *center, *scale, *shift, *k1, *k0, *wide;
   double *mean, *wide_scale, *wide_shift, *wide_k1, *wide_k0;
 
-  void copy_channel(const Table& from, int64_t c, int64_t to) {
-    center[to] = from.center[c], scale[to] = from.scale[c], shift[to] = from.shift[c];
-    k1[to] = from.k1[c], k0[to] = from.k0[c], wide[to] = from.wide[c];
-    mean[to] = from.mean[c], wide_scale[to] = from.wide_scale[c], wide_shift[to] = from.wide_shift[c];
-    wide_k1[to] = from.wide_k1[c], wide_k0[to] = from.wide_k0[c];
+  // Any channel of these that is wide.
+  bool any_wide(int64_t first, int64_t n) const {
+    for (int64_t c = first; c < first + n; ++c) {
+      if (wide[c] != 0) return true;
+    }
+    return false;
+  }
+
+  // Entries to … to + times - 1 become channel c of another table; `all` with what only wide channels use.
+  void spread(const Table& from, int64_t c, int64_t to, int64_t times, bool all) {
+    const auto set = [&](auto* row, const auto* source) {
+      for (int64_t i = to; i < to + times; ++i) row[i] = source[c];
+    };
+    set(center, from.center), set(scale, from.scale), set(shift, from.shift), set(k1, from.k1), set(k0, from.k0);
+    if (!all) return;
+    set(wide, from.wide), set(mean, from.mean), set(wide_scale, from.wide_scale), set(wide_shift, from.wide_shift);
+    set(wide_k1, from.wide_k1), set(wide_k0, from.wide_k0);
   }
 };
 
@@ -56,16 +68,22 @@ inline bool outside_float(double v) {
   return v != 0 && std::isfinite(v) && (v < 0x1p-100 || v > 0x1p100);
 }
 
+// A power of two that brings weights into float's range, whatever their unit: only their ratios to the count matter.
+inline double weights_scale(const Problem& p) { return p.weights ? std::ldexp(1.0, -std::ilogb(p.stats.count[0])) : 1.0; }
+
 struct Channel {
   double count, mean, mean_low, rstd, scale;
-  bool huge;  // |x - mean| <= sqrt(M2), so float arithmetic on x is safe unless this says otherwise
 
   Channel(const Problem& p, int64_t c) : count(p.stats.count[c]), mean(p.stats.mean[c]), mean_low(p.stats.mean_low[c]) {
-    const double m2 = p.stats.m2[c];
-    rstd = 1 / std::sqrt(m2 / count + p.eps);
+    rstd = 1 / std::sqrt(p.stats.m2[c] / count + p.eps);
     scale = p.weight ? p.weight[c] * rstd : rstd;
-    huge = std::fabs(mean) > 0x1p120 || (m2 > 0x1p240 && std::isfinite(m2));
   }
+
+  // What the center, the mean rounded to the compute type, left out of the mean.
+  double rest(double center) const { return std::isfinite(mean) ? (mean - center) + mean_low : 0.0; }
+
+  // x - center may leave float's range. (Up to 2^102 it cannot: that is less than half of the last place of float's maximum.)
+  bool far() const { return std::fabs(mean) > 0x1p102; }
 };
 
 template <class C> void forward_coefficients(const Problem& p, int64_t c, Table<C>& t) {
@@ -73,11 +91,11 @@ template <class C> void forward_coefficients(const Problem& p, int64_t c, Table<
   const double bias = p.bias ? p.bias[c] : 0.0;
   t.center[c] = static_cast<C>(ch.mean);
   t.scale[c] = static_cast<C>(ch.scale);
-  t.shift[c] = static_cast<C>(bias - ((ch.mean - t.center[c]) + ch.mean_low) * ch.scale);
+  t.shift[c] = static_cast<C>(bias - ch.rest(t.center[c]) * ch.scale);
   t.mean[c] = ch.mean;
   t.wide_scale[c] = ch.scale;
   t.wide_shift[c] = bias - ch.mean_low * ch.scale;
-  t.wide[c] = std::is_same<C, float>::value && (ch.huge || outside_float(ch.scale));
+  t.wide[c] = std::is_same<C, float>::value && (ch.far() || outside_float(ch.scale));
 }
 
 // Also writes the gradients of weight and bias. Call after forward_coefficients.
@@ -87,9 +105,9 @@ template <class C> void backward_coefficients(const Problem& p, int64_t c, const
   p.grad_weight[c] = grad_weight;
   p.grad_bias[c] = sums.g;
   if (!p.training) return;
-  const double k1 = ch.rstd * grad_weight / ch.count, k0 = sums.g / ch.count;
+  const double count = ch.count * weights_scale(p), k1 = ch.rstd * grad_weight / count, k0 = sums.g / count;
   t.k1[c] = static_cast<C>(k1);
-  t.k0[c] = static_cast<C>(k0 - ((ch.mean - t.center[c]) + ch.mean_low) * k1);
+  t.k0[c] = static_cast<C>(k0 - ch.rest(t.center[c]) * k1);
   t.wide_k1[c] = k1;
   t.wide_k0[c] = k0 - ch.mean_low * k1;
   if (std::is_same<C, float>::value && (outside_float(k1) || std::fabs(k0) > 0x1p100)) t.wide[c] = 1;

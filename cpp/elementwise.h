@@ -14,7 +14,6 @@ template <class C> struct Uniform {
   int64_t c;
   BN_INLINE Lanes<C> narrow(const C* row, int64_t) const { return fill<C>(row[c]); }
   BN_INLINE D16 wide(const double* row, int64_t) const { return fill<double>(row[c]); }
-  bool any_wide(int64_t) const { return t.wide[c] != 0; }
 };
 
 template <class C> struct Columns {
@@ -22,11 +21,6 @@ template <class C> struct Columns {
   int64_t first;
   BN_INLINE Lanes<C> narrow(const C* row, int64_t j) const { return load(row + first + j); }
   BN_INLINE D16 wide(const double* row, int64_t j) const { return load(row + first + j); }
-  bool any_wide(int64_t n) const {
-    for (int64_t j = 0; j < n; ++j)
-      if (t.wide[first + j] != 0) return true;
-    return false;
-  }
 };
 
 // The cases worth a loop of their own; `any` decides within the loop, `wide` also handles channels outside float's range.

@@ -53,7 +53,8 @@ template <class C> C sigmoid(C z) {
   constexpr bool single = sizeof(C) == 4;
   C t = z < 0 ? z : 0 - z;
   const C lowest = single ? C(-87.0f) : C(-708.0);
-  if (t < lowest) t = lowest;
+  const bool vanishes = t < lowest;
+  if (vanishes) t = lowest;
   const C magic = single ? C(0x1.8p23f) : C(0x1.8p52), n = (t * static_cast<C>(1.4426950408889634) + magic) - magic;
   C r = madd(n, single ? C(-0.693359375f) : C(-6.93147180369123816490e-01), t);
   r = madd(n, single ? C(2.12194440e-4f) : C(-1.90821492927058770002e-10), r);
@@ -63,6 +64,7 @@ template <class C> C sigmoid(C z) {
   C e = static_cast<C>(1 / factorial);
   for (int k = degree; k > 0; --k) factorial /= k, e = madd(e, r, static_cast<C>(1 / factorial));
   if (n == n) e = e * static_cast<C>(std::ldexp(1.0, static_cast<int>(n)));
+  if (vanishes) e = 0;
   return (z < 0 ? e : C(1)) / (C(1) + e);
 }
 
@@ -94,12 +96,15 @@ template <class C> C activate_backward(const Problem& p, C z, C g) {
 double weight_at(const Problem& p, int64_t r) { return p.weights ? get(p, p.weights, 0, r) : 1.0; }
 
 Moments moments_of_block(const Problem& p, int64_t c, int64_t r0, int64_t r1) {
-  double K = 0, s1[kLanes] = {}, s2[kLanes] = {}, sw[kLanes] = {};
-  bool counted = false;
+  int64_t heaviest = r0;
+  for (int64_t r = r0; r < r1; ++r) {
+    if (weight_at(p, r) > weight_at(p, heaviest)) heaviest = r;
+  }
+  const double first = get(p, p.x, c, heaviest), K = std::isfinite(first) ? first : 0.0;
+  double s1[kLanes] = {}, s2[kLanes] = {}, sw[kLanes] = {};
   for (int64_t r = r0; r < r1; ++r) {
     const double w = weight_at(p, r), x = get(p, p.x, c, r);
     if (!(w > 0)) continue;
-    if (!counted) K = std::isfinite(x) ? x : 0.0, counted = true;
     const double d = x - K, wd = w * d;
     s1[r % kLanes] += wd;
     s2[r % kLanes] += wd * d;
@@ -156,7 +161,7 @@ template <class C> C grad_x_of(const Problem& p, const Table<C>& t, int64_t c, i
   const double x = get(p, p.x, c, r);
   C inner = g;
   double wide = g;
-  const C w = static_cast<C>(weight_at(p, r));
+  const C w = static_cast<C>(weight_at(p, r) * weights_scale(p));
   if (p.training && w > 0) {
     const C through = madd(static_cast<C>(x) - t.center[c], t.k1[c], t.k0[c]);
     const double wide_through = (x - t.mean[c]) * t.wide_k1[c] + t.wide_k0[c];

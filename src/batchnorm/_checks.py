@@ -318,9 +318,10 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
         raise ValueError(f"{d.who}: out must be writable; got a read-only array ({described(out)}); pass a copy")
     if not out.flags.aligned or any(s % out.itemsize for s in out.strides):
         _refuse_layout(out, "out", d.who)
-    if any(s == 0 and n > 1 for s, n in zip(out.strides, out.shape, strict=True)):
+    if _overlaps_itself(out):
         raise ValueError(
-            f"{d.who}: out must have memory for each element; got a broadcast view with strides {out.strides}"
+            f"{d.who}: out must have memory of its own for each element; got a view that overlaps itself (shape "
+            f"{out.shape}, strides {out.strides}); pass a new array"
         )
     for name, a in inputs.items():
         if isinstance(a, np.ndarray) and not _same_memory(out, a) and _overlap(out, a):
@@ -329,6 +330,16 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
                 "in part; pass a separate array"
             )
     return out, _bits(out, d.code)
+
+
+def _overlaps_itself(a: Array) -> bool:
+    """Whether a step along one axis may land within what the axes of smaller steps span."""
+    span = a.itemsize
+    for step, length in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True) if n > 1):
+        if step < span:
+            return True
+        span += step * (length - 1)
+    return False
 
 
 def _same_memory(a: Array, b: Array) -> bool:

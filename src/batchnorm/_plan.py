@@ -8,6 +8,8 @@ from functools import lru_cache
 from math import prod
 from operator import index
 
+import numpy as np
+
 Axis = int | Sequence[int]
 
 
@@ -73,12 +75,20 @@ def _axes(axes: tuple[int, ...], one: str, many: str, none: str) -> str:
 
 def make_plan(shape: tuple[int, ...], axis: Axis) -> Plan:
     """Plan for data of `shape` with channels on `axis`; ValueError or TypeError where there is none."""
-    return _make_plan(shape, hashable(axis))
+    return _make_plan(shape, axis if type(axis) is int else channel_axes(axis))
 
 
-def hashable(axis: Axis) -> int | tuple[int, ...]:
-    """A list of axes as a tuple; anything else as it is."""
-    return tuple(axis) if isinstance(axis, Sequence) else axis
+def channel_axes(axis: Axis) -> int | tuple[int, ...]:
+    """An axis as an int, several as a tuple of ints; TypeError for anything else (1.0 and True, too)."""
+    several = isinstance(axis, Sequence) and not isinstance(axis, str)
+    given = tuple(axis) if isinstance(axis, Sequence) and several else (axis,)
+    if any(isinstance(i, (bool, np.bool_)) or not hasattr(i, "__index__") for i in given):
+        raise TypeError(
+            f"axis must be an int or a tuple of ints (the axes of the channels); got {axis!r} of type "
+            f"{type(axis).__name__}"
+        )
+    ints = tuple(index(i) for i in given)  # type: ignore[arg-type]  # checked above
+    return ints if several else ints[0]
 
 
 @lru_cache(maxsize=4096)
@@ -88,14 +98,7 @@ def _make_plan(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> Plan:
         raise ValueError("batch normalization needs at least one axis to average over; got a scalar (shape ())")
     given = axis if isinstance(axis, tuple) else (axis,)
     kept = []
-    for one in given:
-        try:
-            i = index(one)
-        except TypeError:
-            raise TypeError(
-                f"axis must be an int or a tuple of ints (the axes of the channels); got {axis!r} of type "
-                f"{type(axis).__name__}"
-            ) from None
+    for i in given:
         if not -ndim <= i < ndim:
             raise ValueError(
                 f"axis {i} does not exist: input of shape {shape} has axes 0 to {ndim - 1} (or -{ndim} to -1). "

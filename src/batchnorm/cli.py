@@ -264,8 +264,8 @@ def _channel(text: str, names: Sequence[str] | None, source: str) -> int:
 
 
 def _normalize(options: argparse.Namespace) -> None:
-    from .files import Request, normalize_file
     from .explanation.terminal import writable
+    from .files import Request, normalize_file
     from .files.progress import progress_on
 
     request = Request(

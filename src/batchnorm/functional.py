@@ -47,7 +47,6 @@ def run_forward(d: _checks.Data, a: Arguments, m: Moments | None = None) -> tupl
         _checks.trainable(d, s)
         table = np.empty((4, *d.plan.channel_shape))
     else:
-        _check_moments(m, d)
         table = m._table
     y, buffer = _checks.output(a.out, d, _inputs(d, a))
     if d.x.size:
@@ -156,6 +155,7 @@ def normalize(
            [2.]])
     """
     d = _checks.data(x, "normalize", axis)
+    _check_moments(m, d)
     return run_forward(d, Arguments(weight, bias, eps, None, None, residual, activation, out), m)[0]
 
 

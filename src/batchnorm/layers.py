@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks
-from ._plan import Axis, hashable
+from ._plan import Axis, channel_axes
 from .functional import Activation, Arguments, Gradients, run_backward, run_forward
 from .moments import Moments
 
@@ -116,7 +116,7 @@ class BatchNorm:
             )
         _checks.activation(activation, who)
         self.num_features = num_features
-        self.axis = hashable(axis)
+        self.axis = channel_axes(axis)
         self.eps = _checks.epsilon(eps, who)
         self.momentum = _checked_momentum(momentum, who)
         self.affine = bool(affine)
@@ -184,11 +184,11 @@ class BatchNorm:
 
         Raises
         ------
-        RuntimeError
+        ValueError
             Where no forward has run.
         """
         if self._last is None:
-            raise RuntimeError(
+            raise ValueError(
                 f"{type(self).__name__}: backward needs a forward before it, whose input it differentiates; call the "
                 "layer on x first"
             )
