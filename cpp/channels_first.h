@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kSmallProblem = 32768;            // elements; below, waking a thread costs more than it does
 constexpr int64_t kStreamFrom = int64_t(16) << 20;  // bytes of output; below, the last-level cache holds it
 constexpr int64_t kShortRun = 256;                  // elements; planes below this are applied as rows of columns
+constexpr int64_t kRunHead = 1024;                  // bytes of the next run to ask for ahead
 constexpr int64_t kColumns = 1024;                  // of such a row: their coefficients stay in L1
 
 template <class T> class ChannelsFirst {
@@ -34,6 +35,7 @@ template <class T> class ChannelsFirst {
     if (whole_vectors_) {
       const double K = finite_or_zero(to_double(base[run_offset(p_, p_.x, r0 / run_length(p_)) + r0 % run_length(p_)]));
       each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t, int64_t length) {
+        prefetch(base + run_offset(p_, p_.x, outer + 1), kRunHead);
         accumulate(base + run_offset(p_, p_.x, outer) + s, length, K, s1, s2);
       });
       return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
@@ -54,6 +56,8 @@ template <class T> class ChannelsFirst {
         const T *x = element<T>(p_, p_.x, c), *g = element<T>(p_, p_.grad_y, c);
         const T* r = p_.residual && needs_z ? element<T>(p_, p_.residual, c) : nullptr;
         each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t, int64_t length) {
+          prefetch(x + run_offset(p_, p_.x, outer + 1), kRunHead);
+          prefetch(g + run_offset(p_, p_.grad_y, outer + 1), kRunHead);
           accumulate_grads<v()>(c, x + run_offset(p_, p_.x, outer) + s, g + run_offset(p_, p_.grad_y, outer) + s,
                                 r ? r + run_offset(p_, p_.residual, outer) + s : nullptr, length, sg, sgd);
         });
@@ -138,16 +142,25 @@ template <class T> class ChannelsFirst {
     const Uniform<C> k{table_, c};
     const D16 mean = fill<double>(table_.mean[c]);
     D16 sg = sg_out, sgd = sgd_out;
-    const auto add = [&](Lanes<C> xs, Lanes<C> gs, Lanes<C> rs, int64_t lanes) BN_INLINE_LAMBDA {
-      D16 before = to_wide(grad_before_activation<V>(p_, k, 0, xs, gs, r ? &rs : nullptr));
-      D16 product = before * (to_wide(xs) - mean);
-      if (lanes < 16) before = first_lanes(before, lanes), product = first_lanes(product, lanes);
+    const auto add = [&](D16 before, D16 xs) BN_INLINE_LAMBDA {
       sg = sg + before;
-      sgd = sgd + product;
+      sgd = sgd + before * (xs - mean);
     };
     int64_t i = 0;
-    for (; i + 16 <= n; i += 16) add(load(x + i), load(g + i), r ? load(r + i) : fill<C>(0), 16);
-    if (i < n) add(load_some(x + i, n - i), load_some(g + i, n - i), r ? load_some(r + i, n - i) : fill<C>(0), n - i);
+    for (; i + 16 <= n; i += 16) {
+      if constexpr (V == Variant::plain) {
+        add(load_wide(g + i), load_wide(x + i));
+      } else {
+        const Lanes<C> rs = r ? load(r + i) : fill<C>(0);
+        add(to_wide(grad_before_activation<V>(p_, k, 0, load(x + i), load(g + i), r ? &rs : nullptr)), load_wide(x + i));
+      }
+    }
+    if (i < n) {  // absent lanes add 0
+      const Lanes<C> xs = load_some(x + i, n - i), rs = r ? load_some(r + i, n - i) : fill<C>(0);
+      const Lanes<C> before = grad_before_activation<V>(p_, k, 0, xs, load_some(g + i, n - i), r ? &rs : nullptr);
+      sg = sg + first_lanes(to_wide(before), n - i);
+      sgd = sgd + first_lanes(to_wide(before) * (to_wide(xs) - mean), n - i);
+    }
     sg_out = sg, sgd_out = sgd;
   }
 

@@ -70,7 +70,7 @@ template <class T> class ChannelsLast {
         if (p_.residual && v() != Variant::plain) r = load_row(p_.residual, r_rows, i, width, panel);
         const D16 before = to_wide(grad_before_activation<v()>(p_, k, i, x, g, p_.residual ? &r : nullptr));
         sg = sg + before;
-        sgd = sgd + before * (to_wide(x) - k.wide(table_.mean, i));
+        sgd = sgd + before * (to_wide(x) - k.widened(k.mean, i));
       };
       reduce(r0, n, width, contribute, [&](int64_t i, double sg, double sgd) { out[i] = {sg, sgd}; });
     });

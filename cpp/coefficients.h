@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <initializer_list>
 #include <type_traits>
 
 #include "canonical.h"
@@ -13,34 +14,26 @@
 namespace batchnorm {
 namespace {
 
-// One row of C values (and 16 more, for whole vectors) for each coefficient. `wide` is 1 for a channel whose float coefficients
-// would leave the range of float; such a channel is computed from the doubles.
-template <class C> struct Table {
-  explicit Table(int64_t channels)
-      : stride(channels + kLanes),
-        narrow_(6 * stride),
-        doubles_(5 * stride),
-        center(narrow_),
-        scale(center + stride),
-        shift(scale + stride),
-        k1(shift + stride),
-        k0(k1 + stride),
-        wide(k0 + stride),
-        mean(doubles_),
-        wide_scale(mean + stride),
-        wide_shift(wide_scale + stride),
-        wide_k1(wide_shift + stride),
-        wide_k0(wide_k1 + stride) {}
+// One value for each channel, or column, in each row. `wide` is 1 for a channel whose float coefficients would leave the range of
+// float; such a channel is computed from the doubles.
+template <class NarrowRow, class WideRow> struct Coefficients {
+  NarrowRow center, scale, shift, k1, k0, wide;
+  WideRow mean, wide_scale, wide_shift, wide_k1, wide_k0;
+};
 
-  int64_t stride;
+// Owns rows of that many channels, and 16 more for whole vectors.
+template <class C> struct Table : Coefficients<C*, double*> {
+  using Rows = Coefficients<C*, double*>;
+  using Rows::center, Rows::scale, Rows::shift, Rows::k1, Rows::k0, Rows::wide;
+  using Rows::mean, Rows::wide_scale, Rows::wide_shift, Rows::wide_k1, Rows::wide_k0;
 
- private:
-  Scratch<C> narrow_;
-  Scratch<double> doubles_;
-
- public:
-  C *center, *scale, *shift, *k1, *k0, *wide;
-  double *mean, *wide_scale, *wide_shift, *wide_k1, *wide_k0;
+  explicit Table(int64_t channels) : narrow_(6 * (channels + kLanes)), doubles_(5 * (channels + kLanes)) {
+    const int64_t stride = channels + kLanes;
+    C* row = narrow_;
+    for (C** to : {&center, &scale, &shift, &k1, &k0, &wide}) *to = row, row += stride;
+    double* wide_row = doubles_;
+    for (double** to : {&mean, &wide_scale, &wide_shift, &wide_k1, &wide_k0}) *to = wide_row, wide_row += stride;
+  }
 
   // Any channel of these that is wide.
   bool any_wide(int64_t first, int64_t n) const {
@@ -60,6 +53,10 @@ template <class C> struct Table {
     set(wide, from.wide), set(mean, from.mean), set(wide_scale, from.wide_scale), set(wide_shift, from.wide_shift);
     set(wide_k1, from.wide_k1), set(wide_k0, from.wide_k0);
   }
+
+ private:
+  Scratch<C> narrow_;
+  Scratch<double> doubles_;
 };
 
 // Far enough inside float's range that no product of two such values and no sum of a few leaves it.

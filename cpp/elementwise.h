@@ -9,18 +9,21 @@ namespace batchnorm {
 namespace BN_ISA {
 namespace {
 
-template <class C> struct Uniform {
-  const Table<C>& t;
-  int64_t c;
-  BN_INLINE Lanes<C> narrow(const C* row, int64_t) const { return fill<C>(row[c]); }
-  BN_INLINE D16 wide(const double* row, int64_t) const { return fill<double>(row[c]); }
+template <class C> struct Uniform : Coefficients<C, double> {
+  Uniform(const Table<C>& t, int64_t c)
+      : Coefficients<C, double>{t.center[c], t.scale[c],      t.shift[c],      t.k1[c],      t.k0[c],     t.wide[c],
+                                t.mean[c],   t.wide_scale[c], t.wide_shift[c], t.wide_k1[c], t.wide_k0[c]} {}
+  static BN_INLINE Lanes<C> narrow(C value, int64_t) { return fill<C>(value); }
+  static BN_INLINE D16 widened(double value, int64_t) { return fill<double>(value); }
 };
 
-template <class C> struct Columns {
-  const Table<C>& t;
-  int64_t first;
-  BN_INLINE Lanes<C> narrow(const C* row, int64_t j) const { return load(row + first + j); }
-  BN_INLINE D16 wide(const double* row, int64_t j) const { return load(row + first + j); }
+template <class C> struct Columns : Coefficients<const C*, const double*> {
+  Columns(const Table<C>& t, int64_t c)
+      : Coefficients<const C*, const double*>{t.center + c,     t.scale + c,   t.shift + c,  t.k1 + c,
+                                              t.k0 + c,         t.wide + c,    t.mean + c,   t.wide_scale + c,
+                                              t.wide_shift + c, t.wide_k1 + c, t.wide_k0 + c} {}
+  static BN_INLINE Lanes<C> narrow(const C* row, int64_t j) { return load(row + j); }
+  static BN_INLINE D16 widened(const double* row, int64_t j) { return load(row + j); }
 };
 
 // The cases worth a loop of their own; `any` decides within the loop, `wide` also handles channels outside float's range.
@@ -44,15 +47,15 @@ template <class F> BN_INLINE void with_variant(Variant v, const F& f) {
 
 // The float result, or, in the lanes of wide channels, the double one rounded.
 template <class K> BN_INLINE F16 blend(const K& k, int64_t j, D16 wide, F16 result) {
-  return if_less(fill<float>(0), k.narrow(k.t.wide, j), narrow(wide), result);
+  return if_less(fill<float>(0), k.narrow(k.wide, j), narrow(wide), result);
 }
 template <class K> BN_INLINE D16 blend(const K&, int64_t, D16, D16 result) { return result; }
 
 // What the activation is applied to, less the residual.
 template <Variant V, class C, class K> BN_INLINE Lanes<C> normalized(const K& k, int64_t j, Lanes<C> x) {
-  Lanes<C> z = multiply_add(x - k.narrow(k.t.center, j), k.narrow(k.t.scale, j), k.narrow(k.t.shift, j));
+  Lanes<C> z = multiply_add(x - k.narrow(k.center, j), k.narrow(k.scale, j), k.narrow(k.shift, j));
   if constexpr (V == Variant::wide) {
-    z = blend(k, j, (to_wide(x) - k.wide(k.t.mean, j)) * k.wide(k.t.wide_scale, j) + k.wide(k.t.wide_shift, j), z);
+    z = blend(k, j, (to_wide(x) - k.widened(k.mean, j)) * k.widened(k.wide_scale, j) + k.widened(k.wide_shift, j), z);
   }
   return z;
 }
@@ -77,7 +80,7 @@ BN_INLINE Lanes<C> grad_before_activation(const Problem& p, const K& k, int64_t 
 
 // Elements up to the first one at which a whole vector can be streamed.
 template <class T> BN_INLINE int64_t until_aligned(const T* p, int64_t n) {
-  constexpr uintptr_t kAlign = 16 * sizeof(T) < 64 ? 16 * sizeof(T) : 64;
+  constexpr uintptr_t kAlign = 64;
   const int64_t head = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(p)) % kAlign / sizeof(T));
   return head < n ? head : n;
 }
@@ -88,7 +91,8 @@ template <class T> struct ForwardRun {
 };
 
 template <class T, class K, Variant V>
-void forward_run(const Problem& p, const K& k, ForwardRun<T> run, int64_t n, bool streaming) {
+void forward_run(const Problem& p, const K& source, ForwardRun<T> run, int64_t n, bool streaming) {
+  const K k = source;  // a copy: stores to y cannot change it, and the compiler knows
   using C = Compute<T>;
   const auto result = [&](int64_t j, Lanes<C> x, Lanes<C> r) BN_INLINE_LAMBDA {
     Lanes<C> z = normalized<V>(k, j, x);
@@ -122,7 +126,8 @@ template <class T> struct BackwardRun {
 };
 
 template <class T, class K, Variant V>
-void backward_run(const Problem& p, const K& k, BackwardRun<T> run, int64_t n, bool streaming) {
+void backward_run(const Problem& p, const K& source, BackwardRun<T> run, int64_t n, bool streaming) {
+  const K k = source;
   using C = Compute<T>;
   struct Grads {
     Lanes<C> x, residual;
@@ -131,19 +136,19 @@ void backward_run(const Problem& p, const K& k, BackwardRun<T> run, int64_t n, b
     const Lanes<C> before = grad_before_activation<V>(p, k, j, x, g, run.residual ? &r : nullptr), zero = fill<C>(0);
     Lanes<C> inner = before;
     if (p.training) {
-      Lanes<C> through_moments = multiply_add(x - k.narrow(k.t.center, j), k.narrow(k.t.k1, j), k.narrow(k.t.k0, j));
+      Lanes<C> through_moments = multiply_add(x - k.narrow(k.center, j), k.narrow(k.k1, j), k.narrow(k.k0, j));
       if (run.weights) through_moments = if_less(zero, w, through_moments * w, zero);
       inner = before - through_moments;
     }
-    Lanes<C> grad_x = inner * k.narrow(k.t.scale, j);
+    Lanes<C> grad_x = inner * k.narrow(k.scale, j);
     if constexpr (V == Variant::wide) {
       D16 wide = to_wide(before);
       if (p.training) {
-        D16 through = (to_wide(x) - k.wide(k.t.mean, j)) * k.wide(k.t.wide_k1, j) + k.wide(k.t.wide_k0, j);
+        D16 through = (to_wide(x) - k.widened(k.mean, j)) * k.widened(k.wide_k1, j) + k.widened(k.wide_k0, j);
         if (run.weights) through = if_less(fill<double>(0), to_wide(w), through * to_wide(w), fill<double>(0));
         wide = wide - through;
       }
-      grad_x = blend(k, j, wide * k.wide(k.t.wide_scale, j), grad_x);
+      grad_x = blend(k, j, wide * k.widened(k.wide_scale, j), grad_x);
     }
     return Grads{grad_x, before};
   };

@@ -70,7 +70,10 @@ template <class T> void gather(const Problem& p, const Array& a, int64_t c, int6
   const int64_t step = run_step(p, a);
   each_segment(p, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
     const T* from = base + run_offset(p, a, outer) + s * step;
-    if (step == 1) return copy_run(from, length, to + done);
+    if (step == 1) {
+      if (length <= 512) prefetch(from + length, length * sizeof(T));  // in a dense array: the next channel's run
+      return copy_run(from, length, to + done);
+    }
     for (int64_t i = 0; i < length; ++i) to[done + i] = from[i * step];
   });
 }

@@ -147,21 +147,28 @@ BN_INLINE F16 narrow(D16 a) {
 // Arithmetic is in double for float64 data and in float for everything else.
 template <class T> using Compute = std::conditional_t<std::is_same<T, double>::value, double, float>;
 
+// Vector by vector: a copy of all sixteen lanes at once would go through the stack.
 template <class C> BN_INLINE Lanes<C> load_raw(const C* p) {
+  typedef C Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(C)), may_alias));
   Lanes<C> r;
-  std::memcpy(&r, p, sizeof r);
+  BN_EACH(C, i) r.v[i] = reinterpret_cast<const Unaligned*>(p)[i];
   return r;
+}
+
+template <class C> BN_INLINE void store_raw(C* p, Lanes<C> a) {
+  typedef C Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(C)), may_alias));
+  BN_EACH(C, i) reinterpret_cast<Unaligned*>(p)[i] = a.v[i];
 }
 
 BN_INLINE D16 load(const double* p) { return load_raw(p); }
 BN_INLINE F16 load(const float* p) { return load_raw(p); }
+// bfloat16 is float's upper half: vectors of 32-bit words, and of the 16-bit words they shrink to.
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+
 BN_INLINE F16 load(const BFloat16* p) {
-  uint16_t h[16];
-  uint32_t u[16];
-  std::memcpy(h, p, 32);
-  for (int i = 0; i < 16; ++i) u[i] = static_cast<uint32_t>(h[i]) << 16;
   F16 r;
-  std::memcpy(&r, u, 64);
+  BN_EACH(float, i) { r.v[i] = (F16::V)(__builtin_convertvector(reinterpret_cast<const HalfWords*>(p)[i], Words) << 16); }
   return r;
 }
 BN_INLINE F16 load(const Half* p) {
@@ -179,8 +186,12 @@ BN_INLINE F16 load(const Half* p) {
 }
 
 BN_INLINE D16 load_wide(const double* p) { return load(p); }
-BN_INLINE D16 load_wide(const float* p) {
-#if defined(__AVX2__) && !defined(__AVX512F__)  // four converting loads are cheaper than two loads and four extractions
+BN_INLINE D16 load_wide(const float* p) {  // converting loads are cheaper than a load, extractions and conversions
+#if defined(__AVX512F__)
+  D16 r;
+  BN_EACH(double, i) r.v[i] = (D16::V)_mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * i));
+  return r;
+#elif defined(__AVX2__)
   D16 r;
   BN_EACH(double, i) r.v[i] = (D16::V)_mm256_cvtps_pd(_mm_loadu_ps(p + 4 * i));
   return r;
@@ -191,12 +202,14 @@ BN_INLINE D16 load_wide(const float* p) {
 BN_INLINE D16 load_wide(const Half* p) { return widen(load(p)); }
 BN_INLINE D16 load_wide(const BFloat16* p) { return widen(load(p)); }
 
-BN_INLINE void store(double* p, D16 a) { std::memcpy(p, &a, sizeof a); }
-BN_INLINE void store(float* p, F16 a) { std::memcpy(p, &a, sizeof a); }
-BN_INLINE void store(BFloat16* p, F16 a) {
-  float f[16];
-  std::memcpy(f, &a, 64);
-  for (int i = 0; i < 16; ++i) p[i] = to_bfloat16(f[i]);
+BN_INLINE void store(double* p, D16 a) { store_raw(p, a); }
+BN_INLINE void store(float* p, F16 a) { store_raw(p, a); }
+BN_INLINE void store(BFloat16* p, F16 a) {  // to_bfloat16 of convert.h, on vectors
+  BN_EACH(float, i) {
+    const Words u = (Words)a.v[i], magnitude = u & 0x7fffffffu;
+    const Words rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, nan = (u >> 16) | 0x40u;
+    reinterpret_cast<HalfWords*>(p)[i] = __builtin_convertvector(magnitude > 0x7f800000u ? nan : rounded, HalfWords);
+  }
 }
 BN_INLINE void store(Half* p, F16 a) {
 #if defined(__AVX512F__)
@@ -212,25 +225,23 @@ BN_INLINE void store(Half* p, F16 a) {
 #endif
 }
 
-// Non-temporal stores go past the cache and save the read for ownership. p is aligned to 64 bytes (16-bit types: to 32).
+// Non-temporal stores go past the cache and save the read for ownership; p is aligned to 64 bytes. 16-bit results are half a line
+// and are stored as usual.
 template <class T> BN_INLINE void stream(T* p, Lanes<Compute<T>> a) {
 #if defined(__AVX2__)
-  alignas(64) T staged[16];
-  store(staged, a);  // stays in registers: the compiler forwards it
-  typedef float Piece __attribute__((vector_size(sizeof(staged) < kVectorBytes ? sizeof(staged) : kVectorBytes)));
-  constexpr int kPieces = 16 * sizeof(T) / sizeof(Piece);
-  Piece pieces[kPieces];
-  std::memcpy(pieces, staged, sizeof staged);
-  _Pragma("GCC unroll 16") for (int i = 0; i < kPieces; ++i) {
-    float* to = reinterpret_cast<float*>(reinterpret_cast<char*>(p) + i * sizeof(Piece));
-    if constexpr (sizeof(Piece) == 32) _mm256_stream_ps(to, (__m256)pieces[i]);
+  if constexpr (std::is_same<T, Compute<T>>::value) {
+    float* to = reinterpret_cast<float*>(p);
+    BN_EACH(T, i) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(Piece) == 64) _mm512_stream_ps(to, (__m512)pieces[i]);
-#endif
-  }
+      _mm512_stream_ps(to + 16 * i, (__m512)a.v[i]);
 #else
-  store(p, a);
+      _mm256_stream_ps(to + 8 * i, (__m256)a.v[i]);
 #endif
+    }
+    return;
+  }
+#endif
+  store(p, a);
 }
 
 // After the last non-temporal store of a task, before others may read.
@@ -255,6 +266,12 @@ template <class T> BN_INLINE void store_some(T* p, int64_t n, Lanes<Compute<T>> 
   T t[16];
   store(t, a);
   for (int64_t i = 0; i < n; ++i) p[i] = t[i];
+}
+
+// Asks for memory that will be read soon: the hardware's prefetch starts anew in each page, and runs are often one page or less.
+template <class T> BN_INLINE void prefetch(const T* p, int64_t bytes) {
+  const char* from = reinterpret_cast<const char*>(p);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
 
 BN_INLINE D16 to_wide(F16 a) { return widen(a); }

@@ -1,0 +1,88 @@
+"""A table in memory: the chosen columns as numbers, the others as they came, to be written back in place."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .refused import Refused
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table read from a file.
+
+    ``values`` has one row per row of the file and one column per entry of ``chosen``; ``others`` holds every column
+    that was not chosen, by its number. ``names`` names all columns; without a header they are the columns' numbers.
+    ``arrow`` is the pyarrow table of a Parquet file, which knows types and metadata that the rest does not.
+    """
+
+    names: tuple[str, ...]
+    header: bool
+    chosen: tuple[int, ...]
+    values: np.ndarray
+    others: dict[int, Sequence[Any]]
+    remarks: tuple[str, ...] = ()
+    arrow: Any = None
+
+    @property
+    def chosen_names(self) -> tuple[str, ...] | None:
+        """The names of the chosen columns, or None for a file without a header."""
+        return tuple(self.names[i] for i in self.chosen) if self.header else None
+
+
+def choose(columns: str | None, names: tuple[str, ...], source: str) -> tuple[int, ...]:
+    """Return the numbers of the columns that ``columns`` asks for, names or numbers between commas; None means all."""
+    if columns is None:
+        return tuple(range(len(names)))
+    asked = [c.strip() for c in next(csv.reader([columns]), [])]
+    if not any(asked):
+        raise Refused("--columns names no column. Give names or numbers separated by commas, such as --columns 0,1,2.")
+    chosen = tuple(_find(name, names, source) for name in asked)
+    for i in chosen:
+        if chosen.count(i) > 1:
+            raise Refused(f"--columns {columns} names column {i} ({names[i]!r}) twice. Name each column once.")
+    return chosen
+
+
+def _find(asked: str, names: tuple[str, ...], source: str) -> int:
+    if (found := names.count(asked)) > 1:
+        raise Refused(f"{source} has {found} columns named {asked!r}. Choose by number: --columns counts from 0.")
+    if found:
+        return names.index(asked)
+    if asked.isascii() and asked.isdigit() and int(asked) < len(names):
+        return int(asked)
+    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    raise Refused(
+        f"{source} has no column {asked!r}; it has {len(names)}: {listed}. Give names, or numbers from 0 to "
+        f"{len(names) - 1}."
+    )
+
+
+def columns_option(names: Sequence[str]) -> str:
+    """Return the option that chooses these columns, quoted for a shell.
+
+    >>> columns_option(["a", "b c"])
+    "--columns 'a,b c'"
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return f"--columns {shlex.quote(text.getvalue())}"
+
+
+def other_columns_hint(numeric: Sequence[int], width: int) -> str:
+    """Return the sentence that says how to leave out a column without numbers."""
+    if not numeric:
+        return "No column of this file holds numbers."
+    shown = (
+        ",".join(map(str, numeric))
+        if len(numeric) <= 12 or len(numeric) < width // 2
+        else f"{numeric[0]},{numeric[1]},…"
+    )
+    return f"Leave this column out by choosing the others, by name or number: --columns {shown}."

@@ -1,0 +1,66 @@
+"""What every test shares: Hypothesis settings, the number of threads put back, and the table of measured errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for cases, oracle and canonical, whatever pytest's import mode
+
+import batchnorm as bn
+
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=60)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+_ERRORS: dict[str, dict[str, float]] = {}
+
+
+class MeasuredErrors:
+    """Worst errors, by ladder and rung, as multiples of the bound that was asserted."""
+
+    def record(self, ladder: str, rung: str, ratio: float) -> None:
+        rungs = _ERRORS.setdefault(ladder, {})
+        rungs[rung] = max(ratio, rungs.get(rung, 0.0))
+
+
+@pytest.fixture(scope="session")
+def measured() -> MeasuredErrors:
+    """Collects measured errors; they are printed after the run, and written where ``--errors-to`` says."""
+    return MeasuredErrors()
+
+
+@pytest.fixture(autouse=True)
+def _settings_put_back() -> Iterator[None]:
+    """No test leaves its number of threads or its instruction set to the next."""
+    threads, isa = bn.get_num_threads(), bn._native.isa()
+    yield
+    bn.set_num_threads(threads)
+    bn._native.force_isa(isa)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20150211)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--errors-to", metavar="FILE", help="write the measured errors of the accuracy ladders as JSON")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--errors-to"):
+        Path(config.getoption("--errors-to")).write_text(json.dumps(_ERRORS, indent=2) + "\n")
+    if not _ERRORS:
+        return
+    terminalreporter.section("worst measured error, as a fraction of the bound asserted")
+    for ladder, rungs in sorted(_ERRORS.items()):
+        cells = "  ".join(f"{rung}: {ratio:.2f}" for rung, ratio in rungs.items())
+        terminalreporter.write_line(f"{ladder:<40} {cells}")

@@ -1,0 +1,131 @@
+"""Imports point one way only, as docs/architecture.md draws them; C++ knows neither NumPy nor PyTorch."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import batchnorm as bn
+
+PACKAGE = Path(bn.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+CPP = Path(__file__).parent.parent / "cpp"
+
+# cli → files · explanation → layers → functional → moments → _plan, _checks → _native: a module imports from lower levels.
+LEVELS = {
+    "_native": 0,
+    "_plan": 1,
+    "_checks": 2,  # its refusals speak of plans
+    "moments": 3,
+    "functional": 4,
+    "_blocks": 5,
+    "layers": 5,
+    "files": 6,
+    "explanation": 6,
+    "cli": 7,
+    "__init__": 8,
+    "__main__": 9,
+}
+ALONE = "_reference"  # the specification: imports nothing of the package, and nothing of the package imports it
+LIGHT = 6  # below this level numpy is the only thing from outside the standard library
+
+
+def _module(path: Path) -> str:
+    """The part of the package that a file belongs to: a module, or a subpackage as a whole."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> list[tuple[str, int]]:
+    """What a file imports, anywhere in it: absolute dotted names, with the line."""
+    package = ["batchnorm", *path.relative_to(PACKAGE).parts[:-1]]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            own = name == "batchnorm"  # from batchnorm import moments: the names are modules, or functions of __init__
+            found += [(f"{name}.{alias.name}" if own else name, node.lineno) for alias in node.names]
+    return found
+
+
+def _inside(path: Path) -> list[tuple[str, int]]:
+    """Parts of the package that a file imports, other than its own."""
+    parts = [(name.split("."), line) for name, line in _imports(path)]
+    inner = [(names[1] if len(names) > 1 else "__init__", line) for names, line in parts if names[0] == "batchnorm"]
+    known = [(part if part in LEVELS or part == ALONE else "__init__", line) for part, line in inner]
+    return [(part, line) for part, line in known if part != _module(path)]
+
+
+def _outside(path: Path) -> list[tuple[str, int]]:
+    """What a file imports from outside the package and the standard library."""
+    names = [(name.partition(".")[0], line) for name, line in _imports(path)]
+    return [(name, line) for name, line in names if name != "batchnorm" and name not in sys.stdlib_module_names]
+
+
+def test_the_parts_of_the_package_are_the_ones_drawn():
+    assert {_module(path) for path in SOURCES} | {"_native"} == {*LEVELS, ALONE}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path):
+    module = _module(path)
+    for part, line in _inside(path):
+        where = f"{path.relative_to(PACKAGE)}:{line}"
+        assert part != ALONE, f"{where} imports {ALONE}, which nothing in the package calls"
+        assert module != ALONE, f"{where}: {ALONE} imports {part}; it stands by itself"
+        if module == "__init__" and line > _first_function(path):
+            continue  # a function of the front page may load a heavier part when it is called
+        if part == "__init__":
+            assert LEVELS[module] >= LIGHT, f"{where}: {module} imports the package itself, and so everything in it"
+            continue
+        assert LEVELS[part] < LEVELS[module], f"{where}: {module} imports {part}, which stands above it or beside it"
+
+
+def _first_function(path: Path) -> int:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return min((node.lineno for node in tree.body if isinstance(node, ast.FunctionDef)), default=sys.maxsize)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_core_needs_numpy_only(path: Path):
+    """No framework anywhere; below files and explanation nothing but numpy."""
+    module = _module(path)
+    light = module == ALONE or LEVELS[module] < LIGHT or module == "__init__"
+    for name, line in _outside(path):
+        where = f"{path.relative_to(PACKAGE)}:{line}"
+        assert name not in ("torch", "pandas", "sklearn"), f"{where} imports {name}"
+        assert not light or name == "numpy", f"{where}: {module} imports {name}"
+
+
+def test_this_test_sees_imports():
+    """The reading of imports above finds the ones that are there."""
+    found = {part for part, _ in _inside(PACKAGE / "functional.py")}
+    assert {"moments", "_checks", "_native"} <= found
+    assert {name for name, _ in _outside(PACKAGE / "functional.py")} == {"numpy"}
+
+
+@pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
+def test_cpp_knows_neither_numpy_nor_pytorch():
+    """Kernels include the standard library, intrinsics and each other; Python's headers belong to bind_python.cpp."""
+    sources = sorted(CPP.glob("*.h")) + sorted(CPP.glob("*.cpp"))
+    assert len(sources) > 5
+    for path in sources:
+        included = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(encoding="utf-8"), flags=re.M)
+        for header in included:
+            assert not re.search(r"numpy|torch|ATen|c10", header), f"{path.name} includes {header}"
+            if path.name != "bind_python.cpp":
+                assert not re.search(r"nanobind|Python\.h", header), f"{path.name} includes {header}"
+
+
+@pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
+def test_only_the_vector_header_knows_an_instruction_set():
+    """Intrinsics stand in simd.h; the loops are written once for all instruction sets."""
+    for path in sorted(CPP.glob("*.h")) + sorted(CPP.glob("*.cpp")):
+        if path.name != "simd.h":
+            assert not re.search(r"\b_mm\d*_|immintrin", path.read_text(encoding="utf-8")), path.name

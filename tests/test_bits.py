@@ -1,0 +1,306 @@
+"""One answer: the same bits for any number of threads, any memory layout, any instruction set, run after run."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import sys
+
+import numpy as np
+import pytest
+
+import batchnorm as bn
+import canonical
+from canonical import same_bits
+from cases import DTYPES, lay_out
+
+THREADS = (1, 2, 3, 7)
+LAYOUTS = ("contiguous", "channels-last", "permuted", "sliced", "sliced-channels", "reversed")
+ISAS = tuple(bn._native.available_isas())  # the best of this machine first
+SCALAR = "reference" if "reference" in ISAS else "portable"  # what every other one is compared with
+
+# Planes of 1, 7x7, 14x14 and 56x56; channels that fill vectors and that do not; below and above what one thread does
+# alone (32768 elements).
+SMALL = [
+    (33, 3),
+    (65, 100),
+    (2, 3, 1, 1),
+    (3, 16, 7, 7),
+    (2, 3, 14, 14),
+    (1, 2, 56, 56),
+    (2, 100, 3, 5),
+    (4100, 2),
+    (4, 1030),
+]
+MIDDLE = (3, 16, 27, 27)
+LARGE = [(2048, 100), (35_001, 3), (2, 64, 56, 56), (32, 16, 14, 14), (20, 100, 7, 7), (1, 3, 200, 301)]
+STREAMED = {
+    "float64": 2,
+    "float32": 3,
+    "float16": 6,
+    "bfloat16": 6,
+}  # samples of (29, 223, 227) that make 17 MB or more
+
+
+def _values(shape: tuple[int, ...], dtype: str) -> dict[str, np.ndarray]:
+    """x, grad and residual of a problem, contiguous; and its parameters and mask."""
+    rng = np.random.default_rng(shape)
+    channels = shape[1]
+    found = {"x": 3.0 * rng.standard_normal(shape) + rng.standard_normal((channels,) + (1,) * (len(shape) - 2)) * 50}
+    found |= {"grad": rng.standard_normal(shape) + 0.1, "residual": rng.standard_normal(shape)}
+    arrays = {name: value.astype(DTYPES[dtype]) for name, value in found.items()}
+    parameters = rng.standard_normal((2, channels)).astype(np.float64 if dtype == "float64" else np.float32)
+    weights = rng.random(shape[:1] + shape[2:]) * (rng.random(shape[:1] + shape[2:]) < 0.9) + 0.0
+    weights.flat[-2:] = 1.0
+    return arrays | {"weight": parameters[0], "bias": parameters[1], "weights": weights}
+
+
+def _everything(arrays: dict[str, np.ndarray], masked: bool = True) -> dict[str, np.ndarray]:
+    """What forward, evaluation and backward give, with and without options, by name."""
+    x, grad, weight, bias = (arrays[name] for name in ("x", "grad", "weight", "bias"))
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str, **results) -> None:
+        found.update({f"{name}: {part}": value for part, value in results.items()})
+
+    y, m = bn.batch_norm(x)
+    keep("plain", y=y, mean=m.mean, mean_low=m.mean_low, m2=m.m2)
+    alone = bn.moments(x)
+    keep("moments alone", mean=alone.mean, mean_low=alone.mean_low, m2=alone.m2)
+    trained = bn.Moments.from_statistics(m.mean * 0.9, m.var() * 1.1)
+    keep("evaluation", y=bn.normalize(x, trained, weight, bias, activation="relu6"))
+    g = bn.batch_norm_backward(grad, x, m, weight, bias)
+    keep("backward", x=g.x, weight=g.weight, bias=g.bias)
+    options = {"residual": arrays["residual"], "activation": "silu"}
+    y, m = bn.batch_norm(x, weight, bias, **options)
+    keep("silu", y=y)
+    g = bn.batch_norm_backward(grad, x, m, weight, bias, **options)
+    keep("silu backward", x=g.x, weight=g.weight, bias=g.bias, residual=g.residual)
+    g = bn.batch_norm_backward(grad, x, m, weight, bias, training=False, activation="relu")
+    keep("evaluation backward", x=g.x, weight=g.weight, bias=g.bias)
+    if masked:
+        m = bn.moments(x, mask=arrays["weights"] > 0.5)
+        keep("mask", count=m.count, mean=m.mean, m2=m.m2)
+        options = {"weights": arrays["weights"], "activation": "leaky_relu"}
+        y, m = bn.batch_norm(x, weight, bias, **options)
+        keep("weights", y=y, count=m.count, mean=m.mean, m2=m.m2)
+        g = bn.batch_norm_backward(grad, x, m, weight, bias, **options)
+        keep("weights backward", x=g.x, weight=g.weight, bias=g.bias)
+    return found
+
+
+def _assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], how: str) -> None:
+    differ = [name for name, value in expected.items() if not same_bits(found[name], value)]
+    assert not differ, f"{how}: other bits in {differ}"
+
+
+def _laid_out(values: dict[str, np.ndarray], layout: str) -> dict[str, np.ndarray]:
+    strided = {name: lay_out(values[name], layout, (1,)) for name in ("x", "grad", "residual")}
+    return values | strided
+
+
+def _matrix(shape: tuple[int, ...], dtype: str, layouts, threads, isas) -> None:
+    """One thread of the scalar kernels on contiguous arrays, against everything else."""
+    values = _values(shape, dtype)
+    bn._native.force_isa(SCALAR)
+    bn.set_num_threads(1)
+    expected = _everything(values)
+    for layout in layouts:
+        arrays = _laid_out(values, layout)
+        for isa, count in itertools.product(isas, threads):
+            bn._native.force_isa(isa)
+            bn.set_num_threads(count)
+            _assert_same(_everything(arrays), expected, f"{layout}, {isa}, {count} threads")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_small_problems(shape, dtype):
+    _matrix(shape, dtype, LAYOUTS, (1, 3), ISAS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_layout_thread_count_and_instruction_set(dtype):
+    _matrix(MIDDLE, dtype, LAYOUTS, THREADS, ISAS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_large_problems(shape):
+    _matrix(shape, "float32", LAYOUTS[:4], THREADS, ISAS[:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ("portable", "reference")])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "sliced-channels"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_that_go_past_the_cache(dtype, layout, isa):
+    """Vector stores past the cache, in odd runs, write what the portable kernels' ordinary ones write."""
+    rng = np.random.default_rng(1)
+    shape = (STREAMED[dtype], 29, 223, 227)
+    x, grad = (lay_out(rng.standard_normal(shape, np.float32).astype(DTYPES[dtype]), layout, (1,)) for _ in range(2))
+    bn.set_num_threads(3)
+    bn._native.force_isa("portable")
+    y, m = bn.batch_norm(x)
+    dx = bn.batch_norm_backward(grad, x, m).x
+    bn._native.force_isa(isa)
+    found, m_found = bn.batch_norm(x)
+    assert m_found == m
+    assert same_bits(found, y)
+    assert same_bits(bn.batch_norm_backward(grad, x, m).x, dx)
+    assert same_bits(bn.normalize(x[-1:], m), y[-1:]), "one sample alone stays in the cache"
+
+
+def _as_columns(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The problem reshaped to (N * S, C): the same positions in the same order."""
+    channels = values["x"].shape[1]
+    flat = {name: np.moveaxis(values[name], 1, -1).reshape(-1, channels) for name in ("x", "grad", "residual")}
+    return values | flat | {"weights": values["weights"].reshape(-1)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 16, 7, 7), (2, 3, 14, 14), (1, 2, 56, 56), (32, 16, 14, 14)], ids=str)
+def test_reshaped_to_columns(shape, dtype):
+    """(N, C, H, W) and (N * H * W, C) are one case."""
+    values = _values(shape, dtype)
+    expected = {}
+    for name, value in _everything(values).items():
+        expected[name] = np.moveaxis(value, 1, -1).reshape(-1, shape[1]) if value.ndim == 4 else value
+    _assert_same(_everything(_as_columns(values)), expected, "reshaped to columns")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_channels_on_any_axis(dtype):
+    """Moving the channel axis moves the results and changes no bit."""
+    values = _values((6, 17, 5, 9), dtype)
+    x, weight, bias = values["x"], values["weight"], values["bias"]
+    y, m = bn.batch_norm(x, weight, bias)
+    for axis in range(4):
+        moved, m_moved = bn.batch_norm(np.moveaxis(x, 1, axis), weight, bias, axis=axis)
+        assert m_moved == m, axis
+        assert same_bits(np.moveaxis(moved, axis, 1), y), axis
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [*SMALL, (70_001, 3), (3, 16, 56, 56)], ids=str)
+def test_kernels_sum_in_the_canonical_order(shape, dtype, isa):
+    """Forward and backward sums are those of canonical.py, bit for bit."""
+    values = _values(shape, dtype)
+    bn._native.force_isa(isa)
+    x, grad = (canonical.columns(values[name], (1,)) for name in ("x", "grad"))
+    m, expected = bn.moments(values["x"]), canonical.moments(x)
+    for name in canonical.Sums._fields:
+        assert same_bits(getattr(m, name), getattr(expected, name)), name
+    weights = np.broadcast_to(values["weights"].reshape(-1, 1), x.shape)
+    m_weighted, expected = bn.moments(values["x"], weights=values["weights"]), canonical.moments(x, weights)
+    for name in canonical.Sums._fields:
+        assert same_bits(getattr(m_weighted, name), getattr(expected, name)), name
+    ones = np.ones(shape[1])
+    found = bn.batch_norm_backward(values["grad"], values["x"], m, ones, ones)
+    sum_g, sum_gd = canonical.gradient_sums(grad, x, m.mean)
+    sum_gd = sum_gd - m.mean_low * sum_g
+    assert same_bits(found.bias, sum_g)
+    assert same_bits(found.weight, sum_gd * (1.0 / np.sqrt(m.var() + 1e-5)))
+
+
+@pytest.mark.parametrize("shape", [(65, 100), (8, 16, 56, 56)], ids=str)
+def test_run_after_run(shape):
+    bn.set_num_threads(3)
+    values = _values(shape, "float32")
+    expected = _everything(values)
+    for _ in range(5):
+        _assert_same(_everything(values), expected, "another run")
+
+
+@pytest.mark.parametrize("shift", range(1, 16))
+def test_where_the_array_begins_in_memory(shift):
+    """Every misalignment of whole items against vectors and cache lines."""
+    values = _values((5, 17, 9), "float32")
+    expected = _everything(values, masked=False)
+    moved = {}
+    for name in ("x", "grad", "residual"):
+        array = values[name]
+        memory = np.zeros(array.nbytes + 64, dtype=np.uint8)
+        moved[name] = memory[shift * 4 : shift * 4 + array.nbytes].view(np.float32).reshape(array.shape)
+        moved[name][...] = array
+    _assert_same(_everything(values | moved, masked=False), expected, f"shifted by {shift} items")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_non_finite_values_have_the_same_bits_everywhere(isa):
+    values = _values((3, 20, 7, 7), "float32")
+    for channel, value in enumerate((np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45)):
+        values["x"][1, channel, 3, channel] = value
+    bn._native.force_isa("portable")
+    expected = _everything(values)
+    bn._native.force_isa(isa)
+    for layout in LAYOUTS:
+        _assert_same(_everything(_laid_out(values, layout)), expected, layout)
+
+
+@pytest.mark.parametrize("axis", [(0, 2, 4, 6, 8, 10), (1, 3, 5, 7, 9, 11), (), 11, tuple(range(11))], ids=str)
+def test_many_axes(axis):
+    """Twelve axes that no layout joins: the same bits as the array brought to (m, C)."""
+    rng = np.random.default_rng(2)
+    x, grad = (rng.standard_normal((2, 3) * 6)[(slice(None, None, -1),) * 12] for _ in range(2))
+    y, m = bn.batch_norm(x, axis=axis)
+    dx = bn.batch_norm_backward(grad, x, m, axis=axis).x
+    kept = axis if isinstance(axis, tuple) else (axis,)
+    x_columns, grad_columns = canonical.columns(x, kept), canonical.columns(grad, kept)
+    y_columns, m_columns = bn.batch_norm(x_columns)
+    assert same_bits(canonical.columns(y, kept), y_columns)
+    assert same_bits(m.mean.ravel(), m_columns.mean)
+    assert same_bits(canonical.columns(dx, kept), bn.batch_norm_backward(grad_columns, x_columns, m_columns).x)
+
+
+def test_as_many_axes_as_numpy_has():
+    """64 axes (32 before NumPy 2), most of length one."""
+    limit = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+    shape = [1] * limit
+    shape[0], shape[limit // 2], shape[-1] = 4, 5, 3
+    x = np.random.default_rng(3).standard_normal(shape)
+    y, m = bn.batch_norm(x, axis=(limit // 2, -1))
+    y_flat, m_flat = bn.batch_norm(x.reshape(4, 15))
+    assert same_bits(y.reshape(4, 15), y_flat)
+    assert same_bits(m.m2.ravel(), m_flat.m2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called as Linux has it")
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("at", ["end", "start"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_beside_the_arrays_is_touched(dtype, at, isa):
+    """Arrays that end, or begin, where memory may not be touched: a kernel that reads one item too many crashes here."""
+    bn._native.force_isa(isa)
+    for shape in ((17, 3), (3, 17, 5), (2, 5, 7, 7), (33, 65), (2, 3, 2050), (65, 1)):
+        values = _values(shape, dtype)
+        for layout in ("contiguous", "channels-last"):
+            order = [0, *range(2, len(shape)), 1] if layout == "channels-last" else range(len(shape))
+            guarded = {name: _guarded(values[name], order, at) for name in ("x", "grad", "residual")}
+            options = {"residual": guarded["residual"], "activation": "relu"}
+            out = _guarded(values["x"], order, at)
+            y, m = bn.batch_norm(guarded["x"], **options, out=out)
+            assert same_bits(y, bn.batch_norm(values["x"], residual=values["residual"], activation="relu")[0])
+            bn.batch_norm_backward(guarded["grad"], guarded["x"], m, **options, out=out)
+            weights = _guarded(values["weights"], range(values["weights"].ndim), at)
+            m = bn.moments(guarded["x"], weights=weights)
+            bn.batch_norm_backward(guarded["grad"], guarded["x"], m, weights=weights, out=out)
+
+
+def _guarded(values: np.ndarray, order, at: str) -> np.ndarray:
+    """A copy of `values`, laid out in the given order of axes, beside a page that may not be touched."""
+    page, forbidden = mmap.PAGESIZE, 0
+    pages = -(-values.nbytes // page)
+    memory = mmap.mmap(-1, (pages + 1) * page)
+    whole = np.frombuffer(memory, dtype=np.uint8)
+    guard = 0 if at == "start" else pages * page
+    first = page if at == "start" else pages * page - values.nbytes
+    # frombuffer keeps the mapping alive for as long as the array; the guard page goes with it
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(whole.ctypes.data + guard), ctypes.c_size_t(page), forbidden) == 0
+    flat = whole[first : first + values.nbytes].view(values.dtype)
+    array = flat.reshape([values.shape[axis] for axis in order]).transpose(np.argsort(order))
+    array[...] = values
+    return array
