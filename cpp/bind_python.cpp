@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <string>
 #include <vector>
@@ -36,6 +37,30 @@ class Buffer {
  private:
   Py_buffer view_{};
   bool held_ = false;
+};
+
+// Lets other Python threads run. A daemon thread that wants the lock back while the interpreter shuts down must not return: Python
+// would end it by unwinding, which C++ forbids here, so it waits for the process to end (as Python 3.14 has it by itself).
+class WithoutLock {
+ public:
+  WithoutLock() : state_(PyEval_SaveThread()) {}
+  WithoutLock(const WithoutLock&) = delete;
+  WithoutLock& operator=(const WithoutLock&) = delete;
+  ~WithoutLock() {
+    while (finalizing()) pause();
+    PyEval_RestoreThread(state_);
+  }
+
+ private:
+  PyThreadState* state_;
+
+  static bool finalizing() {
+#if PY_VERSION_HEX >= 0x030d0000
+    return Py_IsFinalizing();
+#else
+    return _Py_IsFinalizing();
+#endif
+  }
 };
 
 struct Operand {
@@ -115,7 +140,7 @@ void forward(nb::object x_, nb::object y_, int dtype, uint64_t kept, nb::object 
   set_activation(p, activation);
   p.compute_stats = compute_stats;
   p.threads = get_num_threads();
-  nb::gil_scoped_release released;
+  const WithoutLock released;
   active_kernels().forward(p);
 }
 
@@ -139,7 +164,7 @@ void backward(nb::object grad_y_, nb::object x_, nb::object grad_x_, int dtype, 
   p.training = training;
   p.grad_weight = grad_weight.doubles(), p.grad_bias = grad_bias.doubles();
   p.threads = get_num_threads();
-  nb::gil_scoped_release released;
+  const WithoutLock released;
   active_kernels().backward(p);
 }
 

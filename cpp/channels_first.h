@@ -10,11 +10,10 @@ namespace batchnorm {
 namespace BN_ISA {
 namespace {
 
-constexpr int64_t kSmallProblem = 32768;            // elements; below, waking a thread costs more than it does
-constexpr int64_t kStreamFrom = int64_t(16) << 20;  // bytes of output; below, the last-level cache holds it
-constexpr int64_t kShortRun = 256;                  // elements; planes below this are applied as rows of columns
-constexpr int64_t kRunHead = 1024;                  // bytes of the next run to ask for ahead
-constexpr int64_t kColumns = 1024;                  // of such a row: their coefficients stay in L1
+constexpr int64_t kSmallProblem = 32768;  // elements; below, waking a thread costs more than it does
+constexpr int64_t kShortRun = 256;        // elements; planes below this are applied as rows of columns
+constexpr int64_t kRunHead = 1024;        // bytes of the next run to ask for ahead
+constexpr int64_t kColumns = 1024;        // of such a row: their coefficients stay in L1
 
 template <class T> class ChannelsFirst {
  public:
@@ -24,7 +23,7 @@ template <class T> class ChannelsFirst {
     direct_ = all_arrays(p, [&](const Array& a) { return run_step(p, a) == 1; });
     whole_vectors_ = direct_ && (p.reduced_dims == 1 || run_length(p) % kLanes == 0);
     columns_ = direct_ && is_dense() && run_length(p) < kShortRun && !p.weights;
-    streaming_ = p.m * p.C * static_cast<int64_t>(sizeof(T)) >= kStreamFrom;
+    streaming_ = goes_past_cache<T>(p);
   }
 
   Moments moments_block(int64_t c, int64_t b) const {

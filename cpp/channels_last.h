@@ -22,7 +22,7 @@ template <class T> class ChannelsLast {
   using C = Compute<T>;
 
   ChannelsLast(const Problem& p, Table<C>& table) : p_(p), table_(table), repeat_(repeats(p)), repeated_(p.C * repeat_) {
-    streaming_ = p.m * p.C * static_cast<int64_t>(sizeof(T)) >= int64_t(16) << 20;
+    streaming_ = goes_past_cache<T>(p);
   }
 
   int64_t panels() const { return (p_.C + kPanel - 1) / kPanel; }

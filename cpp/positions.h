@@ -139,6 +139,13 @@ inline double sum_weights(const double* w, int64_t n) {
   return fold(sum);
 }
 
+constexpr int64_t kStreamFrom = int64_t(16) << 20;  // bytes of output; below, the last-level cache holds it
+
+// 16-bit vectors are half a line and are never streamed.
+template <class T> bool goes_past_cache(const Problem& p) {
+  return sizeof(T) >= 4 && p.m * p.C * static_cast<int64_t>(sizeof(T)) >= kStreamFrom;
+}
+
 inline int64_t blocks_of(const Problem& p) { return (p.m + kBlock - 1) / kBlock; }
 
 }  // namespace

@@ -27,8 +27,12 @@ class Plan:
         The other axes: those that are averaged over, ascending.
     channel_shape
         Lengths of the kept axes: the shape of every per-channel array.
-    N, C, S
-        Length of the first reduced axis; number of channels; number of positions a sample gives to a channel.
+    N
+        Length of the first reduced axis.
+    C
+        Number of channels.
+    S
+        Number of positions that one of the N gives to a channel.
     m
         N * S, the number of positions of a channel.
     """

@@ -41,9 +41,13 @@ def activate(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
         return np.where(z < 0, 0.0, np.where(z > 6, 6.0, z))
     if kind == "leaky_relu":
         return np.where(z < 0, slope * z, z)
-    if kind == "silu":
-        return z / (1 + np.exp(-z))
-    return z
+    return z * sigmoid(z) if kind == "silu" else z
+
+
+def sigmoid(z: Doubles) -> Doubles:
+    """1 / (1 + exp(-z))."""
+    s: Doubles = 1 / (1 + np.exp(-z))
+    return s
 
 
 def derivative(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
@@ -55,7 +59,7 @@ def derivative(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
     if kind == "leaky_relu":
         return np.where(z > 0, 1.0, slope)
     if kind == "silu":
-        s = 1 / (1 + np.exp(-z))
+        s = sigmoid(z)
         return s * (1 + z * (1 - s))
     return np.ones_like(z)
 

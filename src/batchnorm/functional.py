@@ -247,8 +247,8 @@ def batch_norm_backward(
 
         bias    sum g
         weight  sum g * xhat
-        x       a * (g - w / W * (sum g + xhat * sum g * xhat))     training: the moments depend on x
-        x       a * g                                               evaluation: they do not
+        x       a * (g - w / W * (sum g + xhat * sum g * xhat))     training
+        x       a * g                                               evaluation
 
     Sums run over all positions; without mask and weights w is 1 and W is m.
 

@@ -219,11 +219,12 @@ class BatchNorm:
         assert self.num_batches_tracked is not None
         batches = self.num_batches_tracked + 1
         a = 1 / float(batches) if self.momentum is None else self.momentum
-        mean = (1 - a) * self.running_mean.astype(np.float64) + a * m.mean
-        var = (1 - a) * self.running_var.astype(np.float64) + a * m.var(self.running_correction)
-        self.running_mean[...] = mean
-        self.running_var[...] = var
-        self.num_batches_tracked[...] = batches
+        with np.errstate(over="ignore", invalid="ignore"):  # a variance beyond float32 is infinite there, as in PyTorch
+            mean = ((1 - a) * self.running_mean.astype(np.float64) + a * m.mean).astype(self.dtype)
+            var = ((1 - a) * self.running_var.astype(np.float64) + a * m.var(self.running_correction)).astype(
+                self.dtype
+            )
+        self.running_mean[...], self.running_var[...], self.num_batches_tracked[...] = mean, var, batches
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and running statistics, under PyTorch's names."""

@@ -129,7 +129,7 @@ class Moments:
 
     @property
     def mean_low(self) -> Doubles:
-        """What `mean` left out: `mean + mean_low` is the mean to about 106 bits."""
+        """What `mean` left out, so that `mean + mean_low` is the mean to about 106 bits."""
         low: Doubles = self._table[_LOW]
         return low
 
@@ -141,7 +141,7 @@ class Moments:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of every per-channel array: the lengths of the kept axes."""
+        """Shape of every per-channel array, which is the lengths of the kept axes."""
         return self._table.shape[1:]
 
     def var(self, correction: float = 0) -> Doubles:
