@@ -15,7 +15,7 @@ PACKAGE = Path(bn.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CPP = Path(__file__).parent.parent / "cpp"
 
-# cli → files · explanation → layers → functional → moments → _plan, _checks → _native: a module imports from lower levels.
+# cli → files · explanation → layers · _blocks → functional → moments → _checks → _plan → _native: imports point down.
 LEVELS = {
     "_native": 0,
     "_plan": 1,

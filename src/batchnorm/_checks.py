@@ -17,6 +17,7 @@ Doubles = NDArray[np.float64]
 # Codes of cpp/problem.h.
 _CODES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.float16): 2}
 _BFLOAT16, _BOOL = 3, 4
+_PARAMETER_CODES = (0, 1)
 _DTYPES = "float64, float32, float16 or bfloat16"
 _ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4}
 _MAX_EXACT_COUNT = 2**53  # counts are float64
@@ -100,9 +101,14 @@ def _loadable(value: object, name: str, who: str) -> tuple[Array, int]:
     if code is None:
         _refuse_dtype(x, name, who)
         raise AssertionError  # unreachable: _refuse_dtype raises
-    if not x.flags.aligned or any(s % x.itemsize for s in x.strides):
+    if not x.flags.carray and _is_odd(x):
         _refuse_layout(x, name, who)
     return x, code
+
+
+def _is_odd(x: Array) -> bool:
+    """Whether an element, or a step to the next one, does not start where its dtype's elements do."""
+    return not x.flags.aligned or any(s % x.itemsize for s in x.strides)
 
 
 def data(value: object, who: str, axis: Axis, channels: tuple[int, ...] | None = None) -> Data:
@@ -149,7 +155,7 @@ def parameter(value: object, name: str, d: Data) -> Doubles | None:
         return None
     plan, who = d.plan, d.who
     a = _as_array(value, name, who)
-    if a.dtype not in (np.float32, np.float64) or not a.dtype.isnative:
+    if _CODES.get(a.dtype) not in _PARAMETER_CODES:
         raise TypeError(
             f"{who}: {name} must be float32 or float64, native byte order (parameters of 16-bit data stay float32 or "
             f"wider); got {described(a)}; convert it with np.asarray({name}, dtype=np.float32)"
@@ -159,7 +165,7 @@ def parameter(value: object, name: str, d: Data) -> Doubles | None:
             f"{who}: {name} must have one value for each channel, shape {plan.channel_shape} (the lengths of "
             f"{_axes(plan.axis) if plan.axis else 'no axis'} of an input of shape {plan.shape}); got {described(a)}"
         )
-    return np.ascontiguousarray(a, dtype=np.float64).reshape(a.shape)
+    return np.array(a, dtype=np.float64, order="C")
 
 
 def selection(d: Data, mask: object, weights: object) -> Selection:
@@ -199,7 +205,7 @@ def _weights_array(weights: object, d: Data) -> Array:
         )
     if code > 1:
         w = w.astype(np.float32)
-    if not w.flags.aligned or any(s % w.itemsize for s in w.strides):
+    if _is_odd(w):
         _refuse_layout(w, "weights", d.who)
     for rule, broken in (("finite", ~np.isfinite(w)), ("non-negative", w < 0)):
         if broken.any():
@@ -274,6 +280,8 @@ def known_moments(mean_shape: tuple[int, ...], count: Doubles, d: Data) -> None:
 
 def epsilon(eps: object, who: str) -> float:
     """Check eps: a positive, finite number."""
+    if type(eps) is float and 0 < eps < math.inf:
+        return eps  # the usual case, without the cost of the checks below
     if isinstance(eps, bool) or not isinstance(eps, (numbers.Real, np.floating, np.integer)):
         raise TypeError(f"{who}: eps must be a positive number; got {eps!r} of type {type(eps).__name__}")
     value = float(eps)
@@ -316,7 +324,7 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
         raise ValueError(f"{d.who}: out must have x's shape {d.x.shape}; got {described(out)}")
     if not out.flags.writeable:
         raise ValueError(f"{d.who}: out must be writable; got a read-only array ({described(out)}); pass a copy")
-    if not out.flags.aligned or any(s % out.itemsize for s in out.strides):
+    if _is_odd(out):
         _refuse_layout(out, "out", d.who)
     if _overlaps_itself(out):
         raise ValueError(
