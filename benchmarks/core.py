@@ -81,20 +81,21 @@ def contestants(problem: Problem) -> dict[str, Callable[[], object]]:
     }
 
 
-# PyTorch's OpenMP threads spin for a while after a call and would take our threads' processors.
-SETTLE = 0.004
+# Each contestant runs untimed for this long before a timed call: PyTorch's OpenMP threads spin for milliseconds after a call, on
+# processors that the next contestant needs, and a pause instead would let caches and clocks go cold.
+SETTLE = 0.008
 
 
 def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_ in range(repeats + 2):  # two rounds to warm up
+    for _ in range(repeats):
         for name, function in functions.items():
-            time.sleep(SETTLE)
-            function()  # brings caches and threads to the state a repeated call finds
+            settled = time.perf_counter() + SETTLE
+            while time.perf_counter() < settled:
+                function()
             start = time.perf_counter()
             function()
-            if round_ >= 2:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
     return times
 
 

@@ -32,31 +32,37 @@ inline void pause_briefly() {
 #endif
 }
 
-// Workers sleep on a condition variable after a short spin; a job lives on its caller's stack, and the caller leaves only when
-// every worker that entered it has left.
+// Spins of about 40 cycles: a worker waits some 30 microseconds for the next job (the next pass, the next call) before it sleeps,
+// which is about what waking it costs.
+constexpr int kSpins = 2000;
+
+// One job at a time. Its state is one word: who has not seen this generation may take a seat and be inside; the job lives on its
+// caller's stack, and the caller leaves only when the seats are gone and nobody is inside.
 class Pool {
  public:
   // False where another caller has the pool.
   bool run(Job& job, int helpers) {
-    std::unique_lock<std::mutex> owner(busy_, std::try_to_lock);
-    if (!owner.owns_lock()) return false;
+    if (busy_.exchange(true)) return false;
     helpers = grow(helpers);
-    {
+    job_ = &job;
+    state_.store(((state_.load() >> 32) + 1) << 32 | static_cast<uint64_t>(helpers) << 16);
+    if (sleepers_.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
-      job_ = &job;
-      seats_ = helpers;
-      generation_.fetch_add(1, std::memory_order_release);
+      wake_.notify_all();
     }
-    wake_.notify_all();
     job.work();
-    std::unique_lock<std::mutex> lock(mutex_);
-    seats_ = 0;  // who has not entered by now need not
-    left_.wait(lock, [&] { return inside_ == 0; });
-    job_ = nullptr;
+    state_.fetch_and(~kSeats);
+    for (int spin = 0; (state_.load() & kInside) != 0; ++spin) {
+      if (spin < kSpins) pause_briefly();
+      else std::this_thread::yield();
+    }
+    busy_.store(false);
     return true;
   }
 
  private:
+  static constexpr uint64_t kInside = 0xffff, kSeats = 0xffff0000, kOneSeat = 0x10000;
+
   int grow(int wanted) {
     while (started_ < wanted) {
       try {
@@ -70,31 +76,36 @@ class Pool {
   }
 
   void serve() {
-    uint64_t seen = 0;
-    for (;;) {
-      // About 20 microseconds: the gap between two kernels of one call, shorter than a wake-up.
-      for (int spin = 0; spin < 1000 && generation_.load(std::memory_order_acquire) == seen; ++spin) pause_briefly();
-      Job* job;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
-        seen = generation_.load(std::memory_order_relaxed);
-        if (seats_ == 0) continue;
-        --seats_;
-        ++inside_;
-        job = job_;
+    for (uint64_t seen = 0;;) {
+      uint64_t state = state_.load();
+      for (int spin = 0; state >> 32 == seen; state = state_.load()) {
+        if (++spin < kSpins) pause_briefly();
+        else sleep_past(seen);
       }
-      job->work();
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (--inside_ == 0) left_.notify_one();
+      seen = state >> 32;
+      while ((state & kSeats) != 0 && state >> 32 == seen) {
+        if (!state_.compare_exchange_weak(state, state - kOneSeat + 1)) continue;
+        job_->work();
+        state_.fetch_sub(1);
+        break;
+      }
     }
   }
 
-  std::mutex busy_, mutex_;
-  std::condition_variable wake_, left_;
-  std::atomic<uint64_t> generation_{0};
+  void sleep_past(uint64_t seen) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++sleepers_;  // before looking at the state, as run() sets the state before looking here: one of the two sees the other
+    wake_.wait(lock, [&] { return state_.load() >> 32 != seen; });
+    --sleepers_;
+  }
+
+  std::atomic<bool> busy_{false};
+  std::atomic<uint64_t> state_{0};  // generation (32 bits), seats left (16), workers inside (16)
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
   Job* job_ = nullptr;
-  int seats_ = 0, inside_ = 0, started_ = 0;
+  int started_ = 0;
 };
 
 // Never destroyed: detached workers may outlive static destruction. A forked child has none of its parent's threads, so it gets a

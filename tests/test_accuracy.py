@@ -241,7 +241,7 @@ def test_an_outlier_of_hardly_any_weight(dtype, tiny, rng):
     weights = np.ones((40, 1))
     weights[0] = tiny
     problem = oracle.Problem(x, (1,), weights=np.broadcast_to(weights, x.shape))
-    count, mean, m2 = oracle.statistics(problem)
+    _, mean, m2 = oracle.statistics(problem)
     m = bn.moments(x, weights=weights[:, 0])
     np.testing.assert_allclose(m.m2, oracle.to_float(m2)[0], rtol=1e-12)
     off = oracle.to_float(mean[0] - oracle.exact(m.mean) - oracle.exact(m.mean_low))

@@ -226,6 +226,17 @@ def test_grad_and_x_may_lie_differently(mixed, dtype, rng):
     assert found.x.strides == np.empty_like(x).strides, "the gradient of x lies as x does"
 
 
+def test_mask_and_weights_do_not_matter_in_evaluation(rng):
+    """The moments are constants then: what counted in them says nothing of the gradients."""
+    x, grad = rng.standard_normal((2, 9, 3))
+    mask, weights = np.arange(9) < 6, rng.random(9)
+    m, parameters = bn.moments(x, mask=mask, weights=weights), (np.ones(3), np.zeros(3))
+    plain = bn.batch_norm_backward(grad, x, m, *parameters, training=False)
+    given = bn.batch_norm_backward(grad, x, m, *parameters, mask=mask, weights=weights, training=False)
+    for name in ("x", "weight", "bias"):
+        assert same_bits(getattr(given, name), getattr(plain, name))
+
+
 @pytest.mark.parametrize("power", [-1000, -200, -100, 100, 200, 900])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])

@@ -272,7 +272,7 @@ def test_as_many_axes_as_numpy_has():
 @pytest.mark.parametrize("at", ["end", "start"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_beside_the_arrays_is_touched(dtype, at, isa):
-    """Arrays that end, or begin, where memory may not be touched: a kernel that reads one item too many crashes here."""
+    """Arrays that end, or begin, beside memory that may not be touched: one item too many crashes here."""
     bn._native.force_isa(isa)
     for shape in ((17, 3), (3, 17, 5), (2, 5, 7, 7), (33, 65), (2, 3, 2050), (65, 1)):
         values = _values(shape, dtype)

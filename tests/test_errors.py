@@ -367,14 +367,18 @@ _FROM_OUT: list[Bad] = [
     Bad("out", "packed records", lambda g: _packed_field((4, 3)), ValueError, ("out", "aligned|strides"), _WRITERS),
 ]
 
-_FROM_BATCH: list[Bad] = [
-    Bad("x", f"shape {shape}", lambda g, shape=shape: np.zeros(shape, np.float32), ValueError, ("empty batch", re.escape(str(shape))), ("batch_norm",))
-    for shape in ((0, 3), (4, 3, 0), (0, 3, 5), (0,) * 3)
-] + [
-    Bad("x", f"shape {shape}", lambda g, shape=shape: np.zeros(shape, np.float32), ValueError,
-        ("one value per channel in training", re.escape(str(shape)), "channels on axis 1", "variance is 0", "batch of at least 2"), ("batch_norm",))
-    for shape in ((1, 3), (1, 3, 1), (1, 3, 1, 1))
-]  # fmt: skip
+
+def _too_small(shape: tuple[int, ...], says: tuple[str, ...]) -> Bad:
+    says = (*says, re.escape(str(shape)), "channels on axis 1")
+    return Bad("x", f"shape {shape}", lambda g: np.zeros(shape, np.float32), ValueError, says, ("batch_norm",))
+
+
+_EMPTY, _ONE = (
+    ("empty batch", "evaluation"),
+    ("one value per channel in training", "variance is 0", "batch of at least 2"),
+)
+_FROM_BATCH = [_too_small(shape, _EMPTY) for shape in ((0, 3), (4, 3, 0), (0, 3, 5), (0, 0, 0))]
+_FROM_BATCH += [_too_small(shape, _ONE) for shape in ((1, 3), (1, 3, 1), (1, 3, 1, 1))]
 
 TABLE = [
     *_FROM_X, *_FROM_AXIS, *_FROM_PARAMETERS, *_FROM_EPS, *_FROM_SELECTION, *_FROM_OPERANDS, *_FROM_MOMENTS,

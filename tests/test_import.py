@@ -65,7 +65,7 @@ def test_computing_loads_no_framework():
         layer(np.random.rand(4, 3).astype(np.float32))
         layer.backward(np.random.rand(4, 3).astype(np.float32))
         repr(layer)
-        print([name for name in ("torch", "rich", "matplotlib", "pandas", "pyarrow", "ml_dtypes") if name in sys.modules])
+        print([name for name in ("torch", "rich", "pandas", "pyarrow", "ml_dtypes") if name in sys.modules])
     """
     run = _run(code)
     assert run.stdout.strip() == "[]", run.stderr
@@ -74,8 +74,8 @@ def test_computing_loads_no_framework():
 def test_what_the_package_offers():
     assert set(bn.__all__) <= set(dir(bn))
     promised = {
-        "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Gradients", "Moments", "batch_norm", "batch_norm_backward",
-        "explain", "get_num_threads", "moments", "normalize", "set_num_threads",
+        "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Gradients", "Moments", "batch_norm",
+        "batch_norm_backward", "explain", "get_num_threads", "moments", "normalize", "set_num_threads",
     }  # fmt: skip
     assert promised <= set(bn.__all__)
     assert bn.__version__.count(".") >= 2

@@ -108,6 +108,15 @@ def test_a_constant_has_no_variance_at_all(value):
     assert m.mean_low.tolist() == [0.0, 0.0]
 
 
+def test_m2_is_not_negative_where_squares_underflow():
+    """Each square is below the smallest float64, the product of their sums is not: the difference may not show."""
+    x = np.full((17, 1), 1.4e-162)
+    x[0] = 0.0
+    m = bn.moments(x)
+    assert m.m2.tolist() == [0.0]
+    assert canonical.moments(x).m2.tolist() == [0.0]
+
+
 # --- masks and weights ---
 
 
@@ -147,7 +156,7 @@ def test_integer_weights_are_repetition(dtype, rng):
 
 
 def test_gradients_of_integer_weights_are_those_of_repetition(rng):
-    """The gradient at a position is the sum over its repetitions when each repetition's g is the position's g / times."""
+    """A position's gradient is the sum over its repetitions, when each of these has its share of g."""
     x, grad = rng.standard_normal((2, 40, 3))
     times = rng.integers(1, 5, 40)
     weight, bias = rng.standard_normal((2, 3))
@@ -166,7 +175,7 @@ def test_gradients_of_integer_weights_are_those_of_repetition(rng):
     "shape", [(4, 5), (4, 1), (1, 5), (5,), (1,), (), (4, 1, 5), (4, 1, 1), (1, 1, 5), (1, 1, 1)], ids=str
 )
 def test_masks_and_weights_broadcast(shape, rng):
-    """Against x of shape (4, 3, 5) with channels on axis 1, in the shape without channels or with them as length one."""
+    """Against x of shape (4, 3, 5), channels on axis 1: without that axis, or with it as length one."""
     x = rng.standard_normal((4, 3, 5))
     weights = rng.random(shape) + 0.5
     full = np.broadcast_to(weights[:, 0] if len(shape) == 3 else weights, (4, 5))
@@ -266,6 +275,15 @@ def test_moments_of_two_blocks_are_the_merge_of_their_moments(rng):
     """The kernels merge as Moments.merge does."""
     x = rng.standard_normal((2 * canonical.BLOCK, 3))
     assert bn.moments(x) == bn.moments(x[: canonical.BLOCK]) + bn.moments(x[canonical.BLOCK :])
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e300, -1e300, np.inf, np.nan])
+@pytest.mark.parametrize("m2", [0.0, 5.0, np.nan])
+def test_merging_nothing_changes_nothing_of_any_moments(mean, m2):
+    m, nothing = bn.Moments(3.0, [mean], [m2], [1e-20]), bn.Moments.empty(1)
+    assert m + nothing == m
+    assert nothing + m == m
+    assert nothing.merge(m, nothing, nothing) == m
 
 
 def test_merge_of_many_and_sum(pair):

@@ -141,7 +141,10 @@ def test_the_interpreter_runs_on_during_a_call(name):
     sys.setswitchinterval(1000.0)
     try:
         before = count
-        calls[name]()
+        for _ in range(20):  # one call is enough unless the machine has no CPU to spare
+            calls[name]()
+            if count > before:
+                break
         during = count - before
     finally:
         sys.setswitchinterval(interval)
