@@ -81,9 +81,10 @@ def contestants(problem: Problem) -> dict[str, Callable[[], object]]:
     }
 
 
-# Each contestant runs untimed for this long before a timed call: PyTorch's OpenMP threads spin for milliseconds after a call, on
+# Each contestant runs untimed for this long before its timed calls: PyTorch's OpenMP threads spin for 10 to 20 ms after a call, on
 # processors that the next contestant needs, and a pause instead would let caches and clocks go cold.
-SETTLE = 0.008
+SETTLE = 0.03
+CALLS = 5
 
 
 def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -93,9 +94,10 @@ def measure(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
             settled = time.perf_counter() + SETTLE
             while time.perf_counter() < settled:
                 function()
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
+            for _ in range(CALLS):
+                start = time.perf_counter()
+                function()
+                times[name].append(time.perf_counter() - start)
     return times
 
 

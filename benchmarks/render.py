@@ -14,9 +14,9 @@ KINDS = ("forward", "evaluation", "backward")
 PAGES = {
     "README.md": (
         ["shape", "layout", "forward / copy", "backward / copy", "forward", "evaluation", "backward"],
-        "{cpu}, {threads} threads, {kernels}, PyTorch {torch}, commit {commit}; medians, new outputs for both. Third and "
-        "fourth column: time as a multiple of a plain copy of the input. The last three: PyTorch's time divided by ours; "
-        "below 1 PyTorch is faster.",
+        "{cpu}, {threads} threads, {kernels}, PyTorch {torch}, commit {commit}; medians, new outputs for both. "
+        "Third and fourth column: time as a multiple of a plain copy of the input. "
+        "The last three: PyTorch's time divided by ours; below 1 PyTorch is faster.",
     ),
     "README.zh-CN.md": (
         ["形状", "布局", "前向 / 复制", "反向 / 复制", "前向", "评估", "反向"],

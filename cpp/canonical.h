@@ -61,6 +61,7 @@ template <class P> class Tree {
     level_[depth_++] = block;
   }
   P finish() {
+    if (depth_ == 0) return {};  // of nothing
     P all = level_[--depth_];
     while (depth_ > 0) all = merge(level_[--depth_], all);
     return all;

@@ -72,13 +72,18 @@ template <class T> class ChannelsFirst {
     return {fold(sg), fold(sgd)};
   }
 
+  // Whether the second pass works on runs where they are.
+  bool by_runs() const { return direct_ && !p_.weights && run_length(p_) >= kLanes; }
+
   // Channels c0 … c1 - 1, positions r0 … r1 - 1, last ones first: they are the ones a cache still holds.
   void apply(int64_t c0, int64_t c1, int64_t r0, int64_t r1) const {
     if (columns_ && c1 - c0 > 1 && r0 == 0 && r1 == p_.m) {
       const int64_t width = kColumns / run_length(p_) > 1 ? kColumns / run_length(p_) : 1;
       for (int64_t c = c1; c > c0; c -= width) apply_columns(c - width > c0 ? c - width : c0, c);
+    } else if (by_runs()) {
+      apply_runs(c0, c1, r0, r1);
     } else {
-      for (int64_t c = c1 - 1; c >= c0; --c) apply_channel(c, r0, r1);
+      for (int64_t c = c1 - 1; c >= c0; --c) apply_packed(c, r0, r1);
     }
     if (streaming_) fence();
   }
@@ -170,24 +175,22 @@ template <class T> class ChannelsFirst {
     });
   }
 
-  void apply_channel(int64_t c, int64_t r0, int64_t r1) const {
-    const Uniform<C> k{table_, c};
-    if (!direct_ || p_.weights || run_length(p_) < kLanes) return apply_packed(k, c, r0, r1);
+  // Run by run, and within a run's number channel by channel: in a dense array that is the order of memory.
+  void apply_runs(int64_t c0, int64_t c1, int64_t r0, int64_t r1) const {
     const int64_t inner = run_length(p_);
-    const auto at = [&](const Array& a, int64_t outer, int64_t s) {
-      return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s : nullptr;
-    };
     for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
       const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
       const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
-      run(k, table_.wide[c] != 0, {at(p_.x, outer, s0), at(p_.residual, outer, s0), at(p_.y, outer, s0)},
-          {at(p_.x, outer, s0), at(p_.grad_y, outer, s0), at(p_.residual, outer, s0), at(p_.grad_x, outer, s0),
-           at(p_.grad_residual, outer, s0), nullptr, 0},
-          s1 - s0);
+      for (int64_t c = c0; c < c1; ++c) {
+        const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s0 : nullptr; };
+        run(Uniform<C>{table_, c}, table_.wide[c] != 0, {at(p_.x), at(p_.residual), at(p_.y)},
+            {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), nullptr, 0}, s1 - s0);
+      }
     }
   }
 
-  void apply_packed(const Uniform<C>& k, int64_t c, int64_t r0, int64_t r1) const {
+  void apply_packed(int64_t c, int64_t r0, int64_t r1) const {
+    const Uniform<C> k{table_, c};
     T x[kBlock], g[kBlock], r[kBlock], out[kBlock], grad_r[kBlock];
     C w[kBlock];
     for (int64_t start = r0; start < r1; start += kBlock) {

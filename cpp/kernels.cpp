@@ -1,5 +1,7 @@
 // The vector kernels of one instruction set (BN_ISA): which layout a problem has, and in what order its parts run. Compiled once
 // for each instruction set; nothing here has external linkage but the table at the end.
+#include <cstdlib>
+
 #include "channels_first.h"
 #include "channels_last.h"
 
@@ -11,45 +13,72 @@ void put(const Problem& p, int64_t c, const Moments& m) {
   p.stats.count[c] = m.count, p.stats.mean[c] = m.mean, p.stats.mean_low[c] = m.mean_low, p.stats.m2[c] = m.m2;
 }
 
+constexpr int64_t kTaskBytes = 128 << 10;  // of input in one task of the second pass
+
 int threads_for(const Problem& p) { return p.m * p.C < kSmallProblem ? 1 : p.threads; }
 
-// Two passes over memory: `reduce` (a block to a value, the tree, `finish` a channel), then `apply`. Channels are taken in groups
-// that the second-level cache holds, so that the second pass reads from there; where there are too few groups for the threads,
-// blocks are shared out instead.
+// Whether the runs of a channel fall on the same few sets of the second-level cache, as those of power-of-two shapes do: then a
+// group of channels does not stay there however small it is. A way is an eighth of the cache; half of the ways may be used.
+bool runs_collide(const Problem& p, int64_t size) {
+  if (p.reduced_dims != 2) return false;
+  const int64_t way = 2 * cache_budget() / 8;
+  int64_t a = std::llabs(p.x.reduced[0]) * size, b = way;
+  while (b != 0) {
+    const int64_t rest = a % b;
+    a = b, b = rest;
+  }
+  return p.reduced[0] > 4 * (way / a);
+}
+
+// The second pass over everything, last parts first; runs in the order of memory where there are any.
+template <class Apply> void apply_all(const Problem& p, int64_t bytes, bool by_runs, const Apply& apply) {
+  const int64_t run = run_length(p);
+  const bool ordered = by_runs && run >= kShortRun && run < p.m;
+  const int64_t chunk = ordered ? run : (p.C >= 4 * p.threads ? p.m : 4 * kBlock);
+  const int64_t fits = kTaskBytes / (chunk * bytes), some = fits < 1 ? 1 : fits, parts = (p.C + some - 1) / some;
+  const int64_t chunks = (p.m + chunk - 1) / chunk;
+  parallel_for(chunks * parts, threads_for(p), [&](int64_t t) {
+    const int64_t back = chunks * parts - 1 - t, r0 = back / parts * chunk, c0 = back % parts * some;
+    apply(c0, c0 + some < p.C ? c0 + some : p.C, r0, r0 + chunk < p.m ? r0 + chunk : p.m);
+  });
+}
+
+// Two passes over memory: `block` by block to a value, up the tree, `finish` a channel; then `apply`. Where the second-level cache
+// can hold a group of channels, the group's second pass reads from there.
 template <class P, class Block, class Finish, class Apply>
-void channels_first(const Problem& p, int64_t bytes, bool reduces, bool applies, const Block& block, const Finish& finish,
-                    const Apply& apply) {
+void channels_first(const Problem& p, int64_t size, int64_t bytes, bool reduces, bool applies, bool by_runs, const Block& block,
+                    const Finish& finish, const Apply& apply) {
   const int threads = threads_for(p);
-  const int64_t blocks = blocks_of(p), fits = cache_budget() / (p.m * bytes);
-  int64_t group = fits < 1 ? 1 : fits;
-  if (threads > 1 && p.C / (4 * threads) < group) group = p.C / (4 * threads) > 1 ? p.C / (4 * threads) : 1;
-  if (threads == 1 || p.C >= 4 * threads) {
+  const int64_t blocks = blocks_of(p);
+  const bool many = threads == 1 || p.C >= 4 * threads;  // channels enough to share them out whole
+  const auto channel = [&](int64_t c) {
+    Tree<P> tree;
+    for (int64_t b = 0; reduces && b < blocks; ++b) tree.push(block(c, b));
+    finish(c, tree);
+  };
+  if (reduces && many) {
+    const bool both = applies && !runs_collide(p, size);
+    int64_t group = cache_budget() / (p.m * bytes);
+    if (threads > 1 && p.C / (4 * threads) < group) group = p.C / (4 * threads);
+    if (group < 1) group = 1;
     parallel_for((p.C + group - 1) / group, threads, [&](int64_t t) {
       const int64_t c0 = t * group, c1 = c0 + group < p.C ? c0 + group : p.C;
-      for (int64_t c = c0; c < c1; ++c) {
-        Tree<P> tree;
-        if (reduces)
-          for (int64_t b = 0; b < blocks; ++b) tree.push(block(c, b));
-        finish(c, tree);
-      }
-      if (applies) apply(c0, c1, 0, p.m);
+      for (int64_t c = c0; c < c1; ++c) channel(c);
+      if (both) apply(c0, c1, 0, p.m);
     });
-    return;
-  }
-  Scratch<P> parts(reduces ? p.C * blocks : 0);
-  if (reduces) parallel_for(p.C * blocks, threads, [&](int64_t t) { parts[t] = block(t / blocks, t % blocks); });
-  for (int64_t c = 0; c < p.C; ++c) {
-    Tree<P> tree;
-    if (reduces)
+    if (both) return;
+  } else if (reduces) {
+    Scratch<P> parts(p.C * blocks);
+    parallel_for(p.C * blocks, threads, [&](int64_t t) { parts[t] = block(t / blocks, t % blocks); });
+    for (int64_t c = 0; c < p.C; ++c) {
+      Tree<P> tree;
       for (int64_t b = 0; b < blocks; ++b) tree.push(parts[c * blocks + b]);
-    finish(c, tree);
+      finish(c, tree);
+    }
+  } else {
+    for (int64_t c = 0; c < p.C; ++c) channel(c);
   }
-  const int64_t chunk = 4 * kBlock, chunks = (p.m + chunk - 1) / chunk;
-  if (applies)
-    parallel_for(p.C * chunks, threads, [&](int64_t t) {
-      const int64_t back = p.C * chunks - 1 - t, c = back / chunks, r0 = back % chunks * chunk;
-      apply(c, c + 1, r0, r0 + chunk < p.m ? r0 + chunk : p.m);
-    });
+  if (applies) apply_all(p, bytes, by_runs, apply);
 }
 
 // The same two passes where a block holds all channels of a panel.
@@ -93,7 +122,8 @@ template <class T> void forward_of(const Problem& p) {
   }
   const ChannelsFirst<T> k(p, table);
   channels_first<Moments>(
-      p, sizeof(T) * (p.residual ? 2 : 1), reduces, applies, [&](int64_t c, int64_t b) { return k.moments_block(c, b); }, finish,
+      p, sizeof(T), sizeof(T) * (p.residual ? 2 : 1), reduces, applies, k.by_runs(),
+      [&](int64_t c, int64_t b) { return k.moments_block(c, b); }, finish,
       [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
 }
 
@@ -109,7 +139,8 @@ template <class T> void backward_of(const Problem& p) {
   }
   const ChannelsFirst<T> k(p, table);
   channels_first<Sums>(
-      p, sizeof(T) * (p.residual ? 3 : 2), true, true, [&](int64_t c, int64_t b) { return k.sums_block(c, b); }, finish,
+      p, sizeof(T), sizeof(T) * (p.residual ? 3 : 2), true, true, k.by_runs(),
+      [&](int64_t c, int64_t b) { return k.sums_block(c, b); }, finish,
       [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
 }
 

@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import batchnorm as bn
 import canonical
@@ -238,6 +240,42 @@ def test_non_finite_values_have_the_same_bits_everywhere(isa):
     bn._native.force_isa(isa)
     for layout in LAYOUTS:
         _assert_same(_everything(_laid_out(values, layout)), expected, layout)
+
+
+def _any_view(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    """The same values with axes in any order in memory, any steps forwards or backwards, and NaN in between."""
+    order, steps = rng.permutation(values.ndim), rng.choice([1, 1, 2, 3, -1, -2], values.ndim)
+    around = np.full([values.shape[axis] * abs(step) for axis, step in zip(order, steps, strict=True)], np.nan)
+    view = around.astype(values.dtype)[tuple(slice(None, None, step) for step in steps)].transpose(np.argsort(order))
+    view[...] = values
+    return view
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(sorted(DTYPES)))
+@settings(max_examples=400)
+def test_any_view_of_any_shape(seed, shape, dtype):
+    """Axes, strides, threads, kernels and options drawn at random; the scalar kernels on contiguous arrays agree."""
+    rng = np.random.default_rng(seed)
+    axis = tuple(np.flatnonzero(rng.random(len(shape)) < 0.4).tolist())
+    assume(np.prod([length for i, length in enumerate(shape) if i not in axis], initial=1) > 1)
+    x, grad, residual = rng.standard_normal((3, *shape)).astype(DTYPES[dtype])
+    options = {"axis": axis, "activation": rng.choice(np.array([None, "relu", "silu"], dtype=object))}
+    weights = rng.random([length for i, length in enumerate(shape) if i not in axis]) + 0.01
+    selection = {"weights": weights} if rng.random() < 0.4 else {}
+    residuals = (residual, _any_view(rng, residual)) if rng.random() < 0.4 else (None, None)
+
+    def compute(x: np.ndarray, grad: np.ndarray, residual: np.ndarray | None) -> dict[str, np.ndarray]:
+        given = {**options, **selection, "residual": residual}
+        y, m = bn.batch_norm(x, **given)
+        g = bn.batch_norm_backward(grad, x, m, **given)
+        found = {"y": y, "mean": m.mean, "m2": m.m2, "gradient of x": g.x}
+        return found if residual is None else found | {"gradient of residual": g.residual}
+
+    bn._native.force_isa(SCALAR)
+    expected = compute(x, grad, residuals[0])
+    bn._native.force_isa(str(rng.choice(ISAS)))
+    bn.set_num_threads(int(rng.choice(THREADS)))
+    _assert_same(compute(_any_view(rng, x), _any_view(rng, grad), residuals[1]), expected, "another view")
 
 
 @pytest.mark.parametrize("axis", [(0, 2, 4, 6, 8, 10), (1, 3, 5, 7, 9, 11), (), 11, tuple(range(11))], ids=str)
