@@ -81,8 +81,8 @@ def contestants(problem: Problem) -> dict[str, Callable[[], object]]:
     }
 
 
-# Each contestant runs untimed for this long before its timed calls: PyTorch's OpenMP threads spin for 10 to 20 ms after a call, on
-# processors that the next contestant needs, and a pause instead would let caches and clocks go cold.
+# Each contestant runs untimed for this long before its timed calls: PyTorch's OpenMP threads spin for 10 to 20 ms after
+# a call, on processors that the next contestant needs, and a pause instead would let caches and clocks go cold.
 SETTLE = 0.03
 CALLS = 5
 
