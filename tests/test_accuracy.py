@@ -172,12 +172,31 @@ def test_smallest_float32(layout, rng):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_evaluation_with_statistics_far_from_the_data(layout, rng):
     """x - mean leaves the range of float32, y does not."""
-    x = lay_out((3e38 * (1 - 1e-3 * rng.random((4, 3, 9)))).astype(np.float32), layout, (1,))
+    x = lay_out((3.4e38 * (1 - 1e-3 * rng.random((4, 3, 9)))).astype(np.float32), layout, (1,))
     mean, var = np.array([-3e38, 2.5e38, -1e36]), np.array([1e76, 1e72, 1e60])
     problem = oracle.Problem(x, (1,))
     exact = oracle.forward(problem, oracle.given_statistics(problem, 1.0, mean, var))
     y = bn.normalize(x, bn.Moments.from_statistics(mean, var))
     oracle.assert_within(y, exact.y, oracle.forward_bound(exact, y.dtype, None), "y")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("scale", "grad_scale", "weight"),
+    [(1e-25, 1e15, 1e-10), (1e20, 1e-20, 1e20), (1.0, 3e37, 1e-5), (1.0, 1e-36, 1e6), (1e-12, 1e-30, 1.0)],
+    ids=str,
+)
+def test_gradients_of_every_scale(scale, grad_scale, weight, layout, rng):
+    """rstd * sum(g xhat) / m leaves the range of float32, or what it holds exactly; the gradients do not."""
+    values = rng.standard_normal((2, 4, 3, 9)) + 0.5
+    x = lay_out((scale * values[0]).astype(np.float32), layout, (1,))
+    grad = lay_out((grad_scale * values[1]).astype(np.float32), layout, (1,))
+    problem = oracle.Problem(x, (1,), 1e-5 * scale**2, None, np.full(3, weight), np.zeros(3))
+    exact = oracle.backward(problem, grad, oracle.statistics(problem))
+    given = {"eps": problem.eps}
+    found = bn.batch_norm_backward(grad, x, bn.moments(x), problem.weight, problem.bias, **given)
+    oracle.assert_within(found.x, exact.x, oracle.GRADIENT * exact.x_terms, "gradient of x")
+    oracle.assert_within(found.weight, exact.weight, oracle.N4 * exact.weight_terms, "gradient of weight")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
