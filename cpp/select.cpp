@@ -1,5 +1,9 @@
 #include "select.h"
 
+#ifdef BN_X86
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstring>
 
@@ -8,7 +12,9 @@ namespace {
 
 bool runs_avx2() {
 #ifdef BN_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned a, b, c = 0, d;  // F16C by its CPUID bit: not every clang knows its name
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
   return false;
 #endif
