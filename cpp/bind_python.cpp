@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "bind_torch.h"
+#include "collapse.h"
 #include "parallel.h"
 #include "select.h"
 
@@ -31,11 +33,16 @@ class Buffer {
   }
 
   explicit operator bool() const { return held_; }
-  const Py_buffer& view() const { return view_; }
+  // Valid as long as this buffer. Python counts strides in bytes.
+  View view(DType dtype) const {
+    for (int d = 0; d < view_.ndim; ++d) strides_[d] = view_.strides[d] / view_.itemsize;
+    return {static_cast<char*>(view_.buf), dtype, view_.ndim, reinterpret_cast<const int64_t*>(view_.shape), strides_};
+  }
   double* doubles() const { return held_ ? static_cast<double*>(view_.buf) : nullptr; }
 
  private:
   Py_buffer view_{};
+  mutable int64_t strides_[kMaxDims];
   bool held_ = false;
 };
 
@@ -63,54 +70,6 @@ class WithoutLock {
   }
 };
 
-struct Operand {
-  Array* array;
-  const Buffer* buffer;
-  DType dtype;
-};
-
-// Fills sizes and strides: axes of length one go, and neighbours that are one axis in every array's memory become one.
-void collapse(Problem& p, uint64_t kept, const std::vector<Operand>& operands) {
-  const Py_buffer& x = operands[0].buffer->view();
-  for (const bool channels : {false, true}) {
-    int n = 0;
-    int64_t* sizes = channels ? p.channel : p.reduced;
-    const auto strides = [&](const Operand& o) { return channels ? o.array->channel : o.array->reduced; };
-    for (int d = 0; d < x.ndim; ++d) {
-      if (((kept >> d & 1) != 0) != channels || x.shape[d] == 1) continue;
-      bool joins = n > 0;
-      for (const Operand& o : operands) {
-        const int64_t step = o.buffer->view().strides[d] / o.buffer->view().itemsize;
-        if (n > 0 && strides(o)[n - 1] != step * x.shape[d]) joins = false;
-        strides(o)[n] = step;
-      }
-      if (joins) {
-        sizes[n - 1] *= x.shape[d];
-        for (const Operand& o : operands) strides(o)[n - 1] = strides(o)[n];
-      } else {
-        sizes[n++] = x.shape[d];
-      }
-    }
-    if (n == 0) {
-      sizes[n++] = 1;
-      for (const Operand& o : operands) strides(o)[0] = 1;
-    }
-    (channels ? p.channel_dims : p.reduced_dims) = n;
-    int64_t total = 1;
-    for (int d = 0; d < n; ++d) total *= sizes[d];
-    (channels ? p.C : p.m) = total;
-  }
-  for (const Operand& o : operands) {
-    const Py_buffer& v = o.buffer->view();
-    const char* end = static_cast<const char*>(v.buf) + v.itemsize;
-    for (int d = 0; d < v.ndim; ++d)
-      if (v.strides[d] > 0) end += (v.shape[d] - 1) * v.strides[d];
-    o.array->data = static_cast<char*>(v.buf);
-    o.array->dtype = o.dtype;
-    o.array->end = end;
-  }
-}
-
 // Four rows of C float64 values: count, mean, mean_low, m2.
 Statistics rows_of(const Buffer& table, int64_t C) {
   double* first = table.doubles();
@@ -128,11 +87,11 @@ void forward(nb::object x_, nb::object y_, int dtype, uint64_t kept, nb::object 
   const Buffer x(x_, false), y(y_, true), residual(residual_, false), weights(weights_, false), weight(weight_, false),
       bias(bias_, false), stats(stats_, compute_stats);
   Problem p;
-  p.dtype = static_cast<DType>(dtype);
-  std::vector<Operand> operands{{&p.x, &x, p.dtype}};
-  if (y) operands.push_back({&p.y, &y, p.dtype});
-  if (residual) operands.push_back({&p.residual, &residual, p.dtype});
-  if (weights) operands.push_back({&p.weights, &weights, static_cast<DType>(weights_dtype)});
+  const auto data = static_cast<DType>(dtype);
+  std::vector<Operand> operands{{&p.x, x.view(data)}};
+  if (y) operands.push_back({&p.y, y.view(data)});
+  if (residual) operands.push_back({&p.residual, residual.view(data)});
+  if (weights) operands.push_back({&p.weights, weights.view(static_cast<DType>(weights_dtype))});
   collapse(p, kept, operands);
   p.stats = rows_of(stats, p.C);
   p.weight = weight.doubles(), p.bias = bias.doubles();
@@ -151,11 +110,12 @@ void backward(nb::object grad_y_, nb::object x_, nb::object grad_x_, int dtype, 
       grad_residual(grad_residual_, true), weights(weights_, false), weight(weight_, false), bias(bias_, false),
       grad_weight(grad_weight_, true), grad_bias(grad_bias_, true), stats(stats_, false);
   Problem p;
-  p.dtype = static_cast<DType>(dtype);
-  std::vector<Operand> operands{{&p.x, &x, p.dtype}, {&p.grad_y, &grad_y, p.dtype}, {&p.grad_x, &grad_x, p.dtype}};
-  if (residual) operands.push_back({&p.residual, &residual, p.dtype});
-  if (grad_residual) operands.push_back({&p.grad_residual, &grad_residual, p.dtype});
-  if (weights) operands.push_back({&p.weights, &weights, static_cast<DType>(weights_dtype)});
+  const auto data = static_cast<DType>(dtype);
+  std::vector<Operand> operands{{&p.x, x.view(data)}, {&p.grad_y, grad_y.view(data)}};
+  if (grad_x) operands.push_back({&p.grad_x, grad_x.view(data)});
+  if (residual) operands.push_back({&p.residual, residual.view(data)});
+  if (grad_residual) operands.push_back({&p.grad_residual, grad_residual.view(data)});
+  if (weights) operands.push_back({&p.weights, weights.view(static_cast<DType>(weights_dtype))});
   collapse(p, kept, operands);
   p.stats = rows_of(stats, p.C);
   p.weight = weight.doubles(), p.bias = bias.doubles();
@@ -192,7 +152,7 @@ NB_MODULE(_native, m) {
   m.def("forward", &forward, nb::arg("x"), nb::arg("y").none(), nb::arg("dtype"), nb::arg("kept"), nb::arg("residual").none(),
         nb::arg("weights").none(), nb::arg("weights_dtype"), nb::arg("stats"), nb::arg("compute_stats"), nb::arg("weight").none(),
         nb::arg("bias").none(), nb::arg("eps"), nb::arg("activation"));
-  m.def("backward", &backward, nb::arg("grad_y"), nb::arg("x"), nb::arg("grad_x"), nb::arg("dtype"), nb::arg("kept"),
+  m.def("backward", &backward, nb::arg("grad_y"), nb::arg("x"), nb::arg("grad_x").none(), nb::arg("dtype"), nb::arg("kept"),
         nb::arg("residual").none(), nb::arg("grad_residual").none(), nb::arg("weights").none(), nb::arg("weights_dtype"),
         nb::arg("stats"), nb::arg("weight").none(), nb::arg("bias").none(), nb::arg("eps"), nb::arg("activation"),
         nb::arg("training"), nb::arg("grad_weight"), nb::arg("grad_bias"));
@@ -201,4 +161,5 @@ NB_MODULE(_native, m) {
   m.def("isa", [] { return std::string(active_kernels().name); });
   m.def("available_isas", &available_isas);
   m.def("force_isa", &force_isa, nb::arg("name"));
+  bind_torch(m);
 }

@@ -72,7 +72,7 @@ struct Channel {
   double count, mean, mean_low, rstd, scale;
 
   Channel(const Problem& p, int64_t c) : count(p.stats.count[c]), mean(p.stats.mean[c]), mean_low(p.stats.mean_low[c]) {
-    rstd = 1 / std::sqrt(p.stats.m2[c] / count + p.eps);
+    rstd = p.stats.rstd ? p.stats.rstd[c] : 1 / std::sqrt(p.stats.m2[c] / count + p.eps);
     scale = p.weight ? p.weight[c] * rstd : rstd;
   }
 

@@ -131,17 +131,18 @@ template <class T> void forward_of(const Problem& p) {
 
 template <class T> void backward_of(const Problem& p) {
   Table<Compute<T>> table(p.C);
+  const bool applies = static_cast<bool>(p.grad_x);
   for (int64_t c = 0; c < p.C; ++c) forward_coefficients(p, c, table);
   const auto finish = [&](int64_t c, Tree<Sums>& tree) { backward_coefficients(p, c, tree.finish(), table); };
   if (is_channels_last(p)) {
     ChannelsLast<T> k(p, table);
     return channels_last<Sums>(
-        p, k.panels(), true, true, [&](int64_t b, int64_t panel, Sums* out) { k.sums_block(b, panel, out); }, finish,
+        p, k.panels(), true, applies, [&](int64_t b, int64_t panel, Sums* out) { k.sums_block(b, panel, out); }, finish,
         [&] { return k.prepare_apply(), k.task_rows(); }, [&](int64_t r0, int64_t r1) { k.apply(r0, r1); });
   }
   const ChannelsFirst<T> k(p, table);
   channels_first<Sums>(
-      p, sizeof(T), sizeof(T) * (p.residual ? 3 : 2), true, true, k.by_runs(),
+      p, sizeof(T), sizeof(T) * (p.residual ? 3 : 2), true, applies, k.by_runs(),
       [&](int64_t c, int64_t b) { return k.sums_block(c, b); }, finish,
       [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
 }

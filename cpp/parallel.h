@@ -20,6 +20,11 @@ class TaskRef {
 // task is not defined: results must not depend on it. A call that finds the pool busy runs on its caller's thread alone.
 void parallel_for(int64_t tasks, int threads, TaskRef task);
 
+// From now on, jobs run on a pool that the process already has (PyTorch's), so that two pools do not fight for the processors:
+// `run` calls work(begin, end, context) on parts of 0 … tasks. A forked child has none of its parent's threads and uses our own.
+using HostPool = void (*)(int64_t tasks, void (*work)(int64_t begin, int64_t end, void* context), void* context);
+void use_host_pool(HostPool run);
+
 void set_num_threads(int threads);
 int get_num_threads();
 

@@ -37,6 +37,7 @@ struct Statistics {
   double* mean = nullptr;
   double* mean_low = nullptr;  // mean + mean_low is the mean to about 106 bits
   double* m2 = nullptr;
+  const double* rstd = nullptr;  // 1 / sqrt(var + eps) where it is known already; else it comes from m2 and count
 };
 
 struct Problem {
@@ -47,7 +48,7 @@ struct Problem {
 
   DType dtype = DType::f32;
   Array x, y, residual, weights;        // forward; weights are bool, float32 or float64 with channel strides 0
-  Array grad_y, grad_x, grad_residual;  // backward
+  Array grad_y, grad_x, grad_residual;  // backward; without grad_x only the sums
 
   Statistics stats;                // written where compute_stats, else read
   const double* weight = nullptr;  // gamma

@@ -177,6 +177,7 @@ template <class C> void backward_in(const Problem& p) {
     forward_coefficients(p, c, t);
     const Sums s = over_blocks<Sums>(p, [&](int64_t r0, int64_t r1) { return sums_of_block(p, t, c, r0, r1); });
     backward_coefficients(p, c, s, t);
+    if (!p.grad_x) continue;
     for (int64_t r = 0; r < p.m; ++r) {
       const C g = grad_z(p, t, c, r);
       set(p, p.grad_x, c, r, grad_x_of(p, t, c, r, g));

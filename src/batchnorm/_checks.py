@@ -13,6 +13,7 @@ from ._plan import Axis, Plan, make_plan
 
 Array = NDArray[Any]
 Doubles = NDArray[np.float64]
+Activation = str | tuple[str, float] | None
 
 # Codes of cpp/problem.h.
 _CODES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.float16): 2}

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _checks, _native
+from ._checks import Activation
 from ._plan import Axis
 from .moments import Moments
 
 Array = NDArray[Any]
-Activation = str | tuple[str, float] | None
 
 
 class Gradients(NamedTuple):

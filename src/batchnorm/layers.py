@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _checks
+from ._checks import Activation
 from ._plan import Axis, channel_axes
-from .functional import Activation, Arguments, Gradients, run_backward, run_forward
+from .functional import Arguments, Gradients, run_backward, run_forward
 from .moments import Moments
 
 Array = NDArray[Any]

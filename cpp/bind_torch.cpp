@@ -1,0 +1,322 @@
+// Kernels for PyTorch's dispatcher: boxed arguments to views, the calls of torch_calls.h, results boxed again.
+#include "bind_torch.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+
+#include "parallel.h"
+#include "stable_tensor.h"
+#include "torch_calls.h"
+#include "torch_errors.h"
+
+namespace nb = nanobind;
+
+namespace batchnorm {
+namespace {
+
+using stable::abi;
+using stable::Arguments;
+using stable::Handle;
+using stable::Value;
+
+int threads_of_torch() {
+  uint32_t threads = 1;
+  abi().torch_get_num_threads(&threads);
+  return static_cast<int>(threads);
+}
+
+bool all_readable(std::initializer_list<const Handle*> tensors) {
+  for (const Handle* t : tensors)
+    if (*t && !t->readable()) return false;
+  return true;
+}
+
+// --- ATen ---
+
+struct Channels {
+  Handle weight, bias, mean, var;
+
+  ChannelViews views(bool moves) const { return {weight.view(), bias.view(), mean.view(moves), var.view(moves)}; }
+};
+
+// How an operation of ATen boxes its arguments.
+struct Signature {
+  const char* name;
+  bool backward, has_stats, stats_are_optional, has_training, has_reserve;
+};
+
+constexpr Signature kSignatures[] = {
+    {"native_batch_norm", false, true, true, true, false},
+    {"_native_batch_norm_legit", false, true, false, true, false},
+    {"_native_batch_norm_legit.no_stats", false, false, false, true, false},
+    {"_batch_norm_with_update", false, true, false, false, true},
+    {"native_batch_norm_backward", true, true, true, true, false},
+    {"batch_norm_backward", true, true, true, true, true},
+};
+constexpr int kOperations = sizeof kSignatures / sizeof *kSignatures;
+
+struct Counts {
+  std::atomic<int64_t> served{0}, passed{0};
+} counts[kOperations];
+
+// An argument list for PyTorch's own kernel. Needs Python's lock.
+nb::tuple tuple_of(const std::vector<nb::object>& items) { return nb::steal<nb::tuple>(PySequence_Tuple(nb::cast(items).ptr())); }
+
+struct Forward {
+  Handle x;
+  Channels channels;
+  bool training = true;
+  double momentum, eps;
+
+  Forward(const Signature& s, Value* stack) {
+    Arguments in(stack);
+    x = in.tensor();
+    channels.weight = in.optional_tensor(), channels.bias = in.optional_tensor();
+    if (s.has_stats) {
+      channels.mean = s.stats_are_optional ? in.optional_tensor() : in.tensor();
+      channels.var = s.stats_are_optional ? in.optional_tensor() : in.tensor();
+    }
+    if (s.has_training) training = in.boolean();
+    momentum = in.number(), eps = in.number();
+  }
+
+  bool readable() const { return all_readable({&x, &channels.weight, &channels.bias, &channels.mean, &channels.var}); }
+
+  // False where PyTorch's own kernel has to answer; nothing has changed then.
+  bool run(const Signature& s, Value* stack) const {
+    if (!readable()) return false;
+    const View in = x.view();
+    const ChannelViews parameters = channels.views(training);
+    if (!serves(in, parameters, training, eps)) return false;
+    const int64_t saved = training ? in.sizes[1] : 0;
+    const DType saved_as = saved_dtype(in, parameters);
+    Handle y = stable::empty_in_suggested_format(in), save_mean = stable::empty_vector(saved, saved_as);
+    Handle save_invstd = stable::empty_vector(saved, saved_as);
+    if (training) {
+      aten_forward_training(in, y.view(true), parameters, momentum, eps, save_mean.view(true), save_invstd.view(true),
+                            threads_of_torch());
+    } else {
+      aten_forward_evaluation(in, y.view(true), parameters, eps, threads_of_torch());
+    }
+    stable::give(stack, {&y, &save_mean, &save_invstd});
+    if (s.has_reserve) {
+      Handle reserve = stable::empty_bytes();
+      stable::give(stack + 3, {&reserve});
+    }
+    return true;
+  }
+
+  nb::tuple to_python(const Signature& s) {
+    std::vector<nb::object> all;
+    const auto add = [&](Handle& h) { all.push_back(batchnorm::to_python(std::move(h))); };
+    add(x), add(channels.weight), add(channels.bias);
+    if (s.has_stats) add(channels.mean), add(channels.var);
+    if (s.has_training) all.push_back(nb::bool_(training));
+    all.push_back(nb::float_(momentum)), all.push_back(nb::float_(eps));
+    return tuple_of(all);
+  }
+};
+
+struct Backward {
+  Handle grad_y, x, weight, mean, var, save_mean, save_invstd, reserve;
+  bool training;
+  double eps;
+  std::vector<bool> wanted;
+
+  Backward(const Signature& s, Value* stack) {
+    Arguments in(stack);
+    grad_y = in.tensor(), x = in.tensor();
+    weight = s.has_reserve ? in.tensor() : in.optional_tensor();
+    mean = in.optional_tensor(), var = in.optional_tensor(), save_mean = in.optional_tensor(), save_invstd = in.optional_tensor();
+    training = in.boolean();
+    eps = in.number();
+    wanted = in.booleans(3);
+    if (s.has_reserve) reserve = in.tensor();
+  }
+
+  bool readable() const { return all_readable({&grad_y, &x, &weight, &mean, &var, &save_mean, &save_invstd}); }
+
+  // What the forward saved, or, in evaluation, the running statistics.
+  ChannelViews saved() const {
+    return {weight.view(), {}, training ? save_mean.view() : mean.view(), training ? save_invstd.view() : var.view()};
+  }
+
+  bool run(const Signature&, Value* stack) const {
+    if (!readable() || ((wanted[1] || wanted[2]) && !weight)) return false;
+    const View in = x.view(), g = grad_y.view();
+    const ChannelViews known = saved();
+    if (!serves(in, known, false, eps) || g.ndim != in.ndim || g.dtype != in.dtype) return false;
+    for (int d = 0; d < in.ndim; ++d)
+      if (g.sizes[d] != in.sizes[d]) return false;
+    Handle grad_x = wanted[0] ? stable::empty_in_suggested_format(in) : stable::undefined();
+    Handle by_weight = wanted[1] ? stable::empty_vector(in.sizes[1], known.weight.dtype) : stable::undefined();
+    Handle by_bias = wanted[2] ? stable::empty_vector(in.sizes[1], known.weight.dtype) : stable::undefined();
+    const auto to = [&](size_t i, const Handle& h) { return wanted[i] ? h.view(true) : View(); };
+    aten_backward(g, in, known, training, eps, {to(0, grad_x), to(1, by_weight), to(2, by_bias)}, threads_of_torch());
+    stable::give(stack, {&grad_x, &by_weight, &by_bias});
+    return true;
+  }
+
+  nb::tuple to_python(const Signature& s) {
+    std::vector<nb::object> all;
+    for (Handle* h : {&grad_y, &x, &weight, &mean, &var, &save_mean, &save_invstd})
+      all.push_back(batchnorm::to_python(std::move(*h)));
+    all.push_back(nb::bool_(training)), all.push_back(nb::float_(eps));
+    nb::list mask;
+    for (const bool w : wanted) mask.append(w);
+    all.push_back(mask);
+    if (s.has_reserve) all.push_back(batchnorm::to_python(std::move(reserve)));
+    return tuple_of(all);
+  }
+};
+
+template <class Call> void run(int operation, Value* stack) {
+  const Signature& s = kSignatures[operation];
+  Call call(s, stack);
+  if (call.run(s, stack)) {
+    ++counts[operation].served;
+    return;
+  }
+  ++counts[operation].passed;
+  nb::gil_scoped_acquire lock;
+  answer_with_original(s.name, call.to_python(s), stack);
+}
+
+// The dispatcher takes plain functions: one for each operation.
+template <int operation> void aten_kernel(Value* stack, uint64_t, uint64_t) {
+  if constexpr (kSignatures[operation].backward) run<Backward>(operation, stack);
+  else run<Forward>(operation, stack);
+}
+
+// --- our own operations (src/batchnorm/torch/_operations.py) ---
+
+struct FusedArguments {
+  Channels channels;
+  Handle weights, residual;
+  double eps = 0, slope = 0;
+  Activation activation = Activation::none;
+
+  Extras extras() const { return {weights.view(), residual.view(), activation, slope}; }
+  void read_options(Arguments& in) {
+    eps = in.number();
+    activation = static_cast<Activation>(in.integer());
+    slope = in.number();
+  }
+};
+
+void fused_forward_kernel(Value* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  Handle x = in.tensor();
+  FusedArguments a;
+  a.channels.weight = in.optional_tensor(), a.channels.bias = in.optional_tensor();
+  a.channels.mean = in.optional_tensor(), a.channels.var = in.optional_tensor();
+  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
+  a.read_options(in);
+  const View from = x.view();
+  if (a.weights) {
+    const std::string why = refused_weights(from, a.weights.view());
+    if (!why.empty()) refuse(why);
+  }
+  Handle y = stable::empty_like(x, from);
+  Handle stats = stable::empty_table(4, from.sizes[1]);
+  fused_forward(from, y.view(true), a.channels.views(false), a.extras(), a.eps, reinterpret_cast<double*>(stats.view(true).data),
+                threads_of_torch());
+  stable::give(stack, {&y, &stats});
+}
+
+void fused_backward_kernel(Value* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  Handle grad_y = in.tensor(), x = in.tensor(), stats = in.tensor();
+  FusedArguments a;
+  a.channels.weight = in.optional_tensor(), a.channels.bias = in.optional_tensor();
+  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
+  a.read_options(in);
+  const bool training = in.boolean();
+  const View from = x.view();
+  const auto like = [&](const Handle& parameter) {
+    return stable::empty_vector(from.sizes[1], parameter ? parameter.view().dtype : DType::f64);
+  };
+  Handle grad_x = stable::empty_like(x, from), grad_weight = like(a.channels.weight), grad_bias = like(a.channels.bias);
+  Handle grad_residual = a.residual ? stable::empty_like(x, from) : stable::empty_vector(0, from.dtype);
+  fused_backward(grad_y.view(), from, reinterpret_cast<const double*>(stats.view().data), a.channels.views(false), a.extras(),
+                 a.eps, training,
+                 {grad_x.view(true), a.residual ? grad_residual.view(true) : View(), grad_weight.view(true), grad_bias.view(true)},
+                 threads_of_torch());
+  stable::give(stack, {&grad_x, &grad_weight, &grad_bias, &grad_residual});
+}
+
+void update_kernel(Value* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  Handle mean = in.tensor(), var = in.tensor(), batches = in.tensor(), stats = in.tensor();
+  double momentum = 0;
+  const bool given = in.optional_number(&momentum);
+  const auto correction = static_cast<int>(in.integer());
+  const auto on = static_cast<OnNonfinite>(in.integer());
+  const View table = stats.view();
+  const Running running{mean.view(true), var.view(true), reinterpret_cast<int64_t*>(batches.view(true).data)};
+  const std::string why = update_running(reinterpret_cast<const double*>(table.data), table.sizes[1], running,
+                                         given ? &momentum : nullptr, correction, on);
+  if (!why.empty()) refuse(why);
+}
+
+struct Registered {
+  const char* name;
+  stable::Kernel kernel;
+};
+
+constexpr Registered kAten[] = {
+    {kSignatures[0].name, aten_kernel<0>}, {kSignatures[1].name, aten_kernel<1>}, {kSignatures[2].name, aten_kernel<2>},
+    {kSignatures[3].name, aten_kernel<3>}, {kSignatures[4].name, aten_kernel<4>}, {kSignatures[5].name, aten_kernel<5>},
+};
+static_assert(sizeof kAten / sizeof *kAten == kOperations);
+
+constexpr Registered kOurs[] = {
+    {"forward", fused_forward_kernel},
+    {"backward", fused_backward_kernel},
+    {"update_", update_kernel},
+};
+
+template <size_t n> stable::Library add(const char* ns, const Registered (&kernels)[n]) {
+  stable::Library library;
+  stable::check(abi().aoti_torch_library_init_impl(ns, "CPU", "batchnorm", 0, &library), "a library");
+  for (const Registered& r : kernels) stable::check(abi().torch_library_impl(library, r.name, r.kernel, stable::kVersion), r.name);
+  return library;
+}
+
+stable::Library aten_library = nullptr;  // while ATen's kernels are ours
+
+std::string connect(const std::string& libtorch) {
+  const std::string missing = stable::connect(libtorch);
+  if (!missing.empty()) return missing;
+  stable::read_codes();
+  use_host_pool([](int64_t tasks, void (*work)(int64_t, int64_t, void*), void* context) {
+    abi().torch_parallel_for(0, tasks, 1, work, context);
+  });
+  return "";
+}
+
+}  // namespace
+
+void bind_torch(nb::module_& m) {
+  nb::module_ t = m.def_submodule("torch");
+  t.def("connect", &connect, nb::arg("libtorch"));
+  t.def("use_python", &use_python, nb::arg("fallback"), nb::arg("raiser"), nb::arg("libtorch_python"));
+  t.def("add_ours", [] { add("batchnorm", kOurs); });  // for good
+  t.def("add_aten", [] { aten_library = add("aten", kAten); });
+  t.def("remove_aten", [] { abi().aoti_torch_delete_library_object(std::exchange(aten_library, nullptr)); });
+  t.def("names", [] {
+    std::vector<std::string> names;
+    for (const Signature& s : kSignatures) names.emplace_back(s.name);
+    return names;
+  });
+  t.def("counts", [] {
+    nb::dict all;
+    for (int i = 0; i < kOperations; ++i)
+      all[kSignatures[i].name] = nb::make_tuple(counts[i].served.load(), counts[i].passed.load());
+    return all;
+  });
+}
+
+}  // namespace batchnorm

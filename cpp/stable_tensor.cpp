@@ -1,0 +1,168 @@
+#include "stable_tensor.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace batchnorm {
+namespace stable {
+namespace {
+
+struct Codes {
+  int32_t dtypes[5], uint8, strided, cpu;  // dtypes in the order of DType
+} codes;
+
+int32_t code_of(DType dtype) { return codes.dtypes[static_cast<int>(dtype)]; }
+
+int dtype_of(int32_t code) {
+  for (int i = 0; i < 5; ++i)
+    if (codes.dtypes[i] == code) return i;
+  return -1;
+}
+
+Handle empty(int ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+  Tensor tensor;
+  check(abi().aoti_torch_empty_strided(ndim, sizes, strides, dtype, codes.cpu, 0, &tensor), "memory for a result");
+  return Handle(tensor);
+}
+
+// Strides of a dense array whose axes lie in memory in this order, outermost first.
+void dense_strides(const View& x, const int* order, int64_t* strides) {
+  int64_t step = 1;
+  for (int i = x.ndim - 1; i >= 0; --i) strides[order[i]] = step, step *= x.sizes[order[i]];
+}
+
+// PyTorch's rule for which strides mean channels-last: from the channels outwards over W, H, (D) and N they never decrease. Its two
+// exceptions, from c10/core/MemoryFormat.h: channels that are broadcast, and (N, 1, 1, 1), which both formats describe.
+bool is_channels_last(const View& x) {
+  if ((x.ndim != 4 && x.ndim != 5) || x.strides[1] == 0) return false;
+  const int order[] = {1, x.ndim - 1, x.ndim - 2, x.ndim == 5 ? 2 : 0, 0};
+  int64_t least = 0;
+  for (int i = 0; i < x.ndim; ++i) {
+    const int d = order[i];
+    if (x.sizes[d] == 0 || x.strides[d] < least || (d == 0 && least == x.strides[1])) return false;
+    least = x.strides[d];
+    if (x.sizes[d] > 1) least *= x.sizes[d];
+  }
+  return true;
+}
+
+bool is_dense(const View& x) {
+  std::vector<int> axes;
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.sizes[d] != 1) axes.push_back(d);
+  std::sort(axes.begin(), axes.end(), [&](int a, int b) { return x.strides[a] < x.strides[b]; });
+  int64_t step = 1;
+  for (const int d : axes) {
+    if (x.strides[d] != step) return false;
+    step *= x.sizes[d];
+  }
+  return true;
+}
+
+}  // namespace
+
+void read_codes() {
+  const Abi& a = abi();
+  codes = {{a.aoti_torch_dtype_float64(), a.aoti_torch_dtype_float32(), a.aoti_torch_dtype_float16(), a.aoti_torch_dtype_bfloat16(),
+            a.aoti_torch_dtype_bool()},
+           a.aoti_torch_dtype_uint8(),
+           a.aoti_torch_layout_strided(),
+           a.aoti_torch_device_type_cpu()};
+}
+
+void check(Error error, const char* what) {
+  if (error != 0) throw std::runtime_error(std::string("batchnorm: libtorch refused ") + what);
+}
+
+Handle Handle::again() const {
+  Tensor tensor;
+  check(abi().aoti_torch_new_tensor_handle(tensor_, &tensor), "another reference");
+  return Handle(tensor);
+}
+
+bool Handle::readable() const {
+  int32_t layout, device, dtype;
+  check(abi().aoti_torch_get_layout(tensor_, &layout), "a layout");
+  check(abi().aoti_torch_get_device_type(tensor_, &device), "a device");
+  check(abi().aoti_torch_get_dtype(tensor_, &dtype), "a dtype");
+  return layout == codes.strided && device == codes.cpu && dtype_of(dtype) >= 0;
+}
+
+View Handle::view(bool writable) const {
+  if (!tensor_) return {};
+  int64_t ndim, *sizes, *strides;
+  int32_t dtype;
+  void* data;
+  check(abi().aoti_torch_get_dim(tensor_, &ndim), "a rank");
+  check(abi().aoti_torch_get_sizes(tensor_, &sizes), "sizes");
+  check(abi().aoti_torch_get_strides(tensor_, &strides), "strides");
+  check(abi().aoti_torch_get_dtype(tensor_, &dtype), "a dtype");
+  if (writable) check(abi().torch_get_mutable_data_ptr(tensor_, &data), "memory");
+  else check(abi().torch_get_const_data_ptr(tensor_, const_cast<const void**>(&data)), "memory");
+  return {static_cast<char*>(data), static_cast<DType>(dtype_of(dtype)), static_cast<int>(ndim), sizes, strides};
+}
+
+Handle undefined() {
+  Tensor tensor;
+  check(abi().aoti_torch_new_uninitialized_tensor(&tensor), "an undefined tensor");
+  return Handle(tensor);
+}
+
+Handle empty_vector(int64_t n, DType dtype) {
+  const int64_t one = 1;
+  return empty(1, &n, &one, code_of(dtype));
+}
+
+Handle empty_bytes() {
+  const int64_t none = 0, one = 1;
+  return empty(1, &none, &one, codes.uint8);
+}
+
+Handle empty_table(int64_t rows, int64_t columns) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
+  return empty(2, sizes, strides, code_of(DType::f64));
+}
+
+Handle empty_in_suggested_format(const View& x) {
+  int order[kMaxDims];
+  for (int d = 0; d < x.ndim; ++d) order[d] = d;
+  if (is_channels_last(x)) {
+    for (int d = 1; d < x.ndim - 1; ++d) order[d] = d + 1;
+    order[x.ndim - 1] = 1;
+  }
+  int64_t strides[kMaxDims];
+  dense_strides(x, order, strides);
+  return empty(x.ndim, x.sizes, strides, code_of(x.dtype));
+}
+
+Handle empty_like(const Handle& tensor, const View& x) {
+  if (is_dense(x)) return empty(x.ndim, x.sizes, x.strides, code_of(x.dtype));
+  Value stack[6] = {reinterpret_cast<Value>(tensor.again().release())};  // and five options that are not given
+  check(abi().torch_call_dispatcher("aten::empty_like", "", stack, kVersion), "memory for a result");
+  return Handle(reinterpret_cast<Tensor>(stack[0]));
+}
+
+std::vector<bool> Arguments::booleans(size_t n) {
+  const auto list = reinterpret_cast<List>(*next_++);
+  std::vector<bool> values;
+  for (size_t i = 0; i < n; ++i) {
+    Value value = 0;
+    check(abi().torch_list_get_item(list, i, &value), "an item");
+    values.push_back((value & 1) != 0);
+  }
+  abi().torch_delete_list(list);
+  return values;
+}
+
+bool Arguments::optional(Value* inner) {
+  auto* box = reinterpret_cast<Value*>(*next_++);
+  if (box == nullptr) return false;
+  *inner = *box;
+  if (abi().torch_delete_stable_ivalue) abi().torch_delete_stable_ivalue(box);
+  else delete box;
+  return true;
+}
+
+}  // namespace stable
+}  // namespace batchnorm

@@ -1,0 +1,92 @@
+// Tensors, arguments and results as the stable C ABI hands them over.
+#pragma once
+
+#include <cstring>
+#include <initializer_list>
+#include <utility>
+#include <vector>
+
+#include "collapse.h"
+#include "stable_abi.h"
+
+namespace batchnorm {
+namespace stable {
+
+constexpr uint64_t kVersion = uint64_t(2) << 56 | uint64_t(10) << 48;  // of the ABI that this is written for: 2.10
+
+void read_codes();  // of dtypes and devices, constants of the libtorch that is loaded; once, after connect()
+
+void check(Error error, const char* what);
+
+// Owns a tensor, or nothing.
+class Handle {
+ public:
+  Handle() = default;
+  explicit Handle(Tensor tensor) : tensor_(tensor) {}
+  Handle(Handle&& other) noexcept : tensor_(std::exchange(other.tensor_, nullptr)) {}
+  Handle& operator=(Handle&& other) noexcept {
+    std::swap(tensor_, other.tensor_);
+    return *this;
+  }
+  ~Handle() {
+    if (tensor_) abi().aoti_torch_delete_tensor_object(tensor_);
+  }
+
+  explicit operator bool() const { return tensor_ != nullptr; }
+  Tensor release() { return std::exchange(tensor_, nullptr); }
+  Handle again() const;  // another reference
+
+  // Whether kernels can read it: strided memory of the CPU, of a dtype they know.
+  bool readable() const;
+  View view(bool writable = false) const;
+
+ private:
+  Tensor tensor_ = nullptr;
+};
+
+Handle undefined();
+Handle empty_vector(int64_t n, DType dtype);
+Handle empty_bytes();                                    // uint8, no elements
+Handle empty_table(int64_t rows, int64_t columns);       // float64
+Handle empty_in_suggested_format(const View& x);         // as at::empty_like(x, x.suggest_memory_format())
+Handle empty_like(const Handle& tensor, const View& x);  // as torch.empty_like(x): a dense array keeps its strides
+
+// Takes arguments from the stack in the order of the schema; what it returns is owned.
+class Arguments {
+ public:
+  explicit Arguments(Value* stack) : next_(stack) {}
+
+  Handle tensor() { return Handle(reinterpret_cast<Tensor>(*next_++)); }
+  Handle optional_tensor() {
+    Value inner;
+    return optional(&inner) ? Handle(reinterpret_cast<Tensor>(inner)) : Handle();
+  }
+  double number() { return number_of(*next_++); }
+  bool optional_number(double* to) {
+    Value inner;
+    const bool given = optional(&inner);
+    if (given) *to = number_of(inner);
+    return given;
+  }
+  int64_t integer() { return static_cast<int64_t>(*next_++); }
+  bool boolean() { return (*next_++ & 1) != 0; }
+  std::vector<bool> booleans(size_t n);
+
+ private:
+  Value* next_;
+
+  bool optional(Value* inner);
+  static double number_of(Value bits) {
+    double value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+};
+
+// Results go where the arguments were.
+inline void give(Value* stack, std::initializer_list<Handle*> results) {
+  for (Handle* h : results) *stack++ = reinterpret_cast<Value>(h->release());
+}
+
+}  // namespace stable
+}  // namespace batchnorm

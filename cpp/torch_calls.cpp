@@ -1,0 +1,271 @@
+#include "torch_calls.h"
+
+#include <cmath>
+
+#include "convert.h"
+#include "select.h"
+
+namespace batchnorm {
+namespace {
+
+constexpr uint64_t kChannelsOnAxis1 = 2;
+
+bool is_floating(DType dtype) { return dtype != DType::boolean; }
+bool is_16_bit(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16; }
+
+double read(const View& v, int64_t i) {
+  switch (v.dtype) {
+    case DType::f64: return reinterpret_cast<const double*>(v.data)[i];
+    case DType::f32: return reinterpret_cast<const float*>(v.data)[i];
+    case DType::f16: return to_float(reinterpret_cast<const Half*>(v.data)[i]);
+    case DType::bf16: return to_float(reinterpret_cast<const BFloat16*>(v.data)[i]);
+    default: return reinterpret_cast<const uint8_t*>(v.data)[i];
+  }
+}
+
+void write(const View& v, int64_t i, double value) {
+  switch (v.dtype) {
+    case DType::f64: reinterpret_cast<double*>(v.data)[i] = value; return;
+    case DType::f16: reinterpret_cast<Half*>(v.data)[i] = to_half(static_cast<float>(value)); return;
+    case DType::bf16: reinterpret_cast<BFloat16*>(v.data)[i] = to_bfloat16(static_cast<float>(value)); return;
+    default: reinterpret_cast<float*>(v.data)[i] = static_cast<float>(value);
+  }
+}
+
+double channel(const View& v, int64_t c) { return read(v, c * v.strides[0]); }
+void set_channel(const View& v, int64_t c, double value) { write(v, c * v.strides[0], value); }
+
+// Of half the distance between two numbers next to each other, relative to them.
+double unit_roundoff(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return 0x1p-53;
+    case DType::f16: return 0x1p-11;
+    case DType::bf16: return 0x1p-8;
+    default: return 0x1p-24;
+  }
+}
+
+// A channel's values as doubles, or null where there are none.
+class Doubles {
+ public:
+  Doubles(const View& v, int64_t C) {
+    if (!v) return;
+    values_.resize(static_cast<size_t>(C));
+    for (int64_t c = 0; c < C; ++c) values_[static_cast<size_t>(c)] = channel(v, c);
+  }
+  const double* get() const { return values_.empty() ? nullptr : values_.data(); }
+
+ private:
+  std::vector<double> values_;
+};
+
+// Rows count, mean, mean_low, m2 and, where the caller knows it, 1/std.
+class Table {
+ public:
+  explicit Table(int64_t C) : C_(static_cast<size_t>(C)), values_(5 * C_) {}
+  double* row(int i) { return values_.data() + static_cast<size_t>(i) * C_; }
+  Statistics statistics() { return {row(0), row(1), row(2), row(3), nullptr}; }
+
+ private:
+  size_t C_;
+  std::vector<double> values_;
+};
+
+Statistics rows_of(double* stats, int64_t C) { return {stats, stats + C, stats + 2 * C, stats + 3 * C, nullptr}; }
+
+// Statistics that were given stand for one position: m2 is the variance.
+void set_given(const Statistics& to, const ChannelViews& channels, int64_t C) {
+  for (int64_t c = 0; c < C; ++c)
+    to.count[c] = 1, to.mean[c] = channel(channels.mean, c), to.mean_low[c] = 0, to.m2[c] = channel(channels.var, c);
+}
+
+void gather_moments(const View& x, const Statistics& to, int threads) {
+  Problem p;
+  collapse(p, kChannelsOnAxis1, {{&p.x, x}});
+  p.stats = to;
+  p.threads = threads;
+  active_kernels().forward(p);
+}
+
+// ATen saves a mean rounded to its dtype. Where that rounding is a visible part of a standard deviation, the exact one is gathered
+// again and put in its place, if it is the one that was rounded (a caller may hand over any).
+void refine_saved(const View& x, const ChannelViews& saved, Table& table, int threads) {
+  const int64_t C = x.sizes[1];
+  const double u = unit_roundoff(saved.mean.dtype), visible = x.dtype == DType::f64 ? 1e-13 : 1e-6;
+  bool any = false;
+  for (int64_t c = 0; c < C && !any; ++c) any = u * std::fabs(table.row(1)[c]) * table.row(4)[c] > visible || u > visible;
+  if (!any) return;
+  Table exact(C);
+  gather_moments(x, exact.statistics(), threads);
+  for (int64_t c = 0; c < C; ++c) {
+    const double mean = exact.row(1)[c];
+    if (!(std::fabs(mean - table.row(1)[c]) <= 4 * u * std::fabs(mean))) continue;
+    table.row(1)[c] = mean, table.row(2)[c] = exact.row(2)[c];
+  }
+}
+
+}  // namespace
+
+bool serves(const View& x, const ChannelViews& channels, bool training, double eps) {
+  if (x.ndim < 2 || x.ndim > kMaxDims || !is_floating(x.dtype) || !(eps > 0)) return false;
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.sizes[d] == 0) return false;
+  if (static_cast<bool>(channels.mean) != static_cast<bool>(channels.var) || (!training && !channels.mean)) return false;
+  const DType parameters = saved_dtype(x, channels);
+  if (parameters != x.dtype && !(is_16_bit(x.dtype) && parameters == DType::f32)) return false;
+  for (const View* v : {&channels.weight, &channels.bias, &channels.mean, &channels.var})
+    if (*v && (v->dtype != parameters || v->ndim != 1 || v->sizes[0] != x.sizes[1])) return false;
+  return true;
+}
+
+DType saved_dtype(const View& x, const ChannelViews& channels) {
+  for (const View* v : {&channels.weight, &channels.bias, &channels.mean, &channels.var})
+    if (*v) return v->dtype;
+  return x.dtype;
+}
+
+void aten_forward_training(const View& x, const View& y, const ChannelViews& channels, double momentum, double eps,
+                           const View& save_mean, const View& save_invstd, int threads) {
+  const int64_t C = x.sizes[1];
+  Table table(C);
+  ChannelViews parameters = channels;
+  parameters.mean = parameters.var = View();
+  fused_forward(x, y, parameters, {}, eps, table.row(0), threads);
+  for (int64_t c = 0; c < C; ++c) {
+    const double count = table.row(0)[c], mean = table.row(1)[c], m2 = table.row(3)[c];
+    set_channel(save_mean, c, mean);
+    set_channel(save_invstd, c, 1 / std::sqrt(m2 / count + eps));
+    if (!channels.mean) continue;
+    set_channel(channels.mean, c, momentum * mean + (1 - momentum) * channel(channels.mean, c));
+    set_channel(channels.var, c, momentum * (m2 / (count - 1)) + (1 - momentum) * channel(channels.var, c));
+  }
+}
+
+void aten_forward_evaluation(const View& x, const View& y, const ChannelViews& channels, double eps, int threads) {
+  Table table(x.sizes[1]);
+  fused_forward(x, y, channels, {}, eps, table.row(0), threads);
+}
+
+void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved, bool training, double eps,
+                   const AtenGradients& grads, int threads) {
+  const int64_t C = x.sizes[1];
+  int64_t m = 1;
+  for (int d = 0; d < x.ndim; ++d) m *= d == 1 ? 1 : x.sizes[d];
+  Table table(C);
+  Problem p;
+  std::vector<Operand> operands{{&p.x, x}, {&p.grad_y, grad_y}};
+  if (grads.x) operands.push_back({&p.grad_x, grads.x});
+  collapse(p, kChannelsOnAxis1, operands);
+  p.stats = table.statistics();
+  set_given(p.stats, saved, C);
+  if (training) {
+    for (int64_t c = 0; c < C; ++c) table.row(0)[c] = static_cast<double>(m), table.row(4)[c] = channel(saved.var, c);
+    p.stats.rstd = table.row(4);
+    refine_saved(x, saved, table, threads);
+  }
+  const Doubles weight(saved.weight, C);
+  std::vector<double> sums(static_cast<size_t>(2 * C));
+  p.weight = weight.get();
+  p.eps = eps;
+  p.training = training;
+  p.grad_weight = sums.data(), p.grad_bias = sums.data() + C;
+  p.threads = threads;
+  active_kernels().backward(p);
+  for (int64_t c = 0; c < C; ++c) {
+    if (grads.weight) set_channel(grads.weight, c, p.grad_weight[c]);
+    if (grads.bias) set_channel(grads.bias, c, p.grad_bias[c]);
+  }
+}
+
+void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, double eps, double* stats,
+                   int threads) {
+  Problem p;
+  std::vector<Operand> operands{{&p.x, x}, {&p.y, y}};
+  if (extras.residual) operands.push_back({&p.residual, extras.residual});
+  if (extras.weights) operands.push_back({&p.weights, extras.weights});
+  collapse(p, kChannelsOnAxis1, operands);
+  const int64_t C = x.sizes[1];
+  p.stats = rows_of(stats, C);
+  p.compute_stats = !channels.mean;
+  if (channels.mean) set_given(p.stats, channels, C);
+  const Doubles weight(channels.weight, C), bias(channels.bias, C);
+  p.weight = weight.get(), p.bias = bias.get();
+  p.eps = eps;
+  p.activation = extras.activation, p.slope = extras.slope;
+  p.threads = threads;
+  active_kernels().forward(p);
+}
+
+void fused_backward(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,
+                    double eps, bool training, const FusedGradients& grads, int threads) {
+  Problem p;
+  std::vector<Operand> operands{{&p.x, x}, {&p.grad_y, grad_y}, {&p.grad_x, grads.x}};
+  if (extras.residual) operands.push_back({&p.residual, extras.residual});
+  if (grads.residual) operands.push_back({&p.grad_residual, grads.residual});
+  if (extras.weights && training) operands.push_back({&p.weights, extras.weights});
+  collapse(p, kChannelsOnAxis1, operands);
+  const int64_t C = x.sizes[1];
+  p.stats = rows_of(const_cast<double*>(stats), C);  // only read in a backward
+  const Doubles weight(channels.weight, C), bias(channels.bias, C);
+  std::vector<double> sums(static_cast<size_t>(2 * C));
+  p.weight = weight.get(), p.bias = bias.get();
+  p.eps = eps;
+  p.activation = extras.activation, p.slope = extras.slope;
+  p.training = training;
+  p.grad_weight = sums.data(), p.grad_bias = sums.data() + C;
+  p.threads = threads;
+  active_kernels().backward(p);
+  for (int64_t c = 0; c < C; ++c) set_channel(grads.weight, c, p.grad_weight[c]), set_channel(grads.bias, c, p.grad_bias[c]);
+}
+
+std::string refused_weights(const View& x, const View& weights) {
+  std::vector<int64_t> index(static_cast<size_t>(x.ndim), 0);
+  double positions = 0;
+  for (;;) {
+    int64_t offset = 0;
+    double repeats = 1;
+    for (int d = 0; d < x.ndim; ++d) {
+      const size_t i = static_cast<size_t>(d);
+      offset += index[i] * weights.strides[d];
+      if (d != 1 && weights.strides[d] == 0) repeats *= static_cast<double>(x.sizes[d]);
+    }
+    const double w = read(weights, offset);
+    if (!(w >= 0) || std::isinf(w)) return "weights must be finite and non-negative; got " + std::to_string(w);
+    positions += w > 0 ? repeats : 0;
+    int d = x.ndim - 1;
+    for (; d >= 0; --d) {  // the next element; an axis of stride 0 has one
+      const size_t i = static_cast<size_t>(d);
+      if (weights.strides[d] != 0 && ++index[i] < x.sizes[d]) break;
+      index[i] = 0;
+    }
+    if (d < 0) break;
+  }
+  if (positions >= 2) return "";
+  return positions == 0 ? "mask and weights select nothing: no position of any channel counts"
+                        : "one counted value per channel in training, so its variance is 0";
+}
+
+std::string update_running(const double* stats, int64_t C, const Running& running, const double* momentum, int correction,
+                           OnNonfinite on) {
+  const double *count = stats, *mean = stats + C, *m2 = stats + 3 * C;
+  for (int64_t c = 0; c < C; ++c) {
+    if (on != OnNonfinite::propagate && !(std::isfinite(mean[c]) && std::isfinite(m2[c]))) {
+      if (on == OnNonfinite::skip) return "";
+      return "channel " + std::to_string(c) + " of the batch has mean " + std::to_string(mean[c]) + " and variance " +
+             std::to_string(m2[c] / count[c]) + "; running statistics are left as they were (on_nonfinite='raise')";
+    }
+    if (!(count[c] > correction))
+      return "running_var is M2 / (count - " + std::to_string(correction) +
+             "), which needs weights that sum to more; got a sum of " + std::to_string(count[c]) +
+             ". Scale the weights (only their ratios matter for the output), or use running_correction=0";
+  }
+  ++*running.batches;
+  const double a = momentum ? *momentum : 1 / static_cast<double>(*running.batches);
+  for (int64_t c = 0; c < C; ++c) {
+    set_channel(running.mean, c, a * mean[c] + (1 - a) * channel(running.mean, c));
+    set_channel(running.var, c, a * (m2[c] / (count[c] - correction)) + (1 - a) * channel(running.var, c));
+  }
+  return "";
+}
+
+}  // namespace batchnorm

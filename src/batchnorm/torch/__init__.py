@@ -1,0 +1,30 @@
+"""Batch normalization for PyTorch: one line makes existing models faster, and modules do what torch.nn's cannot.
+
+>>> import torch
+>>> import batchnorm.torch as bnt
+>>> handle = bnt.accelerate()  # every torch.nn.BatchNorm on the CPU now runs our kernels
+>>> handle.remove()
+"""
+
+from __future__ import annotations
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"batchnorm.torch needs PyTorch, which cannot be imported ({error}). Install it with: "
+        'pip install "batchnorm[torch]"; for the CPU alone see https://pytorch.org/get-started/locally'
+    ) from error
+
+from .accelerate import Acceleration, Status, accelerate, status
+from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__all__ = [
+    "Acceleration",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Status",
+    "accelerate",
+    "status",
+]

@@ -1,0 +1,134 @@
+"""Our operations in PyTorch's dispatcher: `batchnorm::forward`, `backward` and `update_`, with shapes and derivatives.
+
+They take and return tensors only, so that autograd, torch.compile, autocast and fake tensors treat them as they treat
+PyTorch's own. Their CPU kernels come from `_registration`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import _plain
+
+Tensor = torch.Tensor
+
+LIBRARY = torch.library.Library("batchnorm", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+# With running_mean and running_var: evaluation. `weights` is bool or float and has x's shape, by strides of 0. The second
+# result is a (4, C) float64 table of count, mean, what rounding the mean left out, and the sum of squared deviations.
+LIBRARY.define(
+    "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? weights, "
+    "Tensor? residual, float eps, int activation, float slope) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+# Gradients by x, weight, bias and residual; the last is empty where there is no residual.
+LIBRARY.define(
+    "backward(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? weights, Tensor? residual, "
+    "float eps, int activation, float slope, bool training) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+LIBRARY.define(
+    "update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, Tensor stats, "
+    "float? momentum, int correction, int on_nonfinite) -> ()",
+    tags=_TAGS,
+)
+
+forward = torch.ops.batchnorm.forward.default
+backward = torch.ops.batchnorm.backward.default
+update_ = torch.ops.batchnorm.update_.default
+
+
+@torch.library.register_fake("batchnorm::forward", lib=LIBRARY)
+def _(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((4, x.shape[1]), dtype=torch.float64)
+
+
+@torch.library.register_fake("batchnorm::backward", lib=LIBRARY)
+def _(
+    grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
+    residual: Tensor | None, *_: object,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    C = x.shape[1]
+    by_weight, by_bias = (x.new_empty(C, dtype=torch.float64 if p is None else p.dtype) for p in (weight, bias))
+    return torch.empty_like(x), by_weight, by_bias, x.new_empty(0) if residual is None else torch.empty_like(x)
+
+
+@torch.library.register_fake("batchnorm::update_", lib=LIBRARY)
+def _(*_: object) -> None:
+    return None
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, running_mean, _, weights, residual, *options = inputs
+    stats = output[1]
+    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)
+    ctx.options, ctx.training, ctx.has_residual = options, running_mean is None, residual is not None
+    activated = options[1] != 0  # else what the activation was applied to is not needed again
+    ctx.save_for_backward(x, stats, weight, bias, weights, residual if activated else None)
+
+
+def _forward_backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad
+    if grad_y is None:
+        return (None,) * len(needs)
+    x, stats, weight, bias, weights, residual = ctx.saved_tensors
+    by_x, by_weight, by_bias, by_residual = backward(
+        grad_y, x, stats, weight, bias, weights, residual, *ctx.options, ctx.training
+    )
+    if residual is None and ctx.has_residual:
+        by_residual = grad_y
+    found = (by_x, by_weight, by_bias, None, None, None, by_residual, None, None, None)
+    return tuple(g if n else None for g, n in zip(found, needs, strict=True))
+
+
+torch.library.register_autograd("batchnorm::forward", _forward_backward, setup_context=_save_forward, lib=LIBRARY)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_y, x, stats, weight, bias, weights, residual, *options, training = inputs
+    ctx.set_materialize_grads(False)
+    ctx.options, ctx.training = options, training
+    ctx.save_for_backward(grad_y, x, stats, weight, bias, weights, residual)
+
+
+def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate the backward: the forward in PyTorch's operations, differentiated once and then once more."""
+    grad_y, x, stats, weight, bias, weights, residual = ctx.saved_tensors
+    with torch.enable_grad():
+        leaves = {name: _leaf(t) for name, t in (("grad_y", grad_y), ("x", x), ("weight", weight), ("bias", bias),
+                                                 ("residual", residual)) if t is not None}  # fmt: skip
+        data = leaves["x"]
+        _, mean, var = _plain.moments(data, weights) if ctx.training else (None, stats[1], stats[3] / stats[0])
+        parameters = (leaves.get("weight"), leaves.get("bias"), leaves.get("residual"))
+        y = _plain.normalize(data, mean, var, *parameters, *ctx.options)
+        by = [name for name in leaves if name != "grad_y"]
+        first = torch.autograd.grad(
+            y, [leaves[name] for name in by], leaves["grad_y"], create_graph=True, materialize_grads=True
+        )
+        given = dict(zip(("x", "weight", "bias", "residual"), grads, strict=True))
+        pairs = [
+            (f, g) for name, f in zip(by, first, strict=True) if (g := given[name]) is not None and f.requires_grad
+        ]
+        if not pairs:
+            return (None,) * len(ctx.needs_input_grad)
+        second = torch.autograd.grad(
+            [f for f, _ in pairs], list(leaves.values()), [g.to(f.dtype) for f, g in pairs],
+            create_graph=True, allow_unused=True,
+        )  # fmt: skip
+    found = dict(zip(leaves, second, strict=True))
+    names = ("grad_y", "x", None, "weight", "bias", None, "residual", None, None, None, None)
+    return tuple(
+        found.get(name) if name and needed else None for name, needed in zip(names, ctx.needs_input_grad, strict=True)
+    )
+
+
+def _leaf(t: Tensor) -> Tensor:
+    """The tensor itself where gradients by it are wanted, so that a third derivative finds it; else a stand-in."""
+    return t if t.requires_grad else t.detach().requires_grad_()
+
+
+torch.library.register_autograd("batchnorm::backward", _backward_backward, setup_context=_save_backward, lib=LIBRARY)

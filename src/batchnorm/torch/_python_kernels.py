@@ -1,0 +1,288 @@
+"""What `cpp/bind_torch.cpp` and `cpp/torch_calls.cpp` do, in Python on NumPy's view of a tensor's memory.
+
+For a torch that has no stable C ABI; `BATCHNORM_TORCH=python` asks for it. Slower by the Python in each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import _native
+
+Tensor = torch.Tensor
+Doubles = NDArray[np.float64]
+
+_CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.bool: 4}
+_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+_KEPT = 1 << 1  # channels on axis 1
+
+
+def _memory(t: Tensor) -> NDArray[Any]:
+    """The tensor's own memory; bfloat16, which NumPy does not know, as its bits."""
+    t = t.detach()
+    array: NDArray[Any] = (t.view(torch.int16) if t.dtype == torch.bfloat16 else t).numpy()
+    return array
+
+
+def _memory_or_none(t: Tensor | None) -> NDArray[Any] | None:
+    return None if t is None else _memory(t)
+
+
+def _doubles(t: Tensor | None) -> Doubles | None:
+    return None if t is None else np.ascontiguousarray(t.detach().to(torch.float64).numpy())
+
+
+def _readable(*tensors: Tensor | None) -> bool:
+    return all(
+        t is None or (t.layout is torch.strided and t.dtype in _CODES and t.device.type == "cpu") for t in tensors
+    )
+
+
+def _saved_dtype(x: Tensor, parameters: tuple[Tensor | None, ...]) -> torch.dtype:
+    return next((t.dtype for t in parameters if t is not None), x.dtype)
+
+
+def _serves(x: Tensor, parameters: tuple[Tensor | None, ...], training: bool, eps: float) -> bool:
+    """Whether ours takes this forward of ATen (`serves` of torch_calls.cpp)."""
+    _, _, mean, var = parameters
+    if not _readable(x, *parameters) or x.dim() < 2 or x.numel() == 0 or x.dtype == torch.bool or not eps > 0:
+        return False
+    if (mean is None) != (var is None) or (mean is None and not training):
+        return False
+    dtype = _saved_dtype(x, parameters)
+    if dtype != x.dtype and not (x.dtype in (torch.float16, torch.bfloat16) and dtype == torch.float32):
+        return False
+    return all(t is None or (t.dtype == dtype and t.shape == (x.shape[1],)) for t in parameters)
+
+
+def _suggested_format(x: Tensor) -> torch.memory_format:
+    """PyTorch's `suggest_memory_format`, which Python has under a private name."""
+    format: torch.memory_format = torch._prims_common.suggest_memory_format(x)
+    return format
+
+
+def _given(mean: Tensor, var: Tensor) -> Doubles:
+    """Statistics that were given stand for one position: M2 is the variance."""
+    m, v = _doubles(mean), _doubles(var)
+    assert m is not None
+    assert v is not None
+    return np.stack([np.ones_like(m), m, np.zeros_like(m), v])
+
+
+@contextmanager
+def _threads_of_torch() -> Iterator[None]:
+    before = _native.get_num_threads()
+    _native.set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        _native.set_num_threads(before)
+
+
+def _run_forward(
+    x: Tensor, y: Tensor | None, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
+    residual: Tensor | None, table: Doubles, computes: bool, eps: float, activation: tuple[int, float],
+) -> None:  # fmt: skip
+    code, weights_code = _CODES[x.dtype], 0 if weights is None else _CODES[weights.dtype]
+    with _threads_of_torch():
+        _native.forward(
+            _memory(x), _memory_or_none(y), code, _KEPT, _memory_or_none(residual), _memory_or_none(weights),
+            weights_code, table, computes, _doubles(weight), _doubles(bias), eps, activation,
+        )  # fmt: skip
+
+
+# --- ATen's functions: results, or None where PyTorch's own kernel has to answer ---
+
+
+def _aten_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, training: bool,
+    momentum: float, eps: float,
+) -> tuple[Tensor, ...] | None:  # fmt: skip
+    parameters = (weight, bias, mean, var)
+    if not _serves(x, parameters, training, eps):
+        return None
+    saved = torch.empty(2, x.shape[1] if training else 0, dtype=_saved_dtype(x, parameters))
+    y = torch.empty_like(x, memory_format=_suggested_format(x))
+    if training:
+        table = np.empty((4, x.shape[1]))
+        _run_forward(x, y, weight, bias, None, None, table, True, eps, (0, 0.0))
+        count, batch_mean, _, m2 = (torch.from_numpy(row) for row in table)
+        saved[0] = batch_mean
+        saved[1] = 1 / torch.sqrt(m2 / count + eps)
+        for running, batch in ((mean, batch_mean), (var, m2 / (count - 1))):
+            if running is not None:
+                running.copy_(momentum * batch + (1 - momentum) * running.double())
+    else:
+        assert mean is not None
+        assert var is not None
+        _run_forward(x, y, weight, bias, None, None, _given(mean, var), False, eps, (0, 0.0))
+    return y, saved[0].clone(), saved[1].clone()
+
+
+def _without_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, *rest: float) -> Any:
+    return _aten_forward(x, weight, bias, None, None, training, *rest)
+
+
+def _with_update(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, *rest: float) -> Any:
+    results = _aten_forward(x, weight, bias, mean, var, True, *rest)
+    return None if results is None else (*results, torch.empty(0, dtype=torch.uint8))
+
+
+def _refine(x: Tensor, save_mean: Tensor, table: Doubles, rstd: Doubles) -> None:
+    """Put the exact mean where ATen's saved one was visibly rounded (`refine_saved` of torch_calls.cpp)."""
+    u, visible = _ROUNDOFF[save_mean.dtype], 1e-13 if x.dtype == torch.float64 else 1e-6
+    if not (u > visible or (u * np.abs(table[1]) * rstd > visible).any()):
+        return
+    exact = np.empty_like(table)
+    _run_forward(x, None, None, None, None, None, exact, True, 1.0, (0, 0.0))
+    ours = np.abs(exact[1] - table[1]) <= 4 * u * np.abs(exact[1])
+    table[1:3, ours] = exact[1:3, ours]
+
+
+def _aten_backward(
+    grad_y: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor | None, var: Tensor | None, save_mean: Tensor | None,
+    save_invstd: Tensor | None, training: bool, eps: float, wanted: list[bool], reserve: Tensor | None = None,
+) -> tuple[Tensor | None, ...] | None:  # fmt: skip
+    known_mean, known = (save_mean, save_invstd) if training else (mean, var)
+    if known_mean is None or known is None or (weight is None and (wanted[1] or wanted[2])):
+        return None
+    if not _readable(grad_y) or not _serves(x, (weight, None, known_mean, known), False, eps):
+        return None
+    if grad_y.shape != x.shape or grad_y.dtype != x.dtype:
+        return None
+    table = _given(known_mean, known)
+    if training:
+        rstd = table[3].copy()
+        table[0] = x.numel() // x.shape[1]
+        with np.errstate(all="ignore"):
+            table[3] = (1 / (rstd * rstd) - eps) * table[0]
+        _refine(x, known_mean, table, rstd)
+    grad_x = torch.empty_like(x, memory_format=_suggested_format(x)) if wanted[0] else None
+    sums = _run_backward(grad_y, x, grad_x, table, weight, None, None, None, None, eps, (0, 0.0), training)
+    by = [sums[i].to(weight.dtype) if weight is not None and wanted[1 + i] else None for i in range(2)]
+    return grad_x, *by
+
+
+def _run_backward(
+    grad_y: Tensor, x: Tensor, grad_x: Tensor | None, table: Doubles, weight: Tensor | None, bias: Tensor | None,
+    weights: Tensor | None, residual: Tensor | None, grad_residual: Tensor | None, eps: float,
+    activation: tuple[int, float], training: bool,
+) -> Tensor:  # fmt: skip
+    sums = np.zeros((2, x.shape[1]))
+    code, weights_code = _CODES[x.dtype], 0 if weights is None else _CODES[weights.dtype]
+    with _threads_of_torch():
+        _native.backward(
+            _memory(grad_y), _memory(x), _memory_or_none(grad_x), code, _KEPT, _memory_or_none(residual),
+            _memory_or_none(grad_residual), _memory_or_none(weights) if training else None, weights_code, table,
+            _doubles(weight), _doubles(bias), eps, activation, training, sums[0], sums[1],
+        )  # fmt: skip
+    return torch.from_numpy(sums)
+
+
+ATEN: dict[str, Callable[..., Any]] = {
+    "native_batch_norm": _aten_forward,
+    "_native_batch_norm_legit": _aten_forward,
+    "_native_batch_norm_legit.no_stats": _without_stats,
+    "_batch_norm_with_update": _with_update,
+    "native_batch_norm_backward": _aten_backward,
+    "batch_norm_backward": _aten_backward,
+}
+
+
+def without_kernel(name: str, args: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    """PyTorch's own answer where its kernel cannot be had: the out= overloads (not ours) and the decompositions."""
+    if "backward" in name:
+        decomposition = torch._decomp.decomposition_table[getattr(torch.ops.aten, name).default]
+        results: tuple[Tensor | None, ...] = tuple(decomposition(*args))
+        return results
+    packet, _, overload = name.partition(".")
+    out = getattr(getattr(torch.ops.aten, packet), f"{overload}_out" if overload else "out")
+    x = args[0]
+    parameters = (*(a for a in args[1:5] if isinstance(a, Tensor)),)
+    names = [a.name for a in out._schema.arguments if a.kwarg_only]
+    dtypes = [x.dtype, *[_saved_dtype(x, parameters)] * 2, torch.uint8]
+    outs = {n: torch.empty(0, dtype=d) for n, d in zip(names, dtypes, strict=False)}
+    return tuple(out(*args, **outs))
+
+
+# --- our own operations ---
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`batchnorm::forward`."""
+    if weights is not None:
+        _check_weights(x, weights)
+    y, computes = torch.empty_like(x), running_mean is None
+    if running_mean is None or running_var is None:
+        table = np.empty((4, x.shape[1]))
+    else:
+        table = _given(running_mean, running_var)
+    _run_forward(x, y, weight, bias, weights, residual, table, computes, eps, (activation, slope))
+    return y, torch.from_numpy(table)
+
+
+def _check_weights(x: Tensor, weights: Tensor) -> None:
+    """The rules of `refused_weights` of torch_calls.cpp, in its words."""
+    once = weights[tuple(slice(1) if s == 0 else slice(None) for s in weights.stride())].double()
+    bad = once[~((once >= 0) & torch.isfinite(once))]
+    if bad.numel():
+        raise ValueError(f"batch_norm: weights must be finite and non-negative; got {bad[0].item():f}")
+    repeats = x.numel() // x.shape[1] // max(1, once.numel() // once.shape[1])
+    positions = int((once > 0).sum()) * repeats
+    if positions == 0:
+        raise ValueError("batch_norm: mask and weights select nothing: no position of any channel counts")
+    if positions == 1:
+        raise ValueError("batch_norm: one counted value per channel in training, so its variance is 0")
+
+
+def backward(
+    grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
+    residual: Tensor | None, eps: float, activation: int, slope: float, training: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """`batchnorm::backward`."""
+    grad_x = torch.empty_like(x)
+    grad_residual = x.new_empty(0) if residual is None else torch.empty_like(x)
+    sums = _run_backward(
+        grad_y, x, grad_x, np.array(stats.detach().numpy()), weight, bias, weights, residual,
+        None if residual is None else grad_residual, eps, (activation, slope), training,
+    )  # fmt: skip
+    dtypes = [torch.float64 if p is None else p.dtype for p in (weight, bias)]
+    by_weight, by_bias = (s.to(dtype, copy=True) for s, dtype in zip(sums, dtypes, strict=True))
+    return grad_x, by_weight, by_bias, grad_residual
+
+
+def update_(
+    running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor, stats: Tensor, momentum: float | None,
+    correction: int, on_nonfinite: int,
+) -> None:  # fmt: skip
+    """`batchnorm::update_`."""
+    count, mean, _, m2 = stats.detach()
+    if on_nonfinite != 0:
+        finite = torch.isfinite(mean) & torch.isfinite(m2)
+        if not bool(finite.all()):
+            if on_nonfinite == 1:
+                return
+            c = int((~finite).nonzero()[0])
+            raise ValueError(
+                f"batch_norm: channel {c} of the batch has mean {float(mean[c]):f} and variance "
+                f"{float(m2[c] / count[c]):f}; running statistics are left as they were (on_nonfinite='raise')"
+            )
+    if not bool((count > correction).all()):
+        raise ValueError(
+            f"batch_norm: running_var is M2 / (count - {correction}), which needs weights that sum to more; got a sum "
+            f"of {float(count.min()):f}. Scale the weights (only their ratios matter for the output), or use "
+            "running_correction=0"
+        )
+    num_batches_tracked += 1
+    a = 1 / float(num_batches_tracked) if momentum is None else momentum
+    running_mean.copy_(a * mean + (1 - a) * running_mean.double())
+    running_var.copy_(a * (m2 / (count - correction)) + (1 - a) * running_var.double())

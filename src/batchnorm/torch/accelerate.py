@@ -1,0 +1,155 @@
+"""`accelerate`: ATen's CPU batch-norm kernels become ours, for models as they stand; and `status`, which says so."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+
+from .. import _native
+from . import _registration
+
+_lock = threading.Lock()
+_holders = 0
+
+
+class Acceleration:
+    """What `accelerate` returns: `remove()` it, or leave its `with` block, to give PyTorch its own kernels back."""
+
+    def __init__(self) -> None:
+        self._active = False
+        self._take()
+
+    @property
+    def active(self) -> bool:
+        """Whether this handle still asks for our kernels."""
+        return self._active
+
+    def remove(self) -> None:
+        """Give PyTorch its kernels back, unless another handle still asks for ours. A second time does nothing."""
+        global _holders
+        with _lock:
+            if not self._active:
+                return
+            self._active = False
+            _holders -= 1
+            if _holders == 0:
+                _registration.registration.remove_aten()
+
+    def _take(self) -> None:
+        global _holders
+        with _lock:
+            if _holders == 0:
+                _registration.registration.add_aten()
+            _holders += 1
+            self._active = True
+
+    def __enter__(self) -> Acceleration:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"<batchnorm.torch.accelerate: {'active' if self._active else 'removed'}>"
+
+
+def accelerate() -> Acceleration:
+    """Let our kernels compute every batch normalization of PyTorch on the CPU, forward and backward, from now on.
+
+    Existing models, `torch.nn.functional.batch_norm` and whatever else reaches ATen's `native_batch_norm`,
+    `_native_batch_norm_legit`, `_batch_norm_with_update` and their backwards are served; nothing else changes. Inputs
+    that ours does not take (an eps of 0, an empty batch, what PyTorch refuses) go to PyTorch's kernel, whose errors stay
+    its own.
+
+    It holds for the whole process, all threads included. Handles nest: PyTorch's kernels are back when all are removed.
+    Take and remove handles while no other thread is inside a batch normalization, as with any change of kernels in
+    PyTorch.
+
+    Returns
+    -------
+    Acceleration
+        With `remove()`; also a context manager.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import batchnorm.torch as bnt
+    >>> layer = torch.nn.BatchNorm1d(2)
+    >>> with bnt.accelerate():
+    ...     y = layer(torch.tensor([[1.0, 10.0], [3.0, 30.0]]))
+    >>> y.detach().round(decimals=3)
+    tensor([[-1., -1.],
+            [ 1.,  1.]])
+    >>> bnt.status().active
+    False
+    """
+    return Acceleration()
+
+
+@dataclass(frozen=True)
+class Status:
+    """What runs: see `status`.
+
+    Attributes
+    ----------
+    active
+        Whether PyTorch's batch normalization is ours now.
+    torch
+        PyTorch's version.
+    registration
+        "native" (C++ kernels through LibTorch's stable C ABI) or "python".
+    why
+        Why the registration is not native; empty where it is.
+    isa
+        Instruction set of the kernels.
+    threads
+        How many threads a call may use: `torch.get_num_threads()`.
+    served, passed_on
+        Calls that ours computed, and calls that it gave to PyTorch's kernel, by name of the ATen function, since the
+        process began.
+    """
+
+    active: bool
+    torch: str
+    registration: str
+    why: str
+    isa: str
+    threads: int
+    served: dict[str, int]
+    passed_on: dict[str, int]
+
+    def __str__(self) -> str:
+        lines = [
+            f"batchnorm.torch: {'active' if self.active else 'not active'}",
+            f"  PyTorch {self.torch}, {self.registration} registration" + (f" ({self.why})" if self.why else ""),
+            f"  {self.isa} kernels, {self.threads} thread{'s' * (self.threads != 1)}",
+        ]
+        for name in self.served:
+            if self.served[name] or self.passed_on[name]:
+                lines.append(f"  {name}: {self.served[name]} served, {self.passed_on[name]} passed on")
+        return "\n".join(lines)
+
+
+def status() -> Status:
+    """Say what is active, which PyTorch, which instruction set, how many threads, and how many calls were served.
+
+    >>> import batchnorm.torch as bnt
+    >>> bnt.status().registration
+    'native'
+    """
+    counts = _registration.registration.counts()
+    return Status(
+        active=_holders > 0,
+        torch=torch.__version__,
+        registration="native" if _registration.NATIVE else "python",
+        why=_registration.WHY_PYTHON,
+        isa=_native.isa(),
+        threads=torch.get_num_threads(),
+        served={name: served for name, (served, _) in counts.items()},
+        passed_on={name: passed for name, (_, passed) in counts.items()},
+    )
