@@ -44,16 +44,20 @@ struct Channels {
 // How an operation of ATen boxes its arguments.
 struct Signature {
   const char* name;
-  bool backward, has_stats, stats_are_optional, has_training, has_reserve;
+  enum { forward, backward } direction;
+  enum { no_stats, stats, optional_stats } running;
+  enum { given, always, never } training;
+  bool has_reserve;
 };
 
 constexpr Signature kSignatures[] = {
-    {"native_batch_norm", false, true, true, true, false},
-    {"_native_batch_norm_legit", false, true, false, true, false},
-    {"_native_batch_norm_legit.no_stats", false, false, false, true, false},
-    {"_batch_norm_with_update", false, true, false, false, true},
-    {"native_batch_norm_backward", true, true, true, true, false},
-    {"batch_norm_backward", true, true, true, true, true},
+    {"native_batch_norm", Signature::forward, Signature::optional_stats, Signature::given, false},
+    {"_native_batch_norm_legit", Signature::forward, Signature::stats, Signature::given, false},
+    {"_native_batch_norm_legit.no_stats", Signature::forward, Signature::no_stats, Signature::given, false},
+    {"_batch_norm_with_update", Signature::forward, Signature::stats, Signature::always, true},
+    {"_batch_norm_no_update", Signature::forward, Signature::optional_stats, Signature::never, true},
+    {"native_batch_norm_backward", Signature::backward, Signature::optional_stats, Signature::given, false},
+    {"batch_norm_backward", Signature::backward, Signature::optional_stats, Signature::given, true},
 };
 constexpr int kOperations = sizeof kSignatures / sizeof *kSignatures;
 
@@ -67,18 +71,18 @@ nb::tuple tuple_of(const std::vector<nb::object>& items) { return nb::steal<nb::
 struct Forward {
   Handle x;
   Channels channels;
-  bool training = true;
+  bool training;
   double momentum, eps;
 
   Forward(const Signature& s, Value* stack) {
     Arguments in(stack);
     x = in.tensor();
     channels.weight = in.optional_tensor(), channels.bias = in.optional_tensor();
-    if (s.has_stats) {
-      channels.mean = s.stats_are_optional ? in.optional_tensor() : in.tensor();
-      channels.var = s.stats_are_optional ? in.optional_tensor() : in.tensor();
+    if (s.running != Signature::no_stats) {
+      channels.mean = s.running == Signature::stats ? in.tensor() : in.optional_tensor();
+      channels.var = s.running == Signature::stats ? in.tensor() : in.optional_tensor();
     }
-    if (s.has_training) training = in.boolean();
+    training = s.training == Signature::given ? in.boolean() : s.training == Signature::always;
     momentum = in.number(), eps = in.number();
   }
 
@@ -112,8 +116,8 @@ struct Forward {
     std::vector<nb::object> all;
     const auto add = [&](Handle& h) { all.push_back(batchnorm::to_python(std::move(h))); };
     add(x), add(channels.weight), add(channels.bias);
-    if (s.has_stats) add(channels.mean), add(channels.var);
-    if (s.has_training) all.push_back(nb::bool_(training));
+    if (s.running != Signature::no_stats) add(channels.mean), add(channels.var);
+    if (s.training == Signature::given) all.push_back(nb::bool_(training));
     all.push_back(nb::float_(momentum)), all.push_back(nb::float_(eps));
     return tuple_of(all);
   }
@@ -186,7 +190,7 @@ template <class Call> void run(int operation, Value* stack) {
 
 // The dispatcher takes plain functions: one for each operation.
 template <int operation> void aten_kernel(Value* stack, uint64_t, uint64_t) {
-  if constexpr (kSignatures[operation].backward) run<Backward>(operation, stack);
+  if constexpr (kSignatures[operation].direction == Signature::backward) run<Backward>(operation, stack);
   else run<Forward>(operation, stack);
 }
 
@@ -269,6 +273,7 @@ struct Registered {
 constexpr Registered kAten[] = {
     {kSignatures[0].name, aten_kernel<0>}, {kSignatures[1].name, aten_kernel<1>}, {kSignatures[2].name, aten_kernel<2>},
     {kSignatures[3].name, aten_kernel<3>}, {kSignatures[4].name, aten_kernel<4>}, {kSignatures[5].name, aten_kernel<5>},
+    {kSignatures[6].name, aten_kernel<6>},
 };
 static_assert(sizeof kAten / sizeof *kAten == kOperations);
 

@@ -29,6 +29,7 @@ std::string connect(const std::string& path) {
   BN_FIND(aoti_torch_new_tensor_handle);
   BN_FIND(aoti_torch_new_uninitialized_tensor);
   BN_FIND(aoti_torch_delete_tensor_object);
+  BN_FIND(aoti_torch_is_defined);
   BN_FIND(torch_get_const_data_ptr);
   BN_FIND(torch_get_mutable_data_ptr);
   BN_FIND(aoti_torch_get_dim);

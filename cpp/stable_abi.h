@@ -24,6 +24,7 @@ struct Abi {
   Error (*aoti_torch_new_tensor_handle)(Tensor, Tensor*);
   Error (*aoti_torch_new_uninitialized_tensor)(Tensor*);
   Error (*aoti_torch_delete_tensor_object)(Tensor);
+  Error (*aoti_torch_is_defined)(Tensor, bool*);
   Error (*torch_get_const_data_ptr)(Tensor, const void**);
   Error (*torch_get_mutable_data_ptr)(Tensor, void**);
   Error (*aoti_torch_get_dim)(Tensor, int64_t*);

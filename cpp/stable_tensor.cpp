@@ -81,7 +81,14 @@ Handle Handle::again() const {
   return Handle(tensor);
 }
 
+bool Handle::defined() const {
+  bool is = false;
+  check(abi().aoti_torch_is_defined(tensor_, &is), "a tensor");
+  return is;
+}
+
 bool Handle::readable() const {
+  if (!defined()) return false;
   int32_t layout, device, dtype;
   check(abi().aoti_torch_get_layout(tensor_, &layout), "a layout");
   check(abi().aoti_torch_get_device_type(tensor_, &device), "a device");

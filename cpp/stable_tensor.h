@@ -35,6 +35,7 @@ class Handle {
   explicit operator bool() const { return tensor_ != nullptr; }
   Tensor release() { return std::exchange(tensor_, nullptr); }
   Handle again() const;  // another reference
+  bool defined() const;
 
   // Whether kernels can read it: strided memory of the CPU, of a dtype they know.
   bool readable() const;
@@ -59,7 +60,9 @@ class Arguments {
   Handle tensor() { return Handle(reinterpret_cast<Tensor>(*next_++)); }
   Handle optional_tensor() {
     Value inner;
-    return optional(&inner) ? Handle(reinterpret_cast<Tensor>(inner)) : Handle();
+    if (!optional(&inner)) return Handle();
+    Handle given(reinterpret_cast<Tensor>(inner));
+    return given.defined() ? std::move(given) : Handle();  // autograd says "none" with an undefined tensor, too
   }
   double number() { return number_of(*next_++); }
   bool optional_number(double* to) {

@@ -17,6 +17,8 @@ except ImportError as error:
     ) from error
 
 from .accelerate import Acceleration, Status, accelerate, status
+from .conversion import convert, revert
+from .fuse import fuse
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 __all__ = [
@@ -26,5 +28,8 @@ __all__ = [
     "BatchNorm3d",
     "Status",
     "accelerate",
+    "convert",
+    "fuse",
+    "revert",
     "status",
 ]

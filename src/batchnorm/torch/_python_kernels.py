@@ -134,6 +134,12 @@ def _with_update(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Te
     return None if results is None else (*results, torch.empty(0, dtype=torch.uint8))
 
 
+def _no_update(x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Any:
+    mean, var, momentum, eps = rest
+    results = _aten_forward(x, weight, bias, mean, var, False, momentum, eps)
+    return None if results is None else (*results, torch.empty(0, dtype=torch.uint8))
+
+
 def _refine(x: Tensor, save_mean: Tensor, table: Doubles, rstd: Doubles) -> None:
     """Put the exact mean where ATen's saved one was visibly rounded (`refine_saved` of torch_calls.cpp)."""
     u, visible = _ROUNDOFF[save_mean.dtype], 1e-13 if x.dtype == torch.float64 else 1e-6
@@ -190,6 +196,7 @@ ATEN: dict[str, Callable[..., Any]] = {
     "_native_batch_norm_legit": _aten_forward,
     "_native_batch_norm_legit.no_stats": _without_stats,
     "_batch_norm_with_update": _with_update,
+    "_batch_norm_no_update": _no_update,
     "native_batch_norm_backward": _aten_backward,
     "batch_norm_backward": _aten_backward,
 }
