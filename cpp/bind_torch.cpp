@@ -196,6 +196,14 @@ template <int operation> void aten_kernel(Value* stack, uint64_t, uint64_t) {
 
 // --- our own operations (src/batchnorm/torch/_operations.py) ---
 
+void refuse_if(const std::string& why) {
+  if (!why.empty()) refuse(why);
+}
+
+void require_readable(std::initializer_list<const Handle*> tensors) {
+  if (!all_readable(tensors)) refuse("tensors must be strided, on the CPU, and float64, float32, float16, bfloat16 or bool");
+}
+
 struct FusedArguments {
   Channels channels;
   Handle weights, residual;
@@ -218,11 +226,10 @@ void fused_forward_kernel(Value* stack, uint64_t, uint64_t) {
   a.channels.mean = in.optional_tensor(), a.channels.var = in.optional_tensor();
   a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
   a.read_options(in);
+  require_readable({&x, &a.channels.weight, &a.channels.bias, &a.channels.mean, &a.channels.var, &a.weights, &a.residual});
   const View from = x.view();
-  if (a.weights) {
-    const std::string why = refused_weights(from, a.weights.view());
-    if (!why.empty()) refuse(why);
-  }
+  refuse_if(refused_operands(from, {a.residual.view()}, a.channels.views(false), View()));
+  if (a.weights) refuse_if(refused_weights(from, a.weights.view()));
   Handle y = stable::empty_like(x, from);
   Handle stats = stable::empty_table(4, from.sizes[1]);
   fused_forward(from, y.view(true), a.channels.views(false), a.extras(), a.eps, reinterpret_cast<double*>(stats.view(true).data),
@@ -238,7 +245,10 @@ void fused_backward_kernel(Value* stack, uint64_t, uint64_t) {
   a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
   a.read_options(in);
   const bool training = in.boolean();
+  require_readable({&grad_y, &x, &stats, &a.channels.weight, &a.channels.bias, &a.weights, &a.residual});
   const View from = x.view();
+  refuse_if(refused_operands(from, {grad_y.view(), a.residual.view()}, a.channels.views(false), stats.view()));
+  if (a.weights) refuse_if(refused_weights(from, a.weights.view()));
   const auto like = [&](const Handle& parameter) {
     return stable::empty_vector(from.sizes[1], parameter ? parameter.view().dtype : DType::f64);
   };
@@ -258,11 +268,10 @@ void update_kernel(Value* stack, uint64_t, uint64_t) {
   const bool given = in.optional_number(&momentum);
   const auto correction = static_cast<int>(in.integer());
   const auto on = static_cast<OnNonfinite>(in.integer());
+  require_readable({&mean, &var, &stats});
   const View table = stats.view();
-  const Running running{mean.view(true), var.view(true), reinterpret_cast<int64_t*>(batches.view(true).data)};
-  const std::string why = update_running(reinterpret_cast<const double*>(table.data), table.sizes[1], running,
-                                         given ? &momentum : nullptr, correction, on);
-  if (!why.empty()) refuse(why);
+  const Running running{mean.view(true), var.view(true), batches.int64()};
+  refuse_if(update_running(table, running, given ? &momentum : nullptr, correction, on));
 }
 
 struct Registered {

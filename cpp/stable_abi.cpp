@@ -49,6 +49,7 @@ std::string connect(const std::string& path) {
   BN_FIND(aoti_torch_dtype_bfloat16);
   BN_FIND(aoti_torch_dtype_bool);
   BN_FIND(aoti_torch_dtype_uint8);
+  BN_FIND(aoti_torch_dtype_int64);
   BN_FIND(aoti_torch_layout_strided);
   BN_FIND(aoti_torch_device_type_cpu);
 #undef BN_FIND

@@ -45,6 +45,7 @@ struct Abi {
   int32_t (*aoti_torch_dtype_bfloat16)();
   int32_t (*aoti_torch_dtype_bool)();
   int32_t (*aoti_torch_dtype_uint8)();
+  int32_t (*aoti_torch_dtype_int64)();
   int32_t (*aoti_torch_layout_strided)();
   int32_t (*aoti_torch_device_type_cpu)();
   Error (*torch_delete_stable_ivalue)(Value*);  // since 2.13; before, an optional is freed with delete

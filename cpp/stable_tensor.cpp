@@ -9,7 +9,7 @@ namespace stable {
 namespace {
 
 struct Codes {
-  int32_t dtypes[5], uint8, strided, cpu;  // dtypes in the order of DType
+  int32_t dtypes[5], uint8, int64, strided, cpu;  // dtypes in the order of DType
 } codes;
 
 int32_t code_of(DType dtype) { return codes.dtypes[static_cast<int>(dtype)]; }
@@ -67,6 +67,7 @@ void read_codes() {
   codes = {{a.aoti_torch_dtype_float64(), a.aoti_torch_dtype_float32(), a.aoti_torch_dtype_float16(), a.aoti_torch_dtype_bfloat16(),
             a.aoti_torch_dtype_bool()},
            a.aoti_torch_dtype_uint8(),
+           a.aoti_torch_dtype_int64(),
            a.aoti_torch_layout_strided(),
            a.aoti_torch_device_type_cpu()};
 }
@@ -108,6 +109,18 @@ View Handle::view(bool writable) const {
   if (writable) check(abi().torch_get_mutable_data_ptr(tensor_, &data), "memory");
   else check(abi().torch_get_const_data_ptr(tensor_, const_cast<const void**>(&data)), "memory");
   return {static_cast<char*>(data), static_cast<DType>(dtype_of(dtype)), static_cast<int>(ndim), sizes, strides};
+}
+
+int64_t* Handle::int64() const {
+  int64_t ndim;
+  int32_t dtype, device;
+  void* data;
+  check(abi().aoti_torch_get_dim(tensor_, &ndim), "a rank");
+  check(abi().aoti_torch_get_dtype(tensor_, &dtype), "a dtype");
+  check(abi().aoti_torch_get_device_type(tensor_, &device), "a device");
+  if (ndim != 0 || dtype != codes.int64 || device != codes.cpu) return nullptr;
+  check(abi().torch_get_mutable_data_ptr(tensor_, &data), "memory");
+  return static_cast<int64_t*>(data);
 }
 
 Handle undefined() {

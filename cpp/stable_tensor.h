@@ -40,6 +40,7 @@ class Handle {
   // Whether kernels can read it: strided memory of the CPU, of a dtype they know.
   bool readable() const;
   View view(bool writable = false) const;
+  int64_t* int64() const;  // a single integer to be written; null where it is not one
 
  private:
   Tensor tensor_ = nullptr;

@@ -218,7 +218,29 @@ void fused_backward(const View& grad_y, const View& x, const double* stats, cons
   for (int64_t c = 0; c < C; ++c) set_channel(grads.weight, c, p.grad_weight[c]), set_channel(grads.bias, c, p.grad_bias[c]);
 }
 
+std::string refused_operands(const View& x, std::initializer_list<View> like_x, const ChannelViews& channels, const View& stats) {
+  if (x.ndim < 2 || x.ndim > kMaxDims || !is_floating(x.dtype)) return "x must be floating point and have channels on axis 1";
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.sizes[d] == 0) return "x must not be empty";
+  for (const View& v : like_x) {
+    bool same = !v || (v.ndim == x.ndim && v.dtype == x.dtype);
+    for (int d = 0; same && v && d < x.ndim; ++d) same = v.sizes[d] == x.sizes[d];
+    if (!same) return "residual and grad_y must have x's shape and dtype";
+  }
+  for (const View* v : {&channels.weight, &channels.bias, &channels.mean, &channels.var})
+    if (*v && (v->ndim != 1 || v->sizes[0] != x.sizes[1] || !is_floating(v->dtype)))
+      return "x has " + std::to_string(x.sizes[1]) + " channels; weight, bias and running statistics must have a value for each";
+  if (static_cast<bool>(channels.mean) != static_cast<bool>(channels.var)) return "running_mean and running_var go together";
+  if (stats && (stats.dtype != DType::f64 || stats.ndim != 2 || stats.sizes[0] != 4 || stats.sizes[1] != x.sizes[1] ||
+                stats.strides[1] != 1 || stats.strides[0] != x.sizes[1]))
+    return "stats must be the table that forward returned";
+  return "";
+}
+
 std::string refused_weights(const View& x, const View& weights) {
+  bool same = weights.ndim == x.ndim && weights.strides[1] == 0 && !is_16_bit(weights.dtype);
+  for (int d = 0; same && d < x.ndim; ++d) same = weights.sizes[d] == x.sizes[d];
+  if (!same) return "weights must be bool, float32 or float64 and expanded to x's shape, the same for all channels";
   std::vector<int64_t> index(static_cast<size_t>(x.ndim), 0);
   double positions = 0;
   for (;;) {
@@ -245,9 +267,14 @@ std::string refused_weights(const View& x, const View& weights) {
                         : "one counted value per channel in training, so its variance is 0";
 }
 
-std::string update_running(const double* stats, int64_t C, const Running& running, const double* momentum, int correction,
-                           OnNonfinite on) {
-  const double *count = stats, *mean = stats + C, *m2 = stats + 3 * C;
+std::string update_running(const View& stats, const Running& running, const double* momentum, int correction, OnNonfinite on) {
+  const bool table = stats.dtype == DType::f64 && stats.ndim == 2 && stats.sizes[0] == 4 && stats.strides[1] == 1;
+  const int64_t C = table ? stats.sizes[1] : 0;
+  const auto fits = [&](const View& v) { return v.ndim == 1 && v.sizes[0] == C && is_floating(v.dtype); };
+  if (!table || stats.strides[0] != C || !fits(running.mean) || !fits(running.var) || running.batches == nullptr)
+    return "running statistics must have a value for each channel of the table, and num_batches_tracked be one int64";
+  const auto* count = reinterpret_cast<const double*>(stats.data);
+  const double *mean = count + C, *m2 = count + 3 * C;
   for (int64_t c = 0; c < C; ++c) {
     if (on != OnNonfinite::propagate && !(std::isfinite(mean[c]) && std::isfinite(m2[c]))) {
       if (on == OnNonfinite::skip) return "";

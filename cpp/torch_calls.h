@@ -2,6 +2,7 @@
 // moved as PyTorch does it. Knows nothing of tensors. Channels are on axis 1.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,9 @@ struct FusedGradients {
 void fused_backward(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,
                     double eps, bool training, const FusedGradients& grads, int threads);
 
+// Why operands are refused, or empty: those of x's shape, those with a value a channel, and the table of statistics (or none).
+std::string refused_operands(const View& x, std::initializer_list<View> like_x, const ChannelViews& channels, const View& stats);
+
 // Why weights are refused, or empty.
 std::string refused_weights(const View& x, const View& weights);
 
@@ -63,7 +67,6 @@ struct Running {
 
 // Moves running statistics towards a batch's: all of them, or none. Without momentum: the mean over all batches. Returns why it is
 // refused, or empty.
-std::string update_running(const double* stats, int64_t C, const Running& running, const double* momentum, int correction,
-                           OnNonfinite on);
+std::string update_running(const View& stats, const Running& running, const double* momentum, int correction, OnNonfinite on);
 
 }  // namespace batchnorm

@@ -226,6 +226,7 @@ def forward(
     weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`batchnorm::forward`."""
+    _check_operands(x, (residual,), (weight, bias, running_mean, running_var))
     if weights is not None:
         _check_weights(x, weights)
     y, computes = torch.empty_like(x), running_mean is None
@@ -235,6 +236,20 @@ def forward(
         table = _given(running_mean, running_var)
     _run_forward(x, y, weight, bias, weights, residual, table, computes, eps, (activation, slope))
     return y, torch.from_numpy(table)
+
+
+def _check_operands(x: Tensor, like_x: tuple[Tensor | None, ...], channels: tuple[Tensor | None, ...]) -> None:
+    """The rules of `refused_operands` of torch_calls.cpp, in its words."""
+    if not _readable(x, *like_x, *channels):
+        raise ValueError(
+            "batch_norm: tensors must be strided, on the CPU, and float64, float32, float16, bfloat16 or bool"
+        )
+    if any(t is not None and (t.shape != x.shape or t.dtype != x.dtype) for t in like_x):
+        raise ValueError("batch_norm: residual and grad_y must have x's shape and dtype")
+    if any(t is not None and t.shape != (x.shape[1],) for t in channels):
+        raise ValueError(
+            f"batch_norm: x has {x.shape[1]} channels; weight, bias and running statistics must have a value for each"
+        )
 
 
 def _check_weights(x: Tensor, weights: Tensor) -> None:
@@ -256,6 +271,7 @@ def backward(
     residual: Tensor | None, eps: float, activation: int, slope: float, training: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`batchnorm::backward`."""
+    _check_operands(x, (grad_y, residual), (weight, bias))
     grad_x = torch.empty_like(x)
     grad_residual = x.new_empty(0) if residual is None else torch.empty_like(x)
     sums = _run_backward(

@@ -91,6 +91,11 @@ class _Extended(_BatchNorm):
             node: Tensor = self._as_leaf(input, mask, weights, residual)
             return node
         self._check_input_dim(input)
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: expected {self.num_features} channels on axis 1; got an input of shape "
+                f"{tuple(input.shape)}. Build the layer for {input.shape[1]} channels, or move the channels to axis 1"
+            )
         if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
             z = self._normalise(input, mask, weights, None, (0, 0.0)) + residual
             return _options.activate(z, *_options.activation(self.activation, type(self).__name__))

@@ -1,0 +1,417 @@
+"""Our modules: torch.nn's by default, and what they add, against the formulas in float64."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import batchnorm as bn
+import batchnorm.torch as bnt
+
+PAIRS = [(bnt.BatchNorm1d, torch.nn.BatchNorm1d), (bnt.BatchNorm2d, torch.nn.BatchNorm2d)]
+PAIRS += [(bnt.BatchNorm3d, torch.nn.BatchNorm3d)]
+ACTIVATIONS = {
+    None: lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    ("leaky_relu", 0.3): lambda z: F.leaky_relu(z, 0.3),
+    "silu": F.silu,
+}
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+C = 5
+
+
+def _randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def _exact(x, layer, weights=None, residual=None):
+    """The formulas in float64, written out: y of the layer in training, and the batch's mean and biased variance."""
+    v = x.double()
+    over = [0, *range(2, x.dim())]
+    w = torch.ones_like(v) if weights is None else weights.double().expand_as(v)
+    counted = torch.where(w > 0, v, 0.0)
+    count = w.sum(over, keepdim=True)
+    mean = (w * counted).sum(over, keepdim=True) / count
+    var = (w * torch.where(w > 0, v - mean, 0.0) ** 2).sum(over, keepdim=True) / count
+    z = (v - mean) / (var + layer.eps).sqrt()
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    if layer.affine:
+        z = z * layer.weight.double().reshape(shape) + layer.bias.double().reshape(shape)
+    if residual is not None:
+        z = z + residual.double()
+    return ACTIVATIONS[layer.activation](z), mean.flatten(), var.flatten(), count.flatten()
+
+
+def _spread(layer):
+    """Weights and biases that are not all alike."""
+    if layer.affine:
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(0.5, 2, layer.num_features))
+            layer.bias.copy_(torch.linspace(-1, 1, layer.num_features))
+    return layer
+
+
+# --- what torch.nn's layers are ---
+
+
+@pytest.mark.parametrize(("ours", "stock"), PAIRS)
+def test_a_layer_is_torch_nns_with_keyword_arguments_more(ours, stock):
+    assert issubclass(ours, stock)
+    a, b = ours(4, 1e-3, 0.2, False, True), stock(4, 1e-3, 0.2, False, True)
+    assert repr(a) == repr(b)
+    assert list(ours(4).state_dict()) == list(stock(4).state_dict())
+    stock(4).load_state_dict(ours(4).state_dict())
+    ours(4).load_state_dict(stock(4).state_dict())
+    own = [p for p in inspect.signature(ours.__init__).parameters.values() if p.name in bnt.modules.OPTIONS]
+    assert len(own) == 4
+    assert all(p.kind is p.KEYWORD_ONLY for p in own)
+    assert ours(4, dtype=torch.float64).weight.dtype == torch.float64
+    assert "activation='relu'" in repr(ours(4, activation="relu"))
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.7, None])
+@pytest.mark.parametrize(("affine", "track"), list(itertools.product([True, False], repeat=2)))
+def test_running_statistics_move_as_torch_nns(momentum, affine, track):
+    ours, stock = (cls(C, momentum=momentum, affine=affine, track_running_stats=track) for cls in PAIRS[1])
+    for step in range(3):
+        x = _randn(4, C, 6, 5, seed=step) * 2 + 1
+        torch.testing.assert_close(ours(x), stock(x), rtol=1e-5, atol=2e-6)
+    for a, b in zip(ours.state_dict().values(), stock.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.eval()(x), stock.eval()(x), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_flag_switched_off_later_is_obeyed(training):
+    """track_running_stats=False on a layer that has buffers: training leaves them alone, evaluation uses them."""
+    layer = bnt.BatchNorm1d(C).train(training)
+    layer.track_running_stats = False
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    y = layer(_randn(8, C) + 3)
+    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+    assert (y.mean() > 1) == (not training)
+
+
+# --- activation, residual, mask and weights, in one pass ---
+
+
+def _selections(x):
+    N, rest = x.shape[0], x.shape[2:]
+    g = torch.Generator().manual_seed(5)
+    mask = torch.rand(N, *rest, generator=g) < 0.7
+    mask.view(-1)[:2] = True
+    weights = torch.rand(N, *rest, generator=g) + 0.1
+    return {
+        "all": {},
+        "mask": {"mask": mask},
+        "weights": {"weights": weights},
+        "both": {"mask": mask.unsqueeze(1), "weights": weights.unsqueeze(1)},
+    }
+
+
+def _together(selection, x):
+    found = None
+    for given in selection.values():
+        w = given if given.dim() == x.dim() else given.unsqueeze(1)
+        found = w.double() if found is None else found * w.double()
+    return found
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "strided"])
+@pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("selection", ["all", "mask", "weights", "both"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_fused_is_what_the_formulas_say(activation, selection, with_residual, layout):
+    """y, all gradients and the running statistics, against autograd of the formulas in float64."""
+    layer = _spread(bnt.BatchNorm2d(C, activation=activation))
+    x, r = _randn(6, C, 4, 7) * 2 + 1, _randn(6, C, 4, 7, seed=1) if with_residual else None
+    if layout == "channels-last":
+        x, r = (None if t is None else t.contiguous(memory_format=torch.channels_last) for t in (x, r))
+    if layout == "strided":
+        x = torch.stack([x, x], -1)[..., 0]
+    selected = _selections(x)[selection]
+    leaves = [t.detach().requires_grad_() for t in (x, r) if t is not None]
+    y = layer(leaves[0], **selected, residual=leaves[1] if with_residual else None)
+    g = _randn(*x.shape, seed=2)
+    ours = torch.autograd.grad(y, [*leaves, layer.weight, layer.bias], g)
+    exact_leaves = [t.detach().double().requires_grad_() for t in leaves]
+    double = bnt.BatchNorm2d(C, activation=activation).double()
+    double.load_state_dict(bnt.BatchNorm2d(C).state_dict() | dict(layer.named_parameters()))
+    expected, mean, var, count = _exact(
+        exact_leaves[0], double, _together(selected, x), exact_leaves[1] if with_residual else None
+    )
+    exact = torch.autograd.grad(expected, [*exact_leaves, double.weight, double.bias], g.double())
+    assert y.stride() == (x if layout != "strided" else x.contiguous()).stride()
+    assert (y.double() - expected).abs().max() <= 2.5e-7 * (4 + expected.abs().max())
+    for a, b in zip(ours, exact, strict=True):
+        assert a.dtype == torch.float32
+        assert (a.double() - b).abs().max() <= 2e-6 * b.abs().max()
+    torch.testing.assert_close(layer.running_mean, (0.1 * mean).float(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(layer.running_var, (0.9 + 0.1 * var * count / (count - 1)).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_16_bit_data_is_computed_in_float32_and_rounded_once(dtype, activation):
+    layer = _spread(bnt.BatchNorm1d(C, activation=activation))
+    x, r = _randn(30, C, 4, dtype=dtype), _randn(30, C, 4, seed=1, dtype=dtype)
+    y = layer(x.requires_grad_(), residual=r)
+    assert y.dtype == dtype
+    expected = _exact(x, layer, residual=r)[0]
+    assert ((y.double() - expected).abs() <= (0.51 * torch.finfo(dtype).eps + 3e-7) * expected.abs().clamp(min=1)).all()
+    y.backward(torch.ones_like(y))
+    assert x.grad.dtype == dtype
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_evaluation_is_fused_too():
+    layer = _spread(bnt.BatchNorm2d(C, activation="relu6"))
+    layer(_randn(8, C, 5, 5) + 2)
+    layer.eval()
+    x, r = _randn(3, C, 5, 5, seed=3).requires_grad_(), _randn(3, C, 5, 5, seed=4).requires_grad_()
+    y = layer(x, mask=torch.zeros(3, 5, 5, dtype=torch.bool), residual=r)  # in evaluation a mask changes nothing
+    plain = F.relu6(F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias) + r)
+    torch.testing.assert_close(y, plain, rtol=1e-5, atol=2e-6)
+    for a, b in zip(*(torch.autograd.grad(t.square().sum(), [x, r, layer.weight]) for t in (y, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_is_packing_and_weights_of_0_and_1_are_a_mask():
+    x = _randn(4, C, 9)
+    mask = torch.arange(9) < torch.tensor([[9], [4], [6], [2]])
+    layers = [bnt.BatchNorm1d(C) for _ in range(3)]
+    masked = layers[0](x, mask=mask)
+    weighted = layers[1](x, weights=mask.float())
+    packed = layers[2](x.transpose(1, 2)[mask])
+    assert torch.equal(masked, weighted)
+    torch.testing.assert_close(masked.transpose(1, 2)[mask], packed, rtol=1e-6, atol=1e-6)
+    assert torch.equal(layers[0].running_var, layers[1].running_var)
+    torch.testing.assert_close(layers[0].running_var, layers[2].running_var, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, C, 1, 1), (6, C, 1, 7)], ids=["broadcast", "row"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_residual_of_another_shape_or_dtype_is_added_as_pytorch_adds(shape, dtype):
+    layer, x, r = bnt.BatchNorm2d(C, activation="relu"), _randn(6, C, 4, 7), _randn(*shape, seed=1, dtype=dtype)
+    y = layer(x, residual=r)
+    expected = F.relu(bnt.BatchNorm2d(C)(x) + r)
+    assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_only_x_and_a_value_per_channel_are_saved_for_backward(with_residual):
+    """PyTorch keeps the output of the ReLU as well; with a residual, we keep that (a reference)."""
+    layer = bnt.BatchNorm2d(C, activation="relu")
+    x = _randn(8, C, 16, 16).requires_grad_()
+    r = _randn(8, C, 16, 16).requires_grad_() if with_residual else None
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(x, residual=r)
+    large = [t for t in saved if t.numel() > 10 * C]
+    assert {t.data_ptr() for t in large} == {t.data_ptr() for t in (x, r) if t is not None}
+    assert sum(t.numel() * t.element_size() for t in saved if t.numel() <= 10 * C) <= 64 * C
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.channels_last_3d], ids=str)
+def test_memory_formats_are_kept(memory_format):
+    shape = (2, 4, 3, 5) if memory_format is torch.channels_last else (2, 4, 3, 5, 2)
+    layer = (bnt.BatchNorm2d if len(shape) == 4 else bnt.BatchNorm3d)(4)
+    x = _randn(*shape).contiguous(memory_format=memory_format).requires_grad_()
+    y = layer(x)
+    y.backward(torch.ones_like(y))
+    assert y.is_contiguous(memory_format=memory_format)
+    assert x.grad.is_contiguous(memory_format=memory_format)
+    assert layer.eval()(x).is_contiguous(memory_format=memory_format)
+    sequence = _randn(3, 7, 4).transpose(1, 2)  # (N, L, C) seen as (N, C, L): no copy, and the same strides
+    assert bnt.BatchNorm1d(4)(sequence).stride() == sequence.stride()
+
+
+# --- single values, values that are not finite, corrections ---
+
+
+def _state(layer):
+    return {k: v.clone() for k, v in layer.state_dict().items()}
+
+
+def _unchanged(layer, before):
+    return all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+
+
+ONE = [((1, C), {}), ((1, C, 1), {}), ((3, C), {"mask": torch.tensor([False, True, False])})]
+
+
+@pytest.mark.parametrize(("shape", "selection"), ONE, ids=["(1, C)", "(1, C, 1)", "mask"])
+def test_one_value_is_refused_or_normalised_with_running_statistics(shape, selection):
+    x = _randn(*shape) + 2
+    layer = bnt.BatchNorm1d(C)
+    before = _state(layer)
+    with pytest.raises(ValueError, match="one (counted )?value per channel in training"):
+        layer(x, **selection)
+    assert _unchanged(layer, before)
+    lenient = bnt.BatchNorm1d(C, on_single_value="running")
+    torch.testing.assert_close(lenient(x, **selection), lenient.eval()(x))
+    assert _unchanged(lenient, before)
+    lenient.train()(_randn(4, C))
+    assert lenient.num_batches_tracked == 1
+    with pytest.raises(ValueError, match="track_running_stats=True"):
+        bnt.BatchNorm1d(C, on_single_value="running", track_running_stats=False)(x, **selection)
+
+
+def test_the_message_about_one_value_says_the_rule_what_came_and_the_fix():
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        bnt.BatchNorm1d(5)(torch.zeros(1, 5))
+    assert str(error.value) == (
+        "BatchNorm1d: one value per channel in training (input (1, 5), channels on axis 1), so its variance is 0 and the "
+        "output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or "
+        "on_single_value='running'"
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("plain", [False, True], ids=["kernels", "plain"])
+def test_values_that_are_not_finite(bad, plain):
+    x = _randn(6, C, 4)
+    x[2, 1, 3] = bad
+
+    def run(layer):
+        if plain:  # PyTorch's own operations, as on other devices: a transform is active
+            return torch.func.vmap(lambda _: layer(x).detach(), randomness="same")(torch.zeros(1))
+        return layer(x)
+
+    layer = bnt.BatchNorm1d(C)
+    run(layer)
+    assert layer.running_var.isnan().tolist() == [c == 1 for c in range(C)], "as PyTorch: the channel is poisoned"
+    skipping = bnt.BatchNorm1d(C, on_nonfinite="skip")
+    before = _state(skipping)
+    run(skipping)
+    assert _unchanged(skipping, before)
+    if not plain:  # a decision on data cannot be made inside vmap
+        raising = bnt.BatchNorm1d(C, on_nonfinite="raise")
+        with pytest.raises(ValueError, match=r"on_nonfinite='raise'"):
+            raising(x)
+        assert _unchanged(raising, before)
+    for layer in (skipping, bnt.BatchNorm1d(C, on_nonfinite="raise")):
+        layer(_randn(4, C))
+        assert layer.num_batches_tracked == 1
+
+
+def test_running_correction_0_keeps_the_biased_variance():
+    """As Keras, Flax and ONNX do: the NumPy layers' own test compares with the same rule."""
+    layer, x = bnt.BatchNorm1d(C, running_correction=0), _randn(7, C)
+    layer(x)
+    torch.testing.assert_close(layer.running_var, (0.9 + 0.1 * x.double().var(0, correction=0)).float())
+    numpy = bn.BatchNorm1d(C, running_correction=0)
+    numpy(x.numpy())
+    assert torch.equal(layer.running_var, torch.from_numpy(numpy.running_var))
+
+
+def test_an_empty_batch_is_not_counted():
+    layer = bnt.BatchNorm2d(C)
+    before = _state(layer)
+    y = layer(torch.zeros(0, C, 4, 4, requires_grad=True))
+    assert y.shape == (0, C, 4, 4)
+    y.sum().backward()
+    assert _unchanged(layer, before)
+
+
+def test_weights_too_small_for_bessels_correction_are_refused():
+    layer = bnt.BatchNorm1d(C)
+    before = _state(layer)
+    with pytest.raises(ValueError, match=r"running_correction=0"):
+        layer(_randn(4, C), weights=torch.full((4,), 0.1))
+    assert _unchanged(layer, before)
+    bnt.BatchNorm1d(C, running_correction=0)(_randn(4, C), weights=torch.full((4,), 0.1))
+
+
+REFUSED = {
+    "activation": (lambda: bnt.BatchNorm1d(C, activation="gelu"), ValueError, "activation must be None, 'relu'"),
+    "on_single_value": (lambda: bnt.BatchNorm1d(C, on_single_value="skip"), ValueError, "got 'skip'"),
+    "on_nonfinite": (lambda: bnt.BatchNorm1d(C, on_nonfinite=None), ValueError, "got None"),
+    "running_correction": (lambda: bnt.BatchNorm1d(C, running_correction=2), ValueError, "must be 1 .* or 0"),
+    "bool correction": (lambda: bnt.BatchNorm1d(C, running_correction=True), ValueError, "got True"),
+    "rank": (lambda: bnt.BatchNorm2d(C)(torch.zeros(2, C)), ValueError, "expected 4D input"),
+    "channels": (lambda: bnt.BatchNorm1d(C)(torch.zeros(2, C + 1)), ValueError, r"5 channels.*\(2, 6\)"),
+    "mask dtype": (lambda: _call(mask=torch.ones(4)), TypeError, "mask must be bool"),
+    "mask shape": (lambda: _call(mask=torch.ones(3, dtype=torch.bool)), ValueError, r"shape \(4,\).*got shape \(3,\)"),
+    "mask of channels": (lambda: _call(mask=torch.ones(4, C, dtype=torch.bool)), ValueError, "all channels alike"),
+    "integer weights": (lambda: _call(weights=torch.ones(4, dtype=torch.int64)), TypeError, "floating point"),
+    "negative weights": (lambda: _call(weights=torch.tensor([1.0, 2, -1, 1])), ValueError, "non-negative.*-1"),
+    "NaN weights": (lambda: _call(weights=torch.tensor([1.0, 2, float("nan"), 1])), ValueError, "finite"),
+    "weights with gradients": (lambda: _call(weights=torch.ones(4, requires_grad=True)), ValueError, "detach"),
+    "empty mask": (lambda: _call(mask=torch.zeros(4, dtype=torch.bool)), ValueError, "select nothing"),
+}
+
+
+def _call(**selection):
+    layer = bnt.BatchNorm1d(C)
+    before = _state(layer)
+    try:
+        layer(_randn(4, C), **selection)
+    finally:
+        assert _unchanged(layer, before), "nothing is changed by a call that fails"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_state_the_rule_and_what_came(name):
+    call, kind, words = REFUSED[name]
+    with pytest.raises(kind, match=words):
+        call()
+
+
+OPERANDS = {
+    "residual": ({"residual": torch.zeros(4, C + 1)}, "x's shape and dtype"),
+    "weight": ({"weight": torch.ones(C - 1)}, f"x has {C} channels"),
+    "running statistics": ({"mean": torch.ones(C)}, "go together|value for each"),
+    "weights": ({"weights": torch.ones(4, 1)}, "expanded to x's shape"),
+    "integers": ({"x": torch.ones(4, C, dtype=torch.int64)}, "strided, on the CPU"),
+}
+
+
+@pytest.mark.parametrize("name", OPERANDS)
+def test_our_operations_refuse_what_would_lead_out_of_memory(name):
+    """They can be called without the modules in front of them, too."""
+    given, words = OPERANDS[name]
+    a = {"x": _randn(4, C), "weight": None, "mean": None, "weights": None, "residual": None} | given
+    with pytest.raises(ValueError, match=words):
+        torch.ops.batchnorm.forward(
+            a["x"], a["weight"], None, a["mean"], None, a["weights"], a["residual"], 1e-5, 0, 0.0
+        )
+
+
+# --- one answer ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_in_every_layout_for_any_number_of_threads_and_as_numpy(dtype):
+    """Fused, masked, with a residual: forward, gradients and running statistics."""
+    x, r = _randn(9, 35, 8, 6, dtype=dtype) + 2, _randn(9, 35, 8, 6, seed=1, dtype=dtype)
+    mask = _randn(9, 8, 6, seed=2) < 0.8
+    formats = [torch.contiguous_format, torch.channels_last]
+    threads, results = torch.get_num_threads(), []
+    for n, memory_format in itertools.product((1, 2, 3), formats):
+        layer = _spread(bnt.BatchNorm2d(35, activation="silu"))
+        leaves = [t.contiguous(memory_format=memory_format).requires_grad_() for t in (x, r)]
+        torch.set_num_threads(n)
+        try:
+            y = layer(leaves[0], mask=mask, residual=leaves[1])
+            grads = torch.autograd.grad(y, [*leaves, layer.weight, layer.bias], r)
+        finally:
+            torch.set_num_threads(threads)
+        results.append([y, *grads, layer.running_mean, layer.running_var])
+    for again in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(again, results[0], strict=True))
+    if dtype is torch.float32:
+        numpy = bn.BatchNorm2d(35, activation="silu")
+        x, r = x.detach(), r.detach()
+        numpy.weight[:], numpy.bias[:] = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        y = numpy(x.numpy(), mask=mask.numpy(), residual=r.numpy())
+        assert torch.equal(torch.from_numpy(y), results[0][0])
+        assert torch.equal(torch.from_numpy(numpy.backward(r.numpy()).x), results[0][1])
+        assert torch.equal(torch.from_numpy(numpy.running_var), results[0][-1])
