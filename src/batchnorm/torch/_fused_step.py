@@ -54,11 +54,13 @@ def step(layer: Any, x: Any, residual: Any, activation: Any) -> Any:
 def _is_one_pass(layer: Any, x: Any, residual: Any) -> bool:
     if type(layer) not in _OURS or layer.activation is not None or hooked(layer):
         return False
-    if residual is None:
-        return True
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # shapes are tensors then, and comparing them is a decision for good
-        return False
-    return isinstance(residual, torch.Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False  # sizes are tensors then, and comparing them is a decision for good
+    if x.dim() < 2 or x.shape[1] != layer.num_features:
+        return False  # for the layer to refuse
+    return residual is None or (
+        isinstance(residual, torch.Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
+    )
 
 
 def in_place(name: str, left: Any, right: Any) -> Any:

@@ -127,8 +127,9 @@ def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
 
 
 def _leaf(t: Tensor) -> Tensor:
-    """The tensor itself where gradients by it are wanted, so that a third derivative finds it; else a stand-in."""
-    return t if t.requires_grad else t.detach().requires_grad_()
+    """A stand-in: gradients by it do not include what reaches the tensor through others (grad_y depends on x); where the
+    tensor itself needs gradients it is a view, so that a third derivative finds it."""
+    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
 
 torch.library.register_autograd("batchnorm::backward", _backward_backward, setup_context=_save_backward, lib=LIBRARY)
