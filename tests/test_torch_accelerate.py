@@ -1,7 +1,8 @@
-"""`accelerate`: PyTorch's own functions and layers on our kernels, and back. BATCHNORM_TORCH=python runs it all from Python."""
+"""`accelerate`: PyTorch's own functions and layers on our kernels, and back; BATCHNORM_TORCH=python: from Python."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -33,7 +34,7 @@ def _generator(seed=0):
 
 
 def _layouts(x):
-    """The same values in other memory: contiguous, channels-last, every second column of a wider tensor, permuted, expanded."""
+    """The same values in other memory: contiguous, channels-last, sliced, permuted, expanded (the first sample)."""
     wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"), dtype=x.dtype)
     wide[..., ::2] = x
     found = {
@@ -86,7 +87,7 @@ def test_everything_is_as_pytorch_gives_it_and_as_exact(dtype, shape, training):
             with bnt.accelerate():
                 ours = _batch_norm(v, given, parameters, training)
             assert sum(bnt.status().served.values()) == before + 2, "one forward and one backward are ours"
-            for name, a, b, c in zip(("y", "x"), ours, stock, exact, strict=False):
+            for name, a, b in zip(("y", "x"), ours, stock, strict=False):
                 assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride()), (layout, which, name)
             for a, b, c in zip(ours, stock, exact, strict=True):
                 assert (a.dtype, a.shape) == (b.dtype, b.shape)
@@ -202,18 +203,16 @@ def _refused():
 
 
 @pytest.mark.parametrize("name", _refused())
-@pytest.mark.parametrize("mode", [None, torch.overrides.BaseTorchFunctionMode], ids=["plain", "function mode"])
+@pytest.mark.parametrize(
+    "mode", [contextlib.nullcontext, torch.overrides.BaseTorchFunctionMode], ids=["plain", "function mode"]
+)
 def test_errors_stay_pytorchs(name, mode):
     """The same type and the same words, also under a mode of torch.overrides."""
     call = _refused()[name]
     with pytest.raises(Exception) as stock:  # noqa: PT011  # whatever PyTorch raises
         call()
-    with bnt.accelerate(), pytest.raises(type(stock.value)) as ours:
-        if mode is None:
-            call()
-        else:
-            with mode():
-                call()
+    with bnt.accelerate(), mode(), pytest.raises(type(stock.value)) as ours:
+        call()
     assert type(ours.value) is type(stock.value)
     assert str(ours.value).splitlines()[0] == str(stock.value).splitlines()[0]
 
@@ -362,13 +361,11 @@ def test_accuracy_holds_through_pytorch(offset, scale, layout):
     x = (torch.randn(8, 4, 16, 16, generator=_generator(), dtype=torch.float64) + offset) * scale
     x = _layouts(x.float())[layout]
     eps = 1e-5 if scale == 1 else 1e-38 if scale > 1 else 1e-70
-    exact = F.batch_norm(x.double(), None, None, training=True, eps=eps)  # not ours' doing: compared with numpy below
     v = x.double().transpose(0, 1).reshape(4, -1)
     by_hand = ((v - v.mean(1, keepdim=True)) / (v.var(1, keepdim=True, correction=0) + eps).sqrt()).reshape(
         4, 8, 16, 16
     )
     by_hand = by_hand.transpose(0, 1)
-    assert (exact - by_hand).abs().max() < 1e-8
     layer = torch.nn.BatchNorm2d(4, eps=eps, affine=False, track_running_stats=False)
     for y in (layer(x), bnt.BatchNorm2d(4, eps=eps, affine=False, track_running_stats=False)(x)):
         assert ((y.double() - by_hand).abs() <= 2.5e-7 * by_hand.abs().clamp(min=1)).all()
@@ -396,11 +393,11 @@ def test_the_same_bits_in_every_layout_and_for_any_number_of_threads(shape, dtyp
     x = torch.randn(shape, generator=_generator()).to(dtype) + 3
     x[1:] = x[:1]  # so that the expanded layout holds the same values
     threads, results = torch.get_num_threads(), []
+    parameters = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     for n, (layout, v) in itertools.product((1, 2, 3), _layouts(x).items()):
         torch.set_num_threads(n)
         try:
-            again = _batch_norm(v, _parameters(shape[1], torch.float32), torch.float32, True) if dtype in (
-                torch.float16, torch.bfloat16) else _batch_norm(v, _parameters(shape[1], dtype), dtype, True)  # fmt: skip
+            again = _batch_norm(v, _parameters(shape[1], parameters), parameters, True)
             assert bnt.status().threads == n
         finally:
             torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""PyTorch's own conformance suites, run against our kernels and our modules: nothing here was written for this library."""
+"""PyTorch's own conformance suites, run against our kernels and our modules: not written for this library."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def _samples(op, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPS)
 def test_every_sample_agrees_with_pytorch_and_with_float64(name, dtype):
-    """Results and what was given: dtype, shape and strides are PyTorch's, values as near to float64 as PyTorch's.
+    """Results and what was given: dtype, shape and strides are PyTorch's, values as near to float64.
 
-    What rounding to the dtype may cost is allowed on top: an ulp of the largest value. In float64 there is nothing better
-    to compare with than PyTorch's float64 (our oracle is in test_accuracy.py): a few ulps.
+    What rounding to the dtype may cost is allowed on top: an ulp of the largest value. In float64 there is nothing
+    better to compare with than PyTorch's own (our oracle is in test_accuracy.py): a few ulps.
     """
     op, ulp = OPS[name], torch.finfo(dtype).eps
     for sample in _samples(op, dtype):

@@ -252,7 +252,7 @@ def test_one_value_is_refused_or_normalised_with_running_statistics(shape, selec
     x = _randn(*shape) + 2
     layer = bnt.BatchNorm1d(C)
     before = _state(layer)
-    with pytest.raises(ValueError, match="one (counted )?value per channel in training"):
+    with pytest.raises(ValueError, match=r"one (counted )?value per channel in training"):
         layer(x, **selection)
     assert _unchanged(layer, before)
     lenient = bnt.BatchNorm1d(C, on_single_value="running")
@@ -268,8 +268,8 @@ def test_the_message_about_one_value_says_the_rule_what_came_and_the_fix():
     with pytest.raises(ValueError) as error:  # noqa: PT011
         bnt.BatchNorm1d(5)(torch.zeros(1, 5))
     assert str(error.value) == (
-        "BatchNorm1d: one value per channel in training (input (1, 5), channels on axis 1), so its variance is 0 and the "
-        "output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or "
+        "BatchNorm1d: one value per channel in training (input (1, 5), channels on axis 1), so its variance is 0 and "
+        "the output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or "
         "on_single_value='running'"
     )
 

@@ -17,8 +17,8 @@ Tensor = torch.Tensor
 LIBRARY = torch.library.Library("batchnorm", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
-# With running_mean and running_var: evaluation. `weights` is bool or float and has x's shape, by strides of 0. The second
-# result is a (4, C) float64 table of count, mean, what rounding the mean left out, and the sum of squared deviations.
+# With running_mean and running_var: evaluation. `weights` is bool or float and has x's shape, by strides of 0. The
+# second result is a (4, C) float64 table: count, mean, what rounding the mean left out, sum of squared deviations.
 LIBRARY.define(
     "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? weights, "
     "Tensor? residual, float eps, int activation, float slope) -> (Tensor, Tensor)",
@@ -127,8 +127,10 @@ def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
 
 
 def _leaf(t: Tensor) -> Tensor:
-    """A stand-in: gradients by it do not include what reaches the tensor through others (grad_y depends on x); where the
-    tensor itself needs gradients it is a view, so that a third derivative finds it."""
+    """A stand-in, so that gradients by x do not include what reaches it through grad_y, which depends on x.
+
+    Where the tensor needs gradients it is a view: a third derivative finds the way.
+    """
     return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
 

@@ -38,7 +38,7 @@ def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:
     if a.dim() != x.dim() or a.shape[1] != 1 or any(n not in (1, m) for n, m in zip(a.shape, shape, strict=True)):
         raise ValueError(
             f"{who}: {name} says which positions count, for all channels alike: it must broadcast to the input without "
-            f"its channel axis, shape {shape[:1] + shape[2:]} (or have it as length one); got shape {own} for an input of "
-            f"shape {shape}"
+            f"its channel axis, shape {shape[:1] + shape[2:]} (or have it as length one); got shape {own} for an "
+            f"input of shape {shape}"
         )
     return a

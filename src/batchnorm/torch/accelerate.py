@@ -62,8 +62,8 @@ def accelerate() -> Acceleration:
     """Let our kernels compute every batch normalization of PyTorch on the CPU, forward and backward, from now on.
 
     Existing models, `torch.nn.functional.batch_norm` and whatever else reaches ATen's `native_batch_norm`,
-    `_native_batch_norm_legit`, `_batch_norm_with_update` and their backwards are served; nothing else changes. Inputs
-    that ours does not take (an eps of 0, an empty batch, what PyTorch refuses) go to PyTorch's kernel, whose errors stay
+    `_native_batch_norm_legit`, `_batch_norm_with_update` and their backwards are served; nothing else changes. What
+    ours does not take (an eps of 0, an empty batch, what PyTorch refuses) goes to PyTorch's kernel, whose errors stay
     its own.
 
     It holds for the whole process, all threads included. Handles nest: PyTorch's kernels are back when all are removed.

@@ -16,6 +16,11 @@ OPTIONS = ("activation", "on_single_value", "on_nonfinite", "running_correction"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def _is_jit_trace() -> bool:
+    """Whether torch.jit.trace runs this; sizes are tensors then, and a decision on one would be frozen."""
+    return torch._C._get_tracing_state() is not None
+
+
 def _is_ours(x: Tensor) -> bool:
     """Whether our CPU kernels compute this; else PyTorch's own operations do, with the same meaning."""
     if x.device.type != "cpu" or x.dtype not in _DTYPES:
@@ -26,7 +31,7 @@ def _is_ours(x: Tensor) -> bool:
         type(x) in (Tensor, torch.nn.Parameter)
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None
+        and not _is_jit_trace()
     )
 
 
@@ -91,7 +96,7 @@ class _Extended(_BatchNorm):
             node: Tensor = self._as_leaf(input, mask, weights, residual)
             return node
         self._check_input_dim(input)
-        if input.shape[1] != self.num_features:
+        if not _is_jit_trace() and input.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__}: expected {self.num_features} channels on axis 1; got an input of shape "
                 f"{tuple(input.shape)}. Build the layer for {input.shape[1]} channels, or move the channels to axis 1"
@@ -115,11 +120,12 @@ class _Extended(_BatchNorm):
         if mask is not None or weights is not None:
             selection = _positions.weights_like(x, mask, weights, type(self).__name__)
         batch = self.training or (self.running_mean is None and self.running_var is None)
-        updates = self.training and self.track_running_stats and x.numel() > 0
-        if self.training and self._has_single_value(x, selection):
+        empty = not _is_jit_trace() and x.numel() == 0
+        updates = self.training and self.track_running_stats and not empty
+        if self.training and not _is_jit_trace() and self._has_single_value(x, selection):
             batch = updates = False
         updates = updates and not _is_recomputation()
-        if _is_ours(x) and x.numel() > 0:
+        if _is_ours(x) and not empty:
             return self._by_kernels(x, selection if batch else None, residual, activation, batch, updates)
         return self._by_torch(x, selection if batch else None, residual, activation, batch, updates)
 
@@ -137,8 +143,8 @@ class _Extended(_BatchNorm):
         if self.on_single_value == "running" and self.running_mean is not None:
             return True
         raise ValueError(
-            f"{type(self).__name__}: one value per channel in training (input {tuple(x.shape)}, channels on axis 1), so "
-            "its variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last "
+            f"{type(self).__name__}: one value per channel in training (input {tuple(x.shape)}, channels on axis 1), "
+            "so its variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last "
             "incomplete batch, or on_single_value='running'"
             + ("" if self.on_single_value == "error" else ", which needs track_running_stats=True")
         )
@@ -203,8 +209,8 @@ class _Extended(_BatchNorm):
         finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
         if self.on_nonfinite == "raise" and not bool(finite):
             raise ValueError(
-                f"{type(self).__name__}: the batch's mean or variance is not finite; running statistics are left as they "
-                "were (on_nonfinite='raise')"
+                f"{type(self).__name__}: the batch's mean or variance is not finite; running statistics are left as "
+                "they were (on_nonfinite='raise')"
             )
         moves = finite | (self.on_nonfinite == "propagate")
         batches = self.num_batches_tracked + moves.to(self.num_batches_tracked.dtype)

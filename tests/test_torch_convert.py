@@ -1,0 +1,167 @@
+"""`convert` and `revert`: a change of class and of nothing else, and what is left is named."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import batchnorm.torch as bnt
+
+LAYERS = {
+    "1d": (nn.BatchNorm1d, bnt.BatchNorm1d, (6, 4)),
+    "2d": (nn.BatchNorm2d, bnt.BatchNorm2d, (3, 4, 5, 2)),
+    "3d": (nn.BatchNorm3d, bnt.BatchNorm3d, (2, 4, 3, 2, 3)),
+}
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """As detection libraries have it: no batch norm of torch.nn's."""
+
+
+class Centred(nn.BatchNorm2d):
+    """A subclass, whose forward may be anything."""
+
+
+class BatchNormBlock(nn.Module):
+    """Named after what is in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def _parametrized() -> nn.Module:
+    layer = nn.BatchNorm1d(4)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_only_the_class_changes(kind, inside):
+    theirs, ours, _ = LAYERS[kind]
+    layer = theirs(4, eps=0.01, momentum=None, dtype=torch.float64).eval()
+    layer.weight.requires_grad_(False)
+    calls: list[str] = []
+    layer.register_forward_hook(lambda *_: calls.append("hook"))
+    held = dict(layer.__dict__)
+    tensors = [*layer.parameters(), *layer.buffers()]
+    model = nn.Sequential(nn.Identity(), nn.Sequential(layer)) if inside else layer
+
+    assert bnt.convert(model, verbose=False) is model
+    assert type(layer) is ours
+    assert layer.__dict__ == held
+    assert all(a is b for a, b in zip([*layer.parameters(), *layer.buffers()], tensors, strict=True))
+    layer(torch.ones(LAYERS[kind][2], dtype=torch.float64))
+    assert calls == ["hook"]
+
+    assert bnt.revert(model, verbose=False) is model
+    assert type(layer) is theirs
+    assert layer.__dict__ == held
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_converted_layer_computes_what_it_did(kind):
+    theirs, _, shape = LAYERS[kind]
+    expected = theirs(4)
+    layer = bnt.convert(copy.deepcopy(expected), verbose=False)
+    generator = torch.Generator().manual_seed(1)
+    for training in (True, False):
+        x = torch.randn(shape, generator=generator)
+        torch.testing.assert_close(layer.train(training)(x), expected.train(training)(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer.state_dict(), expected.state_dict())
+
+
+def test_a_module_that_stands_twice_stays_one_and_again_changes_nothing(capsys):
+    shared = nn.BatchNorm1d(4)
+    model = nn.Sequential(shared, nn.BatchNorm1d(4), shared)
+    bnt.convert(model)
+    assert model[0] is model[2] is shared
+    bnt.convert(model)
+    assert capsys.readouterr().out == "converted 2 batch normalizations\nconverted 0 batch normalizations\n"
+
+
+def test_what_is_left_is_named_by_class_and_reason(capsys):
+    model = nn.ModuleDict(
+        {
+            "synced": nn.SyncBatchNorm(4),
+            "own": Centred(4),
+            "lazy": nn.LazyBatchNorm2d(),
+            "frozen": FrozenBatchNorm2d(),
+            "also_own": Centred(4),
+            "block": BatchNormBlock(),
+            "extra": bnt.BatchNorm1d(4, activation="relu"),
+            "instance": nn.InstanceNorm2d(4),
+            "group": nn.GroupNorm(2, 4),
+            "parametrized": _parametrized(),
+        }
+    )
+    classes = {name: type(module) for name, module in model.named_modules() if name != "block.norm"}
+    bnt.convert(model)
+    assert capsys.readouterr().out.splitlines() == [
+        "converted 1 batch normalization",
+        "left synced (SyncBatchNorm): it gathers statistics from several processes, which ours do not",
+        "left own, also_own (Centred): a class of its own, which may compute something else",
+        "left lazy (LazyBatchNorm2d): it has no parameters yet; call the model once, then convert",
+        "left frozen (FrozenBatchNorm2d): not a class of torch.nn, whatever it computes",
+        "left parametrized (ParametrizedBatchNorm1d): it is parametrized, which is a class of its own; remove the "
+        "parametrizations, then convert",
+    ]
+    assert type(model["block"].norm) is bnt.BatchNorm1d
+    assert {name: type(module) for name, module in model.named_modules() if name != "block.norm"} == classes
+    bnt.convert(nn.SyncBatchNorm(4))
+    assert "left the model itself (SyncBatchNorm)" in capsys.readouterr().out
+
+
+def test_a_lazy_layer_can_be_converted_once_it_has_parameters():
+    model = nn.Sequential(nn.LazyBatchNorm1d())
+    model(torch.randn(3, 4))
+    assert type(bnt.convert(model, verbose=False)[0]) is bnt.BatchNorm1d
+
+
+def test_many_names_are_counted(capsys):
+    bnt.convert(nn.Sequential(*(nn.SyncBatchNorm(1) for _ in range(12))))
+    assert "left 0, 1, 2, 3, 4, 5, …, 11 (12 in all) (SyncBatchNorm): " in capsys.readouterr().out
+
+
+def test_revert_leaves_what_torch_cannot_say(capsys):
+    model = nn.Sequential(
+        bnt.BatchNorm1d(4),
+        bnt.BatchNorm1d(4, activation=("leaky_relu", 0.2), running_correction=0),
+        bnt.BatchNorm2d(4, on_nonfinite="skip"),
+    )
+    bnt.revert(model)
+    assert capsys.readouterr().out.splitlines() == [
+        "reverted 1 batch normalization",
+        "left 1 (BatchNorm1d): torch.nn's has no activation=('leaky_relu', 0.2), running_correction=0",
+        "left 2 (BatchNorm2d): torch.nn's has no on_nonfinite='skip'",
+    ]
+    assert [type(m) for m in model] == [nn.BatchNorm1d, bnt.BatchNorm1d, bnt.BatchNorm2d]
+    assert model[0].__dict__.keys() == nn.BatchNorm1d(4).__dict__.keys()
+
+
+@pytest.mark.parametrize("name", ["convert", "revert", "fuse"])
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(nn.BatchNorm1d, "the class BatchNorm1d"), ([nn.BatchNorm1d(2)], "type list"), ({"weight": 1}, "type dict")],
+    ids=["class", "list", "dict"],
+)
+def test_what_is_not_a_module_is_refused(name, wrong, said):
+    with pytest.raises(
+        TypeError, match=rf"{name}: model must be a torch\.nn\.Module; got .*{said}; pass a model itself"
+    ):
+        getattr(bnt, name)(wrong)
+
+
+def test_silence_can_be_asked_for(capsys):
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.SyncBatchNorm(4))
+    bnt.revert(bnt.fuse(bnt.convert(model, verbose=False), verbose=False), verbose=False)
+    assert capsys.readouterr().out == ""
