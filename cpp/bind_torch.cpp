@@ -21,6 +21,10 @@ using stable::Arguments;
 using stable::Handle;
 using stable::Value;
 
+void on_pool_of_torch(int64_t tasks, void (*work)(int64_t, int64_t, void*), void* context) {
+  abi().torch_parallel_for(0, tasks, 1, work, context);
+}
+
 int threads_of_torch() {
   uint32_t threads = 1;
   abi().torch_get_num_threads(&threads);
@@ -177,6 +181,7 @@ struct Backward {
 };
 
 template <class Call> void run(int operation, Value* stack) {
+  const OnHostPool pool(on_pool_of_torch);
   const Signature& s = kSignatures[operation];
   Call call(s, stack);
   if (call.run(s, stack)) {
@@ -219,6 +224,7 @@ struct FusedArguments {
 };
 
 void fused_forward_kernel(Value* stack, uint64_t, uint64_t) {
+  const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
   Handle x = in.tensor();
   FusedArguments a;
@@ -238,6 +244,7 @@ void fused_forward_kernel(Value* stack, uint64_t, uint64_t) {
 }
 
 void fused_backward_kernel(Value* stack, uint64_t, uint64_t) {
+  const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
   Handle grad_y = in.tensor(), x = in.tensor(), stats = in.tensor();
   FusedArguments a;
@@ -305,9 +312,6 @@ std::string connect(const std::string& libtorch) {
   const std::string missing = stable::connect(libtorch);
   if (!missing.empty()) return missing;
   stable::read_codes();
-  use_host_pool([](int64_t tasks, void (*work)(int64_t, int64_t, void*), void* context) {
-    abi().torch_parallel_for(0, tasks, 1, work, context);
-  });
   return "";
 }
 

@@ -113,7 +113,8 @@ class Pool {
 Pool* pool = nullptr;
 std::once_flag pool_once;
 
-std::atomic<HostPool> host_pool{nullptr};
+thread_local HostPool host_pool = nullptr;
+std::atomic<bool> forked{false};
 
 Pool& the_pool() {
   std::call_once(pool_once, [] {
@@ -152,16 +153,18 @@ void parallel_for(int64_t tasks, int threads, TaskRef task) {
   if (threads > tasks) threads = static_cast<int>(tasks);
   Job job{task, tasks};
   if (threads <= 1) return job.work();
-  if (const HostPool host = host_pool.load(std::memory_order_relaxed)) {
-    return host(threads, [](int64_t, int64_t, void* context) { static_cast<Job*>(context)->work(); }, &job);
+  if (host_pool != nullptr) {
+    return host_pool(threads, [](int64_t, int64_t, void* context) { static_cast<Job*>(context)->work(); }, &job);
   }
   if (!the_pool().run(job, threads - 1)) job.work();
 }
 
-void use_host_pool(HostPool run) {
+OnHostPool::OnHostPool(HostPool pool) {
   static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { host_pool.store(nullptr); }); });
-  host_pool.store(run);
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { forked.store(true); }); });
+  if (!forked.load(std::memory_order_relaxed)) host_pool = pool;
 }
+
+OnHostPool::~OnHostPool() { host_pool = nullptr; }
 
 }  // namespace batchnorm

@@ -20,10 +20,18 @@ class TaskRef {
 // task is not defined: results must not depend on it. A call that finds the pool busy runs on its caller's thread alone.
 void parallel_for(int64_t tasks, int threads, TaskRef task);
 
-// From now on, jobs run on a pool that the process already has (PyTorch's), so that two pools do not fight for the processors:
-// `run` calls work(begin, end, context) on parts of 0 … tasks. A forked child has none of its parent's threads and uses our own.
+// A pool that the process has already: calls work(begin, end, context) on parts of 0 … tasks.
 using HostPool = void (*)(int64_t tasks, void (*work)(int64_t begin, int64_t end, void* context), void* context);
-void use_host_pool(HostPool run);
+
+// While it lives, this thread's jobs run on that pool, so that two pools do not fight for the processors. Not in a forked child: it
+// has none of its parent's threads, which such pools do not know; ours makes new ones.
+class OnHostPool {
+ public:
+  explicit OnHostPool(HostPool pool);
+  OnHostPool(const OnHostPool&) = delete;
+  OnHostPool& operator=(const OnHostPool&) = delete;
+  ~OnHostPool();
+};
 
 void set_num_threads(int threads);
 int get_num_threads();

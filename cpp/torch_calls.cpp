@@ -238,7 +238,7 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
 }
 
 std::string refused_weights(const View& x, const View& weights) {
-  bool same = weights.ndim == x.ndim && weights.strides[1] == 0 && !is_16_bit(weights.dtype);
+  bool same = weights.ndim == x.ndim && (x.sizes[1] == 1 || weights.strides[1] == 0) && !is_16_bit(weights.dtype);
   for (int d = 0; same && d < x.ndim; ++d) same = weights.sizes[d] == x.sizes[d];
   if (!same) return "weights must be bool, float32 or float64 and expanded to x's shape, the same for all channels";
   std::vector<int64_t> index(static_cast<size_t>(x.ndim), 0);

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import pytest
 
 import batchnorm
+import batchnorm.torch as bnt
 
 ROOT = Path(__file__).parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TABLE = re.compile(r"<!-- (accuracy-table|speed-table) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
+TABLE = re.compile(r"<!-- (accuracy-table|torch-speed-table|speed-table) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
 # Not a terminal: 80 columns, no colours, whatever the tests run in.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")} | {"PYTHONUTF8": "1"}
 COMMAND = "import sys; from batchnorm.cli import main; sys.argv[0] = 'batchnorm'; sys.exit(main())"
@@ -127,10 +128,20 @@ def test_docstring_examples_hold(name: str) -> None:
     assert not report.getvalue(), report.getvalue()
 
 
-@pytest.mark.parametrize("name", sorted(batchnorm.__all__))
-def test_public_names_are_documented(name: str) -> None:
-    assert getattr(batchnorm, name).__doc__, f"batchnorm.{name} has no docstring"
-    assert re.search(rf"^\.\. auto\w+:: {name}$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), re.MULTILINE)
+@pytest.mark.parametrize(
+    ("module", "name"), [(module.__name__, name) for module in (batchnorm, bnt) for name in sorted(module.__all__)]
+)
+def test_public_names_are_documented(module: str, name: str) -> None:
+    assert getattr(sys.modules[module], name).__doc__, f"{module}.{name} has no docstring"
+    assert name in entries_of_api(module)
+
+
+def entries_of_api(module: str) -> list[str]:
+    """The names that docs/api.md documents while `module` is the current one."""
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    parts = re.split(r"^\.\. currentmodule:: (\S+)$", text, flags=re.MULTILINE)
+    of_module = [part for current, part in zip(parts[1::2], parts[2::2], strict=True) if current == module]
+    return re.findall(r"^\.\. auto\w+:: (\S+)$", "".join(of_module), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)

@@ -139,6 +139,34 @@ def test_the_copy_imports_when_it_is_whole(tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+# --- PyTorch, which is not needed ---
+
+_WITHOUT_TORCH = """
+    import sys
+    class Absent:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torch":
+                raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_without_pytorch_all_but_its_front_end_works():
+    run = _run(
+        textwrap.dedent(_WITHOUT_TORCH) + "import batchnorm as bn; print(bn.batch_norm([[1.0], [3.0]])[0].round(2))"
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["[[-1.]", "[", "1.]]"]
+
+
+def test_without_pytorch_its_front_end_says_what_to_install():
+    run = _run(textwrap.dedent(_WITHOUT_TORCH) + "import batchnorm.torch")
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: batchnorm.torch needs PyTorch")
+    assert 'pip install "batchnorm[torch]"' in last
+
+
 # --- which kernels run ---
 
 _TELL = "import batchnorm; print(batchnorm._native.isa())"

@@ -182,6 +182,14 @@ def test_evaluation_is_fused_too():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_one_channel_takes_a_mask():
+    x, mask = _randn(6, 1, 5), _randn(6, 5, seed=1) < 0.5
+    layer = bnt.BatchNorm1d(1)
+    torch.testing.assert_close(
+        layer(x, mask=mask).double(), _exact(x, layer, mask.unsqueeze(1))[0], rtol=1e-6, atol=1e-6
+    )
+
+
 def test_a_mask_is_packing_and_weights_of_0_and_1_are_a_mask():
     x = _randn(4, C, 9)
     mask = torch.arange(9) < torch.tensor([[9], [4], [6], [2]])

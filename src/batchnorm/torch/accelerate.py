@@ -109,9 +109,10 @@ class Status:
         Instruction set of the kernels.
     threads
         How many threads a call may use: `torch.get_num_threads()`.
-    served, passed_on
-        Calls that ours computed, and calls that it gave to PyTorch's kernel, by name of the ATen function, since the
-        process began.
+    served
+        Calls that ours computed since the process began, by name of the ATen function.
+    passed_on
+        Calls that ours gave to PyTorch's kernel.
     """
 
     active: bool
