@@ -100,7 +100,8 @@ struct Forward {
     if (!serves(in, parameters, training, eps)) return false;
     const int64_t saved = training ? in.sizes[1] : 0;
     const DType saved_as = saved_dtype(in, parameters);
-    Handle y = stable::empty_in_suggested_format(in), save_mean = stable::empty_vector(saved, saved_as);
+    Handle y = stable::empty_in_suggested_format(in);
+    Handle save_mean = stable::empty_vector_with_tail(saved, saved_as, training ? tail_bytes(saved, saved_as) : 0);
     Handle save_invstd = stable::empty_vector(saved, saved_as);
     if (training) {
       aten_forward_training(in, y.view(true), parameters, momentum, eps, save_mean.view(true), save_invstd.view(true),
@@ -162,7 +163,9 @@ struct Backward {
     Handle by_weight = wanted[1] ? stable::empty_vector(in.sizes[1], known.weight.dtype) : stable::undefined();
     Handle by_bias = wanted[2] ? stable::empty_vector(in.sizes[1], known.weight.dtype) : stable::undefined();
     const auto to = [&](size_t i, const Handle& h) { return wanted[i] ? h.view(true) : View(); };
-    aten_backward(g, in, known, training, eps, {to(0, grad_x), to(1, by_weight), to(2, by_bias)}, threads_of_torch());
+    const int64_t C = in.sizes[1], bytes = C * bytes_of(known.mean.dtype) + tail_bytes(C, known.mean.dtype);
+    const bool has_tail = training && save_mean.storage_bytes() == bytes && known.mean.strides[0] == 1;
+    aten_backward(g, in, known, has_tail, training, eps, {to(0, grad_x), to(1, by_weight), to(2, by_bias)}, threads_of_torch());
     stable::give(stack, {&grad_x, &by_weight, &by_bias});
     return true;
   }

@@ -36,9 +36,12 @@ std::string connect(const std::string& path) {
   BN_FIND(aoti_torch_get_sizes);
   BN_FIND(aoti_torch_get_strides);
   BN_FIND(aoti_torch_get_dtype);
+  BN_FIND(aoti_torch_get_storage_size);
+  BN_FIND(aoti_torch_get_storage_offset);
   BN_FIND(aoti_torch_get_layout);
   BN_FIND(aoti_torch_get_device_type);
   BN_FIND(aoti_torch_empty_strided);
+  BN_FIND(aoti_torch__reinterpret_tensor);
   BN_FIND(torch_list_get_item);
   BN_FIND(torch_delete_list);
   BN_FIND(torch_parallel_for);

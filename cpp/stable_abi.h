@@ -31,10 +31,14 @@ struct Abi {
   Error (*aoti_torch_get_sizes)(Tensor, int64_t**);
   Error (*aoti_torch_get_strides)(Tensor, int64_t**);
   Error (*aoti_torch_get_dtype)(Tensor, int32_t*);
+  Error (*aoti_torch_get_storage_size)(Tensor, int64_t* bytes);
+  Error (*aoti_torch_get_storage_offset)(Tensor, int64_t*);
   Error (*aoti_torch_get_layout)(Tensor, int32_t*);
   Error (*aoti_torch_get_device_type)(Tensor, int32_t*);
   Error (*aoti_torch_empty_strided)(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype, int32_t device_type,
                                     int32_t device_index, Tensor*);
+  Error (*aoti_torch__reinterpret_tensor)(Tensor, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset,
+                                          Tensor*);
   Error (*torch_list_get_item)(List, size_t, Value*);
   Error (*torch_delete_list)(List);
   Error (*torch_parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void*), void*);

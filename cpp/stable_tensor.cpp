@@ -111,6 +111,13 @@ View Handle::view(bool writable) const {
   return {static_cast<char*>(data), static_cast<DType>(dtype_of(dtype)), static_cast<int>(ndim), sizes, strides};
 }
 
+int64_t Handle::storage_bytes() const {
+  int64_t bytes, offset;
+  check(abi().aoti_torch_get_storage_size(tensor_, &bytes), "a storage");
+  check(abi().aoti_torch_get_storage_offset(tensor_, &offset), "a storage");
+  return offset == 0 ? bytes : -1;
+}
+
 int64_t* Handle::int64() const {
   int64_t ndim;
   int32_t dtype, device;
@@ -132,6 +139,14 @@ Handle undefined() {
 Handle empty_vector(int64_t n, DType dtype) {
   const int64_t one = 1;
   return empty(1, &n, &one, code_of(dtype));
+}
+
+Handle empty_vector_with_tail(int64_t n, DType dtype, int64_t tail_bytes) {
+  const Handle whole = empty_vector(n + tail_bytes / bytes_of(dtype), dtype);
+  const int64_t one = 1;
+  Tensor tensor;
+  check(abi().aoti_torch__reinterpret_tensor(whole.get(), 1, &n, &one, 0, &tensor), "memory for a result");
+  return Handle(tensor);
 }
 
 Handle empty_bytes() {

@@ -33,6 +33,7 @@ class Handle {
   }
 
   explicit operator bool() const { return tensor_ != nullptr; }
+  Tensor get() const { return tensor_; }
   Tensor release() { return std::exchange(tensor_, nullptr); }
   Handle again() const;  // another reference
   bool defined() const;
@@ -40,7 +41,8 @@ class Handle {
   // Whether kernels can read it: strided memory of the CPU, of a dtype they know.
   bool readable() const;
   View view(bool writable = false) const;
-  int64_t* int64() const;  // a single integer to be written; null where it is not one
+  int64_t storage_bytes() const;  // of its whole storage; -1 where it does not start there
+  int64_t* int64() const;         // a single integer to be written; null where it is not one
 
  private:
   Tensor tensor_ = nullptr;
@@ -48,9 +50,10 @@ class Handle {
 
 Handle undefined();
 Handle empty_vector(int64_t n, DType dtype);
-Handle empty_bytes();                                    // uint8, no elements
-Handle empty_table(int64_t rows, int64_t columns);       // float64
-Handle empty_in_suggested_format(const View& x);         // as at::empty_like(x, x.suggest_memory_format())
+Handle empty_vector_with_tail(int64_t n, DType dtype, int64_t tail_bytes);  // n values in a larger storage
+Handle empty_bytes();                                                       // uint8, no elements
+Handle empty_table(int64_t rows, int64_t columns);                          // float64
+Handle empty_in_suggested_format(const View& x);                            // as at::empty_like(x, x.suggest_memory_format())
 Handle empty_like(const Handle& tensor, const View& x);  // as torch.empty_like(x): a dense array keeps its strides
 
 // Takes arguments from the stack in the order of the schema; what it returns is owned.

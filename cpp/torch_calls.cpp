@@ -1,6 +1,7 @@
 #include "torch_calls.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "convert.h"
 #include "select.h"
@@ -35,15 +36,21 @@ void write(const View& v, int64_t i, double value) {
 double channel(const View& v, int64_t c) { return read(v, c * v.strides[0]); }
 void set_channel(const View& v, int64_t c, double value) { write(v, c * v.strides[0], value); }
 
-// Of half the distance between two numbers next to each other, relative to them.
-double unit_roundoff(DType dtype) {
-  switch (dtype) {
-    case DType::f64: return 0x1p-53;
-    case DType::f16: return 0x1p-11;
-    case DType::bf16: return 0x1p-8;
-    default: return 0x1p-24;
+// Broadcast to x: where it has one element along an axis, it is met again and again.
+class Expanded {
+ public:
+  Expanded(const View& v, const View& x) : view_(v) {
+    for (int d = 0; v && d < x.ndim; ++d) strides_[d] = v.sizes[d] == 1 ? 0 : v.strides[d];
+    view_.sizes = x.sizes, view_.strides = strides_;
   }
-}
+  Expanded(const Expanded&) = delete;
+  Expanded& operator=(const Expanded&) = delete;
+  const View& view() const { return view_; }
+
+ private:
+  View view_;
+  int64_t strides_[kMaxDims];
+};
 
 // A channel's values as doubles, or null where there are none.
 class Doubles {
@@ -79,29 +86,42 @@ void set_given(const Statistics& to, const ChannelViews& channels, int64_t C) {
     to.count[c] = 1, to.mean[c] = channel(channels.mean, c), to.mean_low[c] = 0, to.m2[c] = channel(channels.var, c);
 }
 
-void gather_moments(const View& x, const Statistics& to, int threads) {
-  Problem p;
-  collapse(p, kChannelsOnAxis1, {{&p.x, x}});
-  p.stats = to;
-  p.threads = threads;
-  active_kernels().forward(p);
+// What stands behind a saved mean: a mark, and the table of the forward.
+constexpr double kMark = 0x1.b47c40feedp+77;
+
+char* tail_of(const View& save_mean, int64_t C) {
+  const int64_t bytes = C * bytes_of(save_mean.dtype);
+  return save_mean.data + (bytes + 7) / 8 * 8;
 }
 
-// ATen saves a mean rounded to its dtype. Where that rounding is a visible part of a standard deviation, the exact one is gathered
-// again and put in its place, if it is the one that was rounded (a caller may hand over any).
-void refine_saved(const View& x, const ChannelViews& saved, Table& table, int threads) {
-  const int64_t C = x.sizes[1];
-  const double u = unit_roundoff(saved.mean.dtype), visible = x.dtype == DType::f64 ? 1e-13 : 1e-6;
-  bool any = false;
-  for (int64_t c = 0; c < C && !any; ++c) any = u * std::fabs(table.row(1)[c]) * table.row(4)[c] > visible || u > visible;
-  if (!any) return;
-  Table exact(C);
-  gather_moments(x, exact.statistics(), threads);
-  for (int64_t c = 0; c < C; ++c) {
-    const double mean = exact.row(1)[c];
-    if (!(std::fabs(mean - table.row(1)[c]) <= 4 * u * std::fabs(mean))) continue;
-    table.row(1)[c] = mean, table.row(2)[c] = exact.row(2)[c];
+void write_tail(const View& save_mean, const double* table, int64_t C) {
+  char* tail = tail_of(save_mean, C);
+  std::memcpy(tail, &kMark, sizeof kMark);
+  std::memcpy(tail + sizeof kMark, table, static_cast<size_t>(4 * C) * sizeof *table);
+}
+
+double rounded_to(DType dtype, double value) {
+  switch (dtype) {
+    case DType::f64: return value;
+    case DType::f16: return to_float(to_half(static_cast<float>(value)));
+    case DType::bf16: return to_float(to_bfloat16(static_cast<float>(value)));
+    default: return static_cast<float>(value);
   }
+}
+
+double rstd_of(const double* table, int64_t C, int64_t c, double eps) { return 1 / std::sqrt(table[3 * C + c] / table[c] + eps); }
+
+// The exact statistics behind what was saved, if they are those that were rounded to it. (A caller may hand over any.)
+bool read_tail(const ChannelViews& saved, int64_t m, int64_t C, double eps, double* table) {
+  const char* tail = tail_of(saved.mean, C);
+  if (std::memcmp(tail, &kMark, sizeof kMark) != 0) return false;
+  std::memcpy(table, tail + sizeof kMark, static_cast<size_t>(4 * C) * sizeof *table);
+  for (int64_t c = 0; c < C; ++c) {
+    const bool same = table[c] == static_cast<double>(m) && rounded_to(saved.mean.dtype, table[C + c]) == channel(saved.mean, c) &&
+                      rounded_to(saved.var.dtype, rstd_of(table, C, c, eps)) == channel(saved.var, c);
+    if (!same) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -124,6 +144,11 @@ DType saved_dtype(const View& x, const ChannelViews& channels) {
   return x.dtype;
 }
 
+int64_t tail_bytes(int64_t n, DType dtype) {
+  const int64_t values = n * bytes_of(dtype);
+  return (values + 7) / 8 * 8 - values + 8 * (1 + 4 * n);
+}
+
 void aten_forward_training(const View& x, const View& y, const ChannelViews& channels, double momentum, double eps,
                            const View& save_mean, const View& save_invstd, int threads) {
   const int64_t C = x.sizes[1];
@@ -131,10 +156,11 @@ void aten_forward_training(const View& x, const View& y, const ChannelViews& cha
   ChannelViews parameters = channels;
   parameters.mean = parameters.var = View();
   fused_forward(x, y, parameters, {}, eps, table.row(0), threads);
+  write_tail(save_mean, table.row(0), C);
   for (int64_t c = 0; c < C; ++c) {
     const double count = table.row(0)[c], mean = table.row(1)[c], m2 = table.row(3)[c];
     set_channel(save_mean, c, mean);
-    set_channel(save_invstd, c, 1 / std::sqrt(m2 / count + eps));
+    set_channel(save_invstd, c, rstd_of(table.row(0), C, c, eps));
     if (!channels.mean) continue;
     set_channel(channels.mean, c, momentum * mean + (1 - momentum) * channel(channels.mean, c));
     set_channel(channels.var, c, momentum * (m2 / (count - 1)) + (1 - momentum) * channel(channels.var, c));
@@ -146,7 +172,7 @@ void aten_forward_evaluation(const View& x, const View& y, const ChannelViews& c
   fused_forward(x, y, channels, {}, eps, table.row(0), threads);
 }
 
-void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved, bool training, double eps,
+void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved, bool has_tail, bool training, double eps,
                    const AtenGradients& grads, int threads) {
   const int64_t C = x.sizes[1];
   int64_t m = 1;
@@ -157,11 +183,10 @@ void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved,
   if (grads.x) operands.push_back({&p.grad_x, grads.x});
   collapse(p, kChannelsOnAxis1, operands);
   p.stats = table.statistics();
-  set_given(p.stats, saved, C);
-  if (training) {
-    for (int64_t c = 0; c < C; ++c) table.row(0)[c] = static_cast<double>(m), table.row(4)[c] = channel(saved.var, c);
-    p.stats.rstd = table.row(4);
-    refine_saved(x, saved, table, threads);
+  if (!(training && has_tail && read_tail(saved, m, C, eps, table.row(0)))) {
+    set_given(p.stats, saved, C);
+    for (int64_t c = 0; training && c < C; ++c) table.row(0)[c] = static_cast<double>(m), table.row(4)[c] = channel(saved.var, c);
+    if (training) p.stats.rstd = table.row(4);
   }
   const Doubles weight(saved.weight, C);
   std::vector<double> sums(static_cast<size_t>(2 * C));
@@ -182,7 +207,8 @@ void fused_forward(const View& x, const View& y, const ChannelViews& channels, c
   Problem p;
   std::vector<Operand> operands{{&p.x, x}, {&p.y, y}};
   if (extras.residual) operands.push_back({&p.residual, extras.residual});
-  if (extras.weights) operands.push_back({&p.weights, extras.weights});
+  const Expanded weights(extras.weights, x);
+  if (extras.weights) operands.push_back({&p.weights, weights.view()});
   collapse(p, kChannelsOnAxis1, operands);
   const int64_t C = x.sizes[1];
   p.stats = rows_of(stats, C);
@@ -202,7 +228,8 @@ void fused_backward(const View& grad_y, const View& x, const double* stats, cons
   std::vector<Operand> operands{{&p.x, x}, {&p.grad_y, grad_y}, {&p.grad_x, grads.x}};
   if (extras.residual) operands.push_back({&p.residual, extras.residual});
   if (grads.residual) operands.push_back({&p.grad_residual, grads.residual});
-  if (extras.weights && training) operands.push_back({&p.weights, extras.weights});
+  const Expanded weights(extras.weights, x);
+  if (extras.weights && training) operands.push_back({&p.weights, weights.view()});
   collapse(p, kChannelsOnAxis1, operands);
   const int64_t C = x.sizes[1];
   p.stats = rows_of(const_cast<double*>(stats), C);  // only read in a backward
@@ -238,29 +265,22 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
 }
 
 std::string refused_weights(const View& x, const View& weights) {
-  bool same = weights.ndim == x.ndim && (x.sizes[1] == 1 || weights.strides[1] == 0) && !is_16_bit(weights.dtype);
-  for (int d = 0; same && d < x.ndim; ++d) same = weights.sizes[d] == x.sizes[d];
-  if (!same) return "weights must be bool, float32 or float64 and expanded to x's shape, the same for all channels";
-  std::vector<int64_t> index(static_cast<size_t>(x.ndim), 0);
-  double positions = 0;
-  for (;;) {
+  bool fits = weights.ndim == x.ndim && weights.sizes[1] == 1 && !is_16_bit(weights.dtype);
+  int64_t elements = 1, repeats = 1;  // how often x meets each of them
+  for (int d = 0; fits && d < x.ndim; ++d) {
+    fits = weights.sizes[d] == 1 || weights.sizes[d] == x.sizes[d];
+    elements *= weights.sizes[d];
+    if (d != 1) repeats *= x.sizes[d] / weights.sizes[d];
+  }
+  if (!fits) return "weights must be bool, float32 or float64 and broadcast to x, with one channel";
+  int64_t positions = 0;
+  for (int64_t i = 0; i < elements; ++i) {
     int64_t offset = 0;
-    double repeats = 1;
-    for (int d = 0; d < x.ndim; ++d) {
-      const size_t i = static_cast<size_t>(d);
-      offset += index[i] * weights.strides[d];
-      if (d != 1 && weights.strides[d] == 0) repeats *= static_cast<double>(x.sizes[d]);
-    }
+    for (int64_t d = x.ndim - 1, rest = i; d >= 0; rest /= weights.sizes[d--])
+      offset += rest % weights.sizes[d] * weights.strides[d];
     const double w = read(weights, offset);
     if (!(w >= 0) || std::isinf(w)) return "weights must be finite and non-negative; got " + std::to_string(w);
-    positions += w > 0 ? repeats : 0;
-    int d = x.ndim - 1;
-    for (; d >= 0; --d) {  // the next element; an axis of stride 0 has one
-      const size_t i = static_cast<size_t>(d);
-      if (weights.strides[d] != 0 && ++index[i] < x.sizes[d]) break;
-      index[i] = 0;
-    }
-    if (d < 0) break;
+    if (w > 0) positions += repeats;
   }
   if (positions >= 2) return "";
   return positions == 0 ? "mask and weights select nothing: no position of any channel counts"

@@ -16,7 +16,7 @@ struct ChannelViews {
 };
 
 struct Extras {
-  View weights;   // mask (bool) or weights, of x's shape by strides of 0
+  View weights;   // mask (bool) or weights, broadcast to x, with one channel
   View residual;  // of x's shape
   Activation activation = Activation::none;
   double slope = 0;
@@ -28,6 +28,10 @@ bool serves(const View& x, const ChannelViews& channels, bool training, double e
 // The dtype of statistics that ATen saves: the parameters', where there are any, else x's.
 DType saved_dtype(const View& x, const ChannelViews& channels);
 
+// ATen saves a mean and 1/std rounded to the parameters' dtype. The exact statistics travel behind the saved mean, in the same
+// storage: of n channels, this many bytes more.
+int64_t tail_bytes(int64_t n, DType dtype);
+
 // In training: y, what ATen saves for the backward (mean and 1/std), and the running statistics moved by `momentum`.
 void aten_forward_training(const View& x, const View& y, const ChannelViews& channels, double momentum, double eps,
                            const View& save_mean, const View& save_invstd, int threads);
@@ -37,8 +41,9 @@ struct AtenGradients {
   View x, weight, bias;  // those that are wanted
 };
 
-// `saved.mean` and `saved.var` hold what the forward saved: mean and 1/std; in evaluation the running statistics.
-void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved, bool training, double eps,
+// `saved.mean` and `saved.var` hold what the forward saved: mean and 1/std; in evaluation the running statistics. `has_tail`: the
+// saved mean's storage has the size that a forward of ours gives it.
+void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved, bool has_tail, bool training, double eps,
                    const AtenGradients& grads, int threads);
 
 // The fused operations of our modules. `stats` is a table of four rows of C doubles: count, mean, mean_low, m2. With a mean and var

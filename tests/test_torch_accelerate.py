@@ -373,7 +373,7 @@ def test_accuracy_holds_through_pytorch(offset, scale, layout):
 
 @pytest.mark.parametrize("offset", [0, 1e3, 1e6])
 def test_gradients_do_not_suffer_from_an_offset(offset):
-    """ATen saves a float32 mean, up to 0.06 standard deviations wrong here; the gradient is as if it were exact."""
+    """ATen saves a float32 mean, up to 0.06 standard deviations wrong here; ours finds the exact one behind it."""
     x = torch.randn(8, 4, 16, 16, generator=_generator()) + offset
     g = torch.randn(x.shape, generator=_generator(1))
 
@@ -384,6 +384,26 @@ def test_gradients_do_not_suffer_from_an_offset(offset):
     exact = grad(x.double())
     with bnt.accelerate():
         assert (grad(x) - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
+@pytest.mark.usefixtures("accelerated")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_copied_or_foreign_saved_mean_is_taken_as_it_is(dtype):
+    """The exact statistics travel in the saved mean's storage; a copy, or another mean in that storage, has none."""
+    x = (torch.randn(8, 4, 6, generator=_generator()) + 10).to(dtype)
+    g = torch.randn(x.shape, generator=_generator(1)).to(dtype)
+    _, mean, invstd = torch.native_batch_norm(x, None, None, None, None, True, 0.1, EPS)
+
+    def grad(mean, invstd):
+        wanted = [True, False, False]
+        return aten.native_batch_norm_backward(g, x, None, None, None, mean, invstd, True, EPS, wanted)[0].double()
+
+    exact = grad(mean, invstd)
+    assert (grad(mean.clone(), invstd) - exact).abs().max() < 0.1, "nearly the same: rounded statistics"
+    mean += 1
+    moved = grad(mean, invstd)
+    assert (moved - exact).abs().max() > 0.01, "what the caller says counts"
+    assert torch.equal(moved, grad(mean.clone(), invstd))
 
 
 @pytest.mark.usefixtures("accelerated")

@@ -175,9 +175,9 @@ def _operation_arguments(shape, dtype=torch.float64, **options):
     mean, var = torch.randn(C, generator=g, dtype=dtype), torch.rand(C, generator=g, dtype=dtype) + 0.5
     weights = None
     if "mask" in options:
-        weights = (torch.rand(shape[0], 1, *shape[2:], generator=g) < 0.7).expand(shape)
+        weights = torch.rand(shape[0], 1, *shape[2:], generator=g) < 0.7
     if "weights" in options:
-        weights = torch.rand(shape[0], 1, *shape[2:], generator=g, dtype=dtype).expand(shape)
+        weights = torch.rand(shape[0], 1, *shape[2:], generator=g, dtype=dtype)
     activation = _options.activation(options.get("activation"), "test")
     given = (None, None) if options.get("training", True) else (mean, var)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]

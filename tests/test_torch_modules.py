@@ -377,7 +377,7 @@ OPERANDS = {
     "residual": ({"residual": torch.zeros(4, C + 1)}, "x's shape and dtype"),
     "weight": ({"weight": torch.ones(C - 1)}, f"x has {C} channels"),
     "running statistics": ({"mean": torch.ones(C)}, "go together|value for each"),
-    "weights": ({"weights": torch.ones(4, 1)}, "expanded to x's shape"),
+    "weights": ({"weights": torch.ones(4, C)}, "with one channel"),
     "integers": ({"x": torch.ones(4, C, dtype=torch.int64)}, "strided, on the CPU"),
 }
 

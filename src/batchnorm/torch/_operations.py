@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 LIBRARY = torch.library.Library("batchnorm", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
-# With running_mean and running_var: evaluation. `weights` is bool or float and has x's shape, by strides of 0. The
+# With running_mean and running_var: evaluation. `weights` is bool or float and broadcasts to x, with one channel. The
 # second result is a (4, C) float64 table: count, mean, what rounding the mean left out, sum of squared deviations.
 LIBRARY.define(
     "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? weights, "

@@ -26,7 +26,7 @@ def moments(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     if weights is None:
         var, mean = torch.var_mean(v, over, correction=0)
         return torch.full_like(mean, x.numel() / x.shape[1]), mean, var
-    w = weights.to(v.dtype)
+    w = weights.to(v.dtype).expand_as(v)
     counts = w > 0
     count = w.sum(over)
     zero = torch.zeros((), dtype=v.dtype, device=v.device)

@@ -8,7 +8,7 @@ Tensor = torch.Tensor
 
 
 def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: str) -> Tensor:
-    """View mask and weights, together, with x's shape; no memory of x's size is made."""
+    """Mask and weights together, broadcast to x, with one channel; no memory of x's size is made."""
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(
@@ -18,7 +18,7 @@ def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: st
         mask = _over_positions(x, mask, "mask", who)
     if weights is None:
         assert mask is not None
-        return mask.expand_as(x)
+        return mask
     if not weights.is_floating_point():
         raise TypeError(f"{who}: weights must be floating point; got dtype {weights.dtype}; use mask= for a choice")
     if weights.requires_grad:
@@ -26,7 +26,7 @@ def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: st
     w = _over_positions(x, weights, "weights", who)
     if w.dtype not in (torch.float32, torch.float64):
         w = w.float()
-    return (w if mask is None else torch.where(mask, w, 0.0)).expand_as(x)
+    return w if mask is None else torch.where(mask, w, 0.0)
 
 
 def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:

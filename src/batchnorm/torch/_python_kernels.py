@@ -19,7 +19,6 @@ Tensor = torch.Tensor
 Doubles = NDArray[np.float64]
 
 _CODES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.bool: 4}
-_ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 _KEPT = 1 << 1  # channels on axis 1
 
 
@@ -32,6 +31,10 @@ def _memory(t: Tensor) -> NDArray[Any]:
 
 def _memory_or_none(t: Tensor | None) -> NDArray[Any] | None:
     return None if t is None else _memory(t)
+
+
+def _expanded(weights: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if weights is None else weights.expand_as(x)
 
 
 def _doubles(t: Tensor | None) -> Doubles | None:
@@ -92,7 +95,7 @@ def _run_forward(
     code, weights_code = _CODES[x.dtype], 0 if weights is None else _CODES[weights.dtype]
     with _threads_of_torch():
         _native.forward(
-            _memory(x), _memory_or_none(y), code, _KEPT, _memory_or_none(residual), _memory_or_none(weights),
+            _memory(x), _memory_or_none(y), code, _KEPT, _memory_or_none(residual), _memory_or_none(_expanded(weights, x)),
             weights_code, table, computes, _doubles(weight), _doubles(bias), eps, activation,
         )  # fmt: skip
 
@@ -107,14 +110,18 @@ def _aten_forward(
     parameters = (weight, bias, mean, var)
     if not _serves(x, parameters, training, eps):
         return None
-    saved = torch.empty(2, x.shape[1] if training else 0, dtype=_saved_dtype(x, parameters))
+    dtype = _saved_dtype(x, parameters)
+    save_mean, save_invstd = torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)
     y = torch.empty_like(x, memory_format=_suggested_format(x))
     if training:
         table = np.empty((4, x.shape[1]))
         _run_forward(x, y, weight, bias, None, None, table, True, eps, (0, 0.0))
         count, batch_mean, _, m2 = (torch.from_numpy(row) for row in table)
-        saved[0] = batch_mean
-        saved[1] = 1 / torch.sqrt(m2 / count + eps)
+        save_mean, save_invstd = _empty_with_tail(x.shape[1], dtype), (1 / torch.sqrt(m2 / count + eps)).to(dtype)
+        save_mean.copy_(batch_mean)
+        tail = _tail(save_mean, x.shape[1])
+        assert tail is not None
+        tail[0], tail[1:] = _MARK, table.ravel()
         for running, batch in ((mean, batch_mean), (var, m2 / (count - 1))):
             if running is not None:
                 running.copy_(momentum * batch + (1 - momentum) * running.double())
@@ -122,7 +129,7 @@ def _aten_forward(
         assert mean is not None
         assert var is not None
         _run_forward(x, y, weight, bias, None, None, _given(mean, var), False, eps, (0, 0.0))
-    return y, saved[0].clone(), saved[1].clone()
+    return y, save_mean, save_invstd
 
 
 def _without_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, *rest: float) -> Any:
@@ -140,15 +147,35 @@ def _no_update(x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
     return None if results is None else (*results, torch.empty(0, dtype=torch.uint8))
 
 
-def _refine(x: Tensor, save_mean: Tensor, table: Doubles, rstd: Doubles) -> None:
-    """Put the exact mean where ATen's saved one was visibly rounded (`refine_saved` of torch_calls.cpp)."""
-    u, visible = _ROUNDOFF[save_mean.dtype], 1e-13 if x.dtype == torch.float64 else 1e-6
-    if not (u > visible or (u * np.abs(table[1]) * rstd > visible).any()):
-        return
-    exact = np.empty_like(table)
-    _run_forward(x, None, None, None, None, None, exact, True, 1.0, (0, 0.0))
-    ours = np.abs(exact[1] - table[1]) <= 4 * u * np.abs(exact[1])
-    table[1:3, ours] = exact[1:3, ours]
+# What stands behind a saved mean, in the same storage: a mark, and the table of the forward (torch_calls.cpp).
+_MARK = float.fromhex("0x1.b47c40feedp+77")
+
+
+def _tail(save_mean: Tensor, C: int) -> Doubles | None:
+    """The doubles behind a saved mean whose storage has the size that a forward of ours gives it."""
+    values = C * save_mean.element_size()
+    start, storage = (values + 7) // 8 * 8, save_mean.untyped_storage()
+    if save_mean.storage_offset() != 0 or not save_mean.is_contiguous() or storage.nbytes() != start + 8 * (1 + 4 * C):
+        return None
+    return np.frombuffer(torch.empty(0, dtype=torch.uint8).set_(storage).numpy(), np.float64, offset=start)
+
+
+def _empty_with_tail(C: int, dtype: torch.dtype) -> Tensor:
+    values = C * dtype.itemsize
+    return torch.empty(((values + 7) // 8 * 8 + 8 * (1 + 4 * C)) // dtype.itemsize, dtype=dtype)[:C].detach()
+
+
+def _exact(save_mean: Tensor, save_invstd: Tensor, m: int, eps: float) -> Doubles | None:
+    """The exact statistics behind what was saved, if they are those that were rounded to it."""
+    C = save_mean.shape[0]
+    tail = _tail(save_mean, C)
+    if tail is None or tail[0] != _MARK:
+        return None
+    table: Doubles = tail[1:].reshape(4, C).copy()
+    mean = torch.from_numpy(table[1]).to(save_mean.dtype)
+    rstd = (1 / (torch.from_numpy(table[3] / table[0]) + eps).sqrt()).to(save_invstd.dtype)
+    same = bool((table[0] == m).all()) and torch.equal(mean, save_mean) and torch.equal(rstd, save_invstd)
+    return table if same else None
 
 
 def _aten_backward(
@@ -162,13 +189,14 @@ def _aten_backward(
         return None
     if grad_y.shape != x.shape or grad_y.dtype != x.dtype:
         return None
-    table = _given(known_mean, known)
-    if training:
-        rstd = table[3].copy()
-        table[0] = x.numel() // x.shape[1]
-        with np.errstate(all="ignore"):
-            table[3] = (1 / (rstd * rstd) - eps) * table[0]
-        _refine(x, known_mean, table, rstd)
+    m = x.numel() // x.shape[1]
+    table = _exact(known_mean, known, m, eps) if training else None
+    if table is None:
+        table = _given(known_mean, known)
+        if training:
+            table[0] = m
+            with np.errstate(all="ignore"):
+                table[3] = (1 / (table[3] * table[3]) - eps) * m
     grad_x = torch.empty_like(x, memory_format=_suggested_format(x)) if wanted[0] else None
     sums = _run_backward(grad_y, x, grad_x, table, weight, None, None, None, None, eps, (0, 0.0), training)
     by = [sums[i].to(weight.dtype) if weight is not None and wanted[1 + i] else None for i in range(2)]
@@ -185,7 +213,7 @@ def _run_backward(
     with _threads_of_torch():
         _native.backward(
             _memory(grad_y), _memory(x), _memory_or_none(grad_x), code, _KEPT, _memory_or_none(residual),
-            _memory_or_none(grad_residual), _memory_or_none(weights) if training else None, weights_code, table,
+            _memory_or_none(grad_residual), _memory_or_none(_expanded(weights, x)) if training else None, weights_code, table,
             _doubles(weight), _doubles(bias), eps, activation, training, sums[0], sums[1],
         )  # fmt: skip
     return torch.from_numpy(sums)
@@ -254,12 +282,13 @@ def _check_operands(x: Tensor, like_x: tuple[Tensor | None, ...], channels: tupl
 
 def _check_weights(x: Tensor, weights: Tensor) -> None:
     """The rules of `refused_weights` of torch_calls.cpp, in its words."""
-    once = weights[tuple(slice(1) if s == 0 else slice(None) for s in weights.stride())].double()
-    bad = once[~((once >= 0) & torch.isfinite(once))]
+    if weights.shape[1] != 1 or any(n not in (1, m) for n, m in zip(weights.shape, x.shape, strict=True)):
+        raise ValueError("batch_norm: weights must be bool, float32 or float64 and broadcast to x, with one channel")
+    w = weights.double()
+    bad = w[~((w >= 0) & torch.isfinite(w))]
     if bad.numel():
         raise ValueError(f"batch_norm: weights must be finite and non-negative; got {bad[0].item():f}")
-    repeats = x.numel() // x.shape[1] // max(1, once.numel() // once.shape[1])
-    positions = int((once > 0).sum()) * repeats
+    positions = int((w > 0).expand(x.shape[0], 1, *x.shape[2:]).sum())
     if positions == 0:
         raise ValueError("batch_norm: mask and weights select nothing: no position of any channel counts")
     if positions == 1:
