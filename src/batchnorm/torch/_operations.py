@@ -61,6 +61,12 @@ def _(*_: object) -> None:
     return None
 
 
+def _kernel(operation: Any, *args: Any) -> Any:
+    """Call the operation's kernel, where nothing above it in the dispatcher has anything to do."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operation(*args)
+
+
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, bias, running_mean, _, weights, residual, *options = inputs
     stats = output[1]
@@ -76,9 +82,9 @@ def _forward_backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor 
     if grad_y is None:
         return (None,) * len(needs)
     x, stats, weight, bias, weights, residual = ctx.saved_tensors
-    by_x, by_weight, by_bias, by_residual = backward(
-        grad_y, x, stats, weight, bias, weights, residual, *ctx.options, ctx.training
-    )
+    arguments = (grad_y, x, stats, weight, bias, weights, residual, *ctx.options, ctx.training)
+    differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    by_x, by_weight, by_bias, by_residual = backward(*arguments) if differentiable else _kernel(backward, *arguments)
     if residual is None and ctx.has_residual:
         by_residual = grad_y
     found = (by_x, by_weight, by_bias, None, None, None, by_residual, None, None, None)
@@ -86,6 +92,24 @@ def _forward_backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor 
 
 
 torch.library.register_autograd("batchnorm::forward", _forward_backward, setup_context=_save_forward, lib=LIBRARY)
+
+
+class _Forward(torch.autograd.Function):
+    """`forward` with the same derivative, called without the layers that the dispatcher puts around a Python one."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output: tuple[Tensor, Tensor] = _kernel(forward, *inputs)
+        _save_forward(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_forward_backward)
+
+
+def differentiable_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Call `forward`; outside of compilers by the shorter way."""
+    output: tuple[Tensor, Tensor] = forward(*inputs) if torch.compiler.is_compiling() else _Forward.apply(*inputs)
+    return output
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -33,8 +33,8 @@ def _memory_or_none(t: Tensor | None) -> NDArray[Any] | None:
     return None if t is None else _memory(t)
 
 
-def _expanded(weights: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if weights is None else weights.expand_as(x)
+def _memory_of_weights(weights: Tensor | None, x: Tensor) -> NDArray[Any] | None:
+    return None if weights is None else _memory(weights.expand_as(x))
 
 
 def _doubles(t: Tensor | None) -> Doubles | None:
@@ -95,7 +95,7 @@ def _run_forward(
     code, weights_code = _CODES[x.dtype], 0 if weights is None else _CODES[weights.dtype]
     with _threads_of_torch():
         _native.forward(
-            _memory(x), _memory_or_none(y), code, _KEPT, _memory_or_none(residual), _memory_or_none(_expanded(weights, x)),
+            _memory(x), _memory_or_none(y), code, _KEPT, _memory_or_none(residual), _memory_of_weights(weights, x),
             weights_code, table, computes, _doubles(weight), _doubles(bias), eps, activation,
         )  # fmt: skip
 
@@ -213,7 +213,7 @@ def _run_backward(
     with _threads_of_torch():
         _native.backward(
             _memory(grad_y), _memory(x), _memory_or_none(grad_x), code, _KEPT, _memory_or_none(residual),
-            _memory_or_none(grad_residual), _memory_or_none(_expanded(weights, x)) if training else None, weights_code, table,
+            _memory_or_none(grad_residual), _memory_of_weights(weights if training else None, x), weights_code, table,
             _doubles(weight), _doubles(bias), eps, activation, training, sums[0], sums[1],
         )  # fmt: skip
     return torch.from_numpy(sums)

@@ -159,13 +159,15 @@ class _Extended(_BatchNorm):
         updates: bool,
     ) -> Tensor:
         mean, var = (None, None) if batch else (self.running_mean, self.running_var)
-        y, stats = _operations.forward(x, self.weight, self.bias, mean, var, selection, residual, self.eps, *activation)
+        y, stats = _operations.differentiable_forward(
+            x, self.weight, self.bias, mean, var, selection, residual, self.eps, *activation
+        )
         if updates:
             _operations.update_(
                 self.running_mean, self.running_var, self.num_batches_tracked, stats, self.momentum,
                 self.running_correction, _options.ON_NONFINITE[self.on_nonfinite],
             )  # fmt: skip
-        return y  # type: ignore[no-any-return]
+        return y
 
     def _by_torch(
         self,
