@@ -11,9 +11,8 @@ namespace BN_ISA {
 namespace {
 
 constexpr int64_t kSmallProblem = 32768;  // elements; below, waking a thread costs more than it does
-constexpr int64_t kShortRun = 256;        // elements; planes below this are applied as rows of columns
 constexpr int64_t kRunHead = 1024;        // bytes of the next run to ask for ahead
-constexpr int64_t kColumns = 1024;        // of such a row: their coefficients stay in L1
+constexpr int64_t kColumns = 1024;        // of a sample of tiny planes: their coefficients stay in L1
 
 template <class T> class ChannelsFirst {
  public:
@@ -22,7 +21,7 @@ template <class T> class ChannelsFirst {
   explicit ChannelsFirst(const Problem& p, Table<C>& table) : p_(p), table_(table) {
     direct_ = all_arrays(p, [&](const Array& a) { return run_step(p, a) == 1; });
     whole_vectors_ = direct_ && (p.reduced_dims == 1 || run_length(p) % kLanes == 0);
-    columns_ = direct_ && is_dense() && run_length(p) < kShortRun && !p.weights;
+    columns_ = direct_ && is_dense() && run_length(p) < kLanes && !p.weights;
     streaming_ = goes_past_cache<T>(p);
   }
 
@@ -168,25 +167,21 @@ template <class T> class ChannelsFirst {
     sg_out = sg, sgd_out = sgd;
   }
 
-  template <class K> void run(const K& k, bool wide, ForwardRun<T> f, BackwardRun<T> b, int64_t n) const {
-    with_variant(variant_of(p_, wide), [&](auto v) {
-      if (p_.grad_y) backward_run<T, K, v()>(p_, k, b, n, streaming_);
-      else forward_run<T, K, v()>(p_, k, f, n, streaming_);
-    });
-  }
-
   // Run by run, and within a run's number channel by channel: in a dense array that is the order of memory.
   void apply_runs(int64_t c0, int64_t c1, int64_t r0, int64_t r1) const {
     const int64_t inner = run_length(p_);
-    for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
-      const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
-      const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
-      for (int64_t c = c0; c < c1; ++c) {
-        const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s0 : nullptr; };
-        run(Uniform<C>{table_, c}, table_.wide[c] != 0, {at(p_.x), at(p_.residual), at(p_.y)},
-            {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), nullptr, 0}, s1 - s0);
+    with_variant(variant_of(p_, table_.any_wide(c0, c1 - c0)), [&](auto v) {
+      for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
+        const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
+        const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
+        for (int64_t c = c0; c < c1; ++c) {
+          const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s0 : nullptr; };
+          run<T, v()>(p_, Uniform<C>{table_, c}, {at(p_.x), at(p_.residual), at(p_.y)},
+                      {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), nullptr, 0}, s1 - s0,
+                      streaming_);
+        }
       }
-    }
+    });
   }
 
   void apply_packed(int64_t c, int64_t r0, int64_t r1) const {
@@ -202,12 +197,8 @@ template <class T> class ChannelsFirst {
       if (weighted) gather_weights(p_, start, n, w, weights_scale(p_));
       const T* residual = p_.residual ? r : nullptr;
       with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
-        if (p_.grad_y) {
-          backward_run<T, Uniform<C>, v()>(
-              p_, k, {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
-        } else {
-          forward_run<T, Uniform<C>, v()>(p_, k, {x, residual, out}, n, false);
-        }
+        run<T, v()>(p_, k, {x, residual, out},
+                    {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
       });
       scatter(p_, p_.grad_y ? p_.grad_x : p_.y, c, start, n, out);
       if (p_.grad_residual) scatter(p_, p_.grad_residual, c, start, n, grad_r);
@@ -222,12 +213,14 @@ template <class T> class ChannelsFirst {
     for (int64_t c = c0; c < c1; ++c) columns.spread(table_, c, (c - c0) * S, S, wide);
     const Columns<C> k{columns, 0};
     const auto at = [&](const Array& a, int64_t outer) { return a ? element<T>(p_, a, c0) + run_offset(p_, a, outer) : nullptr; };
-    for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
-      run(k, wide, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
-          {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer), at(p_.grad_residual, outer),
-           nullptr, 0},
-          width);
-    }
+    with_variant(variant_of(p_, wide), [&](auto v) {
+      for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
+        run<T, v()>(p_, k, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
+                    {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer), at(p_.grad_residual, outer),
+                     nullptr, 0},
+                    width, streaming_);
+      }
+    });
   }
 };
 

@@ -79,10 +79,23 @@ BN_INLINE Lanes<C> grad_before_activation(const Problem& p, const K& k, int64_t 
 }
 
 // Elements up to the first one at which a whole vector can be streamed.
-template <class T> BN_INLINE int64_t until_aligned(const T* p, int64_t n) {
-  constexpr uintptr_t kAlign = 64;
-  const int64_t head = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(p)) % kAlign / sizeof(T));
-  return head < n ? head : n;
+template <class T> BN_INLINE int64_t until_aligned(const T* p) {
+  return static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(p)) % 64 / sizeof(T));
+}
+
+// put(j, whole(j), streaming) for vectors that cover a run of n >= 16 elements. The last one overlaps its neighbour, and so does the
+// first where the rest is streamed, from an aligned address: both are computed before anything is written, for the output may be
+// the input.
+template <class T, class F, class G> BN_INLINE void each_vector(const T* out, int64_t n, bool streaming, const F& whole, const G& put) {
+  const auto last = whole(n - 16);
+  if (streaming) {
+    const auto first = whole(0);
+    for (int64_t j = until_aligned(out); j + 16 < n; j += 16) put(j, whole(j), std::true_type());
+    put(0, first, std::false_type());
+  } else {
+    for (int64_t j = 0; j + 16 < n; j += 16) put(j, whole(j), std::false_type());
+  }
+  put(n - 16, last, std::false_type());
 }
 
 template <class T> struct ForwardRun {
@@ -91,7 +104,7 @@ template <class T> struct ForwardRun {
 };
 
 template <class T, class K, Variant V>
-void forward_run(const Problem& p, const K& source, ForwardRun<T> run, int64_t n, bool streaming) {
+BN_INLINE void forward_run(const Problem& p, const K& source, ForwardRun<T> run, int64_t n, bool streaming) {
   const K k = source;  // a copy: stores to y cannot change it, and the compiler knows
   using C = Compute<T>;
   const auto result = [&](int64_t j, Lanes<C> x, Lanes<C> r) BN_INLINE_LAMBDA {
@@ -99,22 +112,17 @@ void forward_run(const Problem& p, const K& source, ForwardRun<T> run, int64_t n
     if (run.residual) z = z + r;
     return activated<V>(p, z);
   };
-  const auto some = [&](int64_t j, int64_t count) {
-    const Lanes<C> r = run.residual ? load_some(run.residual + j, count) : fill<C>(0);
-    store_some(run.y + j, count, result(j, load_some(run.x + j, count), r));
-  };
+  if (n < 16) {
+    const Lanes<C> r = run.residual ? load_some(run.residual, n) : fill<C>(0);
+    return store_some(run.y, n, result(0, load_some(run.x, n), r));
+  }
   const auto whole = [&](int64_t j) BN_INLINE_LAMBDA {
     return result(j, load(run.x + j), run.residual ? load(run.residual + j) : fill<C>(0));
   };
-  int64_t j = 0;
-  if (streaming) {
-    j = until_aligned(run.y, n);
-    if (j > 0) some(0, j);
-    for (; j + 16 <= n; j += 16) stream(run.y + j, whole(j));
-  } else {
-    for (; j + 16 <= n; j += 16) store(run.y + j, whole(j));
-  }
-  if (j < n) some(j, n - j);
+  each_vector(run.y, n, streaming, whole, [&](int64_t j, Lanes<C> y, auto streams) BN_INLINE_LAMBDA {
+    if constexpr (streams()) stream(run.y + j, y);
+    else store(run.y + j, y);
+  });
 }
 
 // `weights`: null, one for each element, or (weight_step 0) one for the run.
@@ -125,58 +133,65 @@ template <class T> struct BackwardRun {
   int64_t weight_step;
 };
 
-template <class T, class K, Variant V>
-void backward_run(const Problem& p, const K& source, BackwardRun<T> run, int64_t n, bool streaming) {
+// The case worth a loop of its own: training, without weights and without a residual.
+inline bool is_common(const Problem& p) { return p.training && !p.weights && !p.residual && !p.grad_residual; }
+
+template <class T, class K, Variant V, bool Common>
+BN_INLINE void backward_run(const Problem& p, const K& source, BackwardRun<T> run, int64_t n, bool streaming) {
   const K k = source;
   using C = Compute<T>;
   struct Grads {
     Lanes<C> x, residual;
   };
+  const bool training = Common || p.training, weighted = !Common && run.weights;
+  const bool adds = !Common && run.residual, saves = !Common && run.grad_residual;
   const auto result = [&](int64_t j, Lanes<C> x, Lanes<C> g, Lanes<C> r, Lanes<C> w) BN_INLINE_LAMBDA {
-    const Lanes<C> before = grad_before_activation<V>(p, k, j, x, g, run.residual ? &r : nullptr), zero = fill<C>(0);
+    const Lanes<C> before = grad_before_activation<V>(p, k, j, x, g, adds ? &r : nullptr), zero = fill<C>(0);
     Lanes<C> inner = before;
-    if (p.training) {
+    if (training) {
       Lanes<C> through_moments = multiply_add(x - k.narrow(k.center, j), k.narrow(k.k1, j), k.narrow(k.k0, j));
-      if (run.weights) through_moments = if_less(zero, w, through_moments * w, zero);
+      if (weighted) through_moments = if_less(zero, w, through_moments * w, zero);
       inner = before - through_moments;
     }
     Lanes<C> grad_x = inner * k.narrow(k.scale, j);
     if constexpr (V == Variant::wide) {
       D16 wide = to_wide(before);
-      if (p.training) {
+      if (training) {
         D16 through = (to_wide(x) - k.widened(k.mean, j)) * k.widened(k.wide_k1, j) + k.widened(k.wide_k0, j);
-        if (run.weights) through = if_less(fill<double>(0), to_wide(w), through * to_wide(w), fill<double>(0));
+        if (weighted) through = if_less(fill<double>(0), to_wide(w), through * to_wide(w), fill<double>(0));
         wide = wide - through;
       }
       grad_x = blend(k, j, wide * k.widened(k.wide_scale, j), grad_x);
     }
     return Grads{grad_x, before};
   };
-  const auto some = [&](int64_t j, int64_t count) {
-    const Lanes<C> r = run.residual ? load_some(run.residual + j, count) : fill<C>(0);
+  if (n < 16) {
+    const Lanes<C> r = adds ? load_some(run.residual, n) : fill<C>(0);
     Lanes<C> w = fill<C>(1);
-    if (run.weights) w = run.weight_step ? load_some(run.weights + j, count) : fill<C>(*run.weights);
-    const Grads grads = result(j, load_some(run.x + j, count), load_some(run.g + j, count), r, w);
-    store_some(run.grad_x + j, count, grads.x);
-    if (run.grad_residual) store_some(run.grad_residual + j, count, grads.residual);
-  };
+    if (weighted) w = run.weight_step ? load_some(run.weights, n) : fill<C>(*run.weights);
+    const Grads grads = result(0, load_some(run.x, n), load_some(run.g, n), r, w);
+    store_some(run.grad_x, n, grads.x);
+    if (saves) store_some(run.grad_residual, n, grads.residual);
+    return;
+  }
   const auto whole = [&](int64_t j) BN_INLINE_LAMBDA {
     Lanes<C> w = fill<C>(1);
-    if (run.weights) w = run.weight_step ? load(run.weights + j) : fill<C>(*run.weights);
-    return result(j, load(run.x + j), load(run.g + j), run.residual ? load(run.residual + j) : fill<C>(0), w);
+    if (weighted) w = run.weight_step ? load(run.weights + j) : fill<C>(*run.weights);
+    return result(j, load(run.x + j), load(run.g + j), adds ? load(run.residual + j) : fill<C>(0), w);
   };
-  int64_t j = 0;
-  if (streaming) {
-    j = until_aligned(run.grad_x, n);
-    if (j > 0) some(0, j);
-  }
-  for (; j + 16 <= n; j += 16) {
-    const Grads grads = whole(j);
-    if (streaming) stream(run.grad_x + j, grads.x);
+  each_vector(run.grad_x, n, streaming, whole, [&](int64_t j, Grads grads, auto streams) BN_INLINE_LAMBDA {
+    if constexpr (streams()) stream(run.grad_x + j, grads.x);
     else store(run.grad_x + j, grads.x);
-    if (run.grad_residual) store(run.grad_residual + j, grads.residual);
-  }
-  if (j < n) some(j, n - j);
+    if (saves) store(run.grad_residual + j, grads.residual);
+  });
+}
+
+// One run of a channel, or of columns, forward or backward as the problem has it.
+template <class T, Variant V, class K>
+BN_INLINE void run(const Problem& p, const K& k, ForwardRun<T> f, BackwardRun<T> b, int64_t n, bool streaming) {
+  if (!p.grad_y) forward_run<T, K, V>(p, k, f, n, streaming);
+  else if (is_common(p)) backward_run<T, K, V, true>(p, k, b, n, streaming);
+  else backward_run<T, K, V, false>(p, k, b, n, streaming);
 }
 
 }  // namespace
