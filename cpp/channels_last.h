@@ -11,7 +11,7 @@ namespace BN_ISA {
 namespace {
 
 constexpr int64_t kAhead = 8192;  // bytes between a row and the one asked for: two pages, for the hardware stops at their ends
-constexpr int64_t kRun = 256;     // columns that make the start of a run cheap; their coefficients stay in L1
+constexpr int64_t kRun = 512;     // columns that make the start of a run cheap; their coefficients stay in L1
 constexpr int64_t kPanel = 64;  // channels whose sums (2 x 16 lanes x 64 doubles = 16 KiB) stay in L1 beside the rows
 
 inline bool is_channels_last(const Problem& p) {

@@ -83,19 +83,23 @@ template <class T> BN_INLINE int64_t until_aligned(const T* p) {
   return static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(p)) % 64 / sizeof(T));
 }
 
-// put(j, whole(j), streaming) for vectors that cover a run of n >= 16 elements. The last one overlaps its neighbour, and so does the
-// first where the rest is streamed, from an aligned address: both are computed before anything is written, for the output may be
-// the input.
-template <class T, class F, class G> BN_INLINE void each_vector(const T* out, int64_t n, bool streaming, const F& whole, const G& put) {
+// put(j, whole(j)) for vectors that cover a run of n >= 16 elements; the last one overlaps its neighbour. It is computed before
+// anything is written, for the output may be the input.
+template <class F, class G> BN_INLINE void each_vector(int64_t n, const F& whole, const G& put) {
   const auto last = whole(n - 16);
-  if (streaming) {
-    const auto first = whole(0);
-    for (int64_t j = until_aligned(out); j + 16 < n; j += 16) put(j, whole(j), std::true_type());
-    put(0, first, std::false_type());
-  } else {
-    for (int64_t j = 0; j + 16 < n; j += 16) put(j, whole(j), std::false_type());
-  }
-  put(n - 16, last, std::false_type());
+  for (int64_t j = 0; j + 16 < n; j += 16) put(j, whole(j));
+  put(n - 16, last);
+}
+
+// The same past the cache: vectors of whole lines, and beside them put_some(j, count, vector, lane) for what shares its line with
+// another run, for a line must not be written both ways.
+template <class T, class F, class G, class H>
+BN_INLINE void each_line(const T* out, int64_t n, const F& whole, const G& put, const H& put_some) {
+  const auto first = whole(0), last = whole(n - 16);
+  const int64_t head = until_aligned(out), end = n - (n - head) % 16;
+  for (int64_t j = head; j < end; j += 16) put(j, whole(j));
+  if (head > 0) put_some(0, head, first, 0);
+  if (end < n) put_some(end, n - end, last, 16 - (n - end));
 }
 
 template <class T> struct ForwardRun {
@@ -119,10 +123,13 @@ BN_INLINE void forward_run(const Problem& p, const K& source, ForwardRun<T> run,
   const auto whole = [&](int64_t j) BN_INLINE_LAMBDA {
     return result(j, load(run.x + j), run.residual ? load(run.residual + j) : fill<C>(0));
   };
-  each_vector(run.y, n, streaming, whole, [&](int64_t j, Lanes<C> y, auto streams) BN_INLINE_LAMBDA {
-    if constexpr (streams()) stream(run.y + j, y);
-    else store(run.y + j, y);
-  });
+  if (streaming) {
+    each_line(
+        run.y, n, whole, [&](int64_t j, Lanes<C> y) BN_INLINE_LAMBDA { stream(run.y + j, y); },
+        [&](int64_t j, int64_t count, Lanes<C> y, int64_t lane) { store_some(run.y + j, count, y, lane); });
+  } else {
+    each_vector(n, whole, [&](int64_t j, Lanes<C> y) BN_INLINE_LAMBDA { store(run.y + j, y); });
+  }
 }
 
 // `weights`: null, one for each element, or (weight_step 0) one for the run.
@@ -179,11 +186,23 @@ BN_INLINE void backward_run(const Problem& p, const K& source, BackwardRun<T> ru
     if (weighted) w = run.weight_step ? load(run.weights + j) : fill<C>(*run.weights);
     return result(j, load(run.x + j), load(run.g + j), adds ? load(run.residual + j) : fill<C>(0), w);
   };
-  each_vector(run.grad_x, n, streaming, whole, [&](int64_t j, Grads grads, auto streams) BN_INLINE_LAMBDA {
-    if constexpr (streams()) stream(run.grad_x + j, grads.x);
-    else store(run.grad_x + j, grads.x);
-    if (saves) store(run.grad_residual + j, grads.residual);
-  });
+  if (streaming) {
+    each_line(
+        run.grad_x, n, whole,
+        [&](int64_t j, Grads grads) BN_INLINE_LAMBDA {
+          stream(run.grad_x + j, grads.x);
+          if (saves) store(run.grad_residual + j, grads.residual);
+        },
+        [&](int64_t j, int64_t count, Grads grads, int64_t lane) {
+          store_some(run.grad_x + j, count, grads.x, lane);
+          if (saves) store_some(run.grad_residual + j, count, grads.residual, lane);
+        });
+  } else {
+    each_vector(n, whole, [&](int64_t j, Grads grads) BN_INLINE_LAMBDA {
+      store(run.grad_x + j, grads.x);
+      if (saves) store(run.grad_residual + j, grads.residual);
+    });
+  }
 }
 
 // One run of a channel, or of columns, forward or backward as the problem has it.

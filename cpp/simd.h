@@ -262,10 +262,11 @@ template <class T> BN_INLINE Lanes<Compute<T>> load_some(const T* p, int64_t n, 
   return load_raw(c);
 }
 
-template <class T> BN_INLINE void store_some(T* p, int64_t n, Lanes<Compute<T>> a) {
+// n lanes, the first of them `lane`.
+template <class T> BN_INLINE void store_some(T* p, int64_t n, Lanes<Compute<T>> a, int64_t lane = 0) {
   T t[16];
   store(t, a);
-  for (int64_t i = 0; i < n; ++i) p[i] = t[i];
+  for (int64_t i = 0; i < n; ++i) p[i] = t[lane + i];
 }
 
 // Asks for memory that will be read soon: the hardware's prefetch starts anew in each page, and runs are often one page or less.
