@@ -1,5 +1,5 @@
-// Channels side by side in memory: rows of C values. Statistics keep 16 lanes of sums for a panel of channels in L1 and take the rows
-// in the order of memory; applying is one long run of columns.
+// Channels side by side in memory: rows of C values. Statistics keep 16 lanes of sums for a panel of channels in L1 and take the
+// rows in the order of memory; applying is one long run of columns.
 #pragma once
 
 #include "elementwise.h"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kAhead = 8192;  // bytes between a row and the one asked for: two pages, for the hardware stops at their ends
 constexpr int64_t kRun = 512;     // columns that make the start of a run cheap; their coefficients stay in L1
-constexpr int64_t kPanel = 64;  // channels whose sums (2 x 16 lanes x 64 doubles = 16 KiB) stay in L1 beside the rows
+constexpr int64_t kPanel = 64;    // channels whose sums (2 x 16 lanes x 64 doubles = 16 KiB) stay in L1 beside the rows
 
 inline bool is_channels_last(const Problem& p) {
   return p.channel_dims == 1 && p.C >= 2 && all_arrays(p, [](const Array& a) { return a.channel[0] == 1; });
@@ -91,6 +91,7 @@ template <class T> class ChannelsLast {
     with_variant(variant_of(p_, wide_), [&](auto v) {
       for (int64_t r = r0; r < r1; r += repeat_) {
         const int64_t rows = r1 - r < repeat_ ? r1 - r : repeat_;
+        ask_ahead(p_.x, r, rows), ask_ahead(p_.grad_y, r, rows), ask_ahead(p_.residual, r, rows);
         C w = 1;
         const bool weighted = p_.grad_y && p_.weights;
         if (weighted) gather_weights(p_, r, 1, &w, weights_scale(p_));
@@ -125,6 +126,11 @@ template <class T> class ChannelsLast {
     if (!a) return nullptr;
     const int64_t inner = run_length(p_), outer = r / inner;
     return reinterpret_cast<T*>(a.data) + run_offset(p_, a, outer) + (r - outer * inner) * run_step(p_, a);
+  }
+
+  // The rows kAhead bytes after those at r.
+  void ask_ahead(const Array& a, int64_t r, int64_t rows) const {
+    if (a) prefetch(at(a, r) + kAhead / static_cast<int64_t>(sizeof(T)), rows * p_.C * static_cast<int64_t>(sizeof(T)));
   }
 
   // Sixteen gradients before the activation.

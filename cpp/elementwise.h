@@ -117,8 +117,8 @@ BN_INLINE void forward_run(const Problem& p, const K& source, ForwardRun<T> run,
     return activated<V>(p, z);
   };
   if (n < 16) {
-    const Lanes<C> r = run.residual ? load_some(run.residual, n) : fill<C>(0);
-    return store_some(run.y, n, result(0, load_some(run.x, n), r));
+    const Lanes<C> r = run.residual ? load_some(run.residual, 0, n) : fill<C>(0);
+    return store_some(run.y, n, result(0, load_some(run.x, 0, n), r));
   }
   const auto whole = [&](int64_t j) BN_INLINE_LAMBDA {
     return result(j, load(run.x + j), run.residual ? load(run.residual + j) : fill<C>(0));
@@ -173,10 +173,10 @@ BN_INLINE void backward_run(const Problem& p, const K& source, BackwardRun<T> ru
     return Grads{grad_x, before};
   };
   if (n < 16) {
-    const Lanes<C> r = adds ? load_some(run.residual, n) : fill<C>(0);
+    const Lanes<C> r = adds ? load_some(run.residual, 0, n) : fill<C>(0);
     Lanes<C> w = fill<C>(1);
-    if (weighted) w = run.weight_step ? load_some(run.weights, n) : fill<C>(*run.weights);
-    const Grads grads = result(0, load_some(run.x, n), load_some(run.g, n), r, w);
+    if (weighted) w = run.weight_step ? load_some(run.weights, 0, n) : fill<C>(*run.weights);
+    const Grads grads = result(0, load_some(run.x, 0, n), load_some(run.g, 0, n), r, w);
     store_some(run.grad_x, n, grads.x);
     if (saves) store_some(run.grad_residual, n, grads.residual);
     return;

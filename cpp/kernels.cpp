@@ -94,8 +94,8 @@ void channels_last(const Problem& p, int64_t panels, bool reduces, bool applies,
   if (reduces)
     parallel_for(panels * blocks, threads,
                  [&](int64_t t) { block(t / panels, t % panels, parts + t / panels * p.C + t % panels * kPanel); });
-  parallel_for((p.C + 255) / 256, threads, [&](int64_t t) {
-    for (int64_t c = t * 256; c < p.C && c < t * 256 + 256; ++c) {
+  parallel_for((p.C + 15) / 16, threads, [&](int64_t t) {
+    for (int64_t c = t * 16; c < p.C && c < t * 16 + 16; ++c) {
       Tree<P> tree;
       if (reduces)
         for (int64_t b = 0; b < blocks; ++b) tree.push(parts[b * p.C + c]);

@@ -251,15 +251,51 @@ BN_INLINE void fence() {
 #endif
 }
 
-// The first n < 16 elements; the other lanes are `rest`.
-template <class T> BN_INLINE Lanes<Compute<T>> load_some(const T* p, int64_t n, Compute<T> rest = 0) {
-  Compute<T> c[16];
-  for (int i = 0; i < 16; ++i) c[i] = rest;
-  for (int64_t i = 0; i < n; ++i) {
+// Ones for the lanes first … end - 1 of sixteen.
+template <class Word> struct LaneMask {
+  alignas(64) Word table[48];
+  constexpr LaneMask() : table() {
+    for (int i = 16; i < 32; ++i) table[i] = -1;
+  }
+};
+template <class Word> constexpr LaneMask<Word> kLaneMask;
+
+// The lanes first … end - 1 of the sixteen elements at p; the others are zero, and their memory is not touched.
+template <class T> BN_INLINE Lanes<Compute<T>> load_some(const T* p, int64_t first, int64_t end) {
+#if defined(__AVX2__)
+  if constexpr (std::is_same<T, float>::value) {
+    F16 r;
+#if defined(__AVX512F__)
+    r.v[0] = (F16::V)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << end) - (1u << first)), p);
+#else
+    const int32_t *from = kLaneMask<int32_t>.table + 16 - first, *to = kLaneMask<int32_t>.table + 32 - end;
+    BN_EACH(float, i) {
+      const __m256i after = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 8 * i));
+      const __m256i before = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(to + 8 * i));
+      r.v[i] = (F16::V)_mm256_maskload_ps(p + 8 * i, _mm256_and_si256(after, before));
+    }
+#endif
+    return r;
+  }
+#endif
+  Compute<T> c[16] = {};
+  for (int64_t i = first; i < end; ++i) {
     if constexpr (std::is_same<T, double>::value) c[i] = p[i];
     else c[i] = to_float(p[i]);
   }
   return load_raw(c);
+}
+
+// Zero outside of those lanes.
+BN_INLINE D16 keep(D16 a, int64_t first, int64_t end) {
+  typedef int64_t V __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  const int64_t *from = kLaneMask<int64_t>.table + 16 - first, *to = kLaneMask<int64_t>.table + 32 - end;
+  BN_EACH(double, i) {
+    const V mask = reinterpret_cast<const Unaligned*>(from)[i] & reinterpret_cast<const Unaligned*>(to)[i];
+    a.v[i] = (D16::V)((V)a.v[i] & mask);
+  }
+  return a;
 }
 
 // n lanes, the first of them `lane`.
