@@ -108,10 +108,10 @@ template <class T> class ChannelsFirst {
   // A run of n elements, the first of which has the given lane: whole(i) for elements i … i + 15, part(i, first, end) where only
   // lanes first … end - 1 of them belong to the run.
   template <class F, class G> static BN_INLINE void each_sixteen(int64_t lane, int64_t n, const F& whole, const G& part) {
-    int64_t i = -lane;
-    if (lane > 0) part(i, lane, lane + n < 16 ? lane + n : 16), i += 16;
-    for (; i + 16 <= n; i += 16) whole(i);
-    if (i < n) part(i, int64_t(0), n - i);
+    for (int64_t i = -lane; i < n; i += 16) {
+      if (i >= 0 && i + 16 <= n) whole(i);
+      else part(i, i < 0 ? -i : 0, n - i < 16 ? n - i : 16);
+    }
   }
 
   static BN_INLINE void accumulate(const T* p, int64_t lane, int64_t n, double K, D16& s1_out, D16& s2_out) {
@@ -179,16 +179,15 @@ template <class T> class ChannelsFirst {
         const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
         for (int64_t c = c0; c < c1; ++c) {
           const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s0 : nullptr; };
-          run<T, v()>(p_, Uniform<C>{table_, c}, {at(p_.x), at(p_.residual), at(p_.y)},
-                      {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), nullptr, 0}, s1 - s0,
-                      streaming_);
+          run<T, Uniform<C>, v()>(p_, table_, c, {at(p_.x), at(p_.residual), at(p_.y)},
+                                  {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), nullptr, 0},
+                                  s1 - s0, streaming_);
         }
       }
     });
   }
 
   void apply_packed(int64_t c, int64_t r0, int64_t r1) const {
-    const Uniform<C> k{table_, c};
     T x[kBlock], g[kBlock], r[kBlock], out[kBlock], grad_r[kBlock];
     C w[kBlock];
     for (int64_t start = r0; start < r1; start += kBlock) {
@@ -200,8 +199,8 @@ template <class T> class ChannelsFirst {
       if (weighted) gather_weights(p_, start, n, w, weights_scale(p_));
       const T* residual = p_.residual ? r : nullptr;
       with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
-        run<T, v()>(p_, k, {x, residual, out},
-                    {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
+        run<T, Uniform<C>, v()>(p_, table_, c, {x, residual, out},
+                                {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
       });
       scatter(p_, p_.grad_y ? p_.grad_x : p_.y, c, start, n, out);
       if (p_.grad_residual) scatter(p_, p_.grad_residual, c, start, n, grad_r);
@@ -214,14 +213,13 @@ template <class T> class ChannelsFirst {
     const bool wide = table_.any_wide(c0, c1 - c0);
     Table<C> columns(width);
     for (int64_t c = c0; c < c1; ++c) columns.spread(table_, c, (c - c0) * S, S, wide);
-    const Columns<C> k{columns, 0};
     const auto at = [&](const Array& a, int64_t outer) { return a ? element<T>(p_, a, c0) + run_offset(p_, a, outer) : nullptr; };
     with_variant(variant_of(p_, wide), [&](auto v) {
       for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
-        run<T, v()>(p_, k, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
-                    {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer),
-                     at(p_.grad_residual, outer), nullptr, 0},
-                    width, streaming_);
+        run<T, Columns<C>, v()>(p_, columns, 0, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
+                                {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer),
+                                 at(p_.grad_residual, outer), nullptr, 0},
+                                width, streaming_);
       }
     });
   }

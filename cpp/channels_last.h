@@ -87,7 +87,6 @@ template <class T> class ChannelsLast {
   }
 
   void apply(int64_t r0, int64_t r1) const {
-    const Columns<C> k{repeated_, 0};
     with_variant(variant_of(p_, wide_), [&](auto v) {
       for (int64_t r = r0; r < r1; r += repeat_) {
         const int64_t rows = r1 - r < repeat_ ? r1 - r : repeat_;
@@ -95,10 +94,10 @@ template <class T> class ChannelsLast {
         C w = 1;
         const bool weighted = p_.grad_y && p_.weights;
         if (weighted) gather_weights(p_, r, 1, &w, weights_scale(p_));
-        run<T, v()>(p_, k, {at(p_.x, r), at(p_.residual, r), at(p_.y, r)},
-                    {at(p_.x, r), at(p_.grad_y, r), at(p_.residual, r), at(p_.grad_x, r), at(p_.grad_residual, r),
-                     weighted ? &w : nullptr, 0},
-                    rows * p_.C, streaming_);
+        run<T, Columns<C>, v()>(p_, repeated_, 0, {at(p_.x, r), at(p_.residual, r), at(p_.y, r)},
+                                {at(p_.x, r), at(p_.grad_y, r), at(p_.residual, r), at(p_.grad_x, r), at(p_.grad_residual, r),
+                                 weighted ? &w : nullptr, 0},
+                                rows * p_.C, streaming_);
       }
     });
     if (streaming_) fence();

@@ -108,8 +108,9 @@ template <class T> struct ForwardRun {
 };
 
 template <class T, class K, Variant V>
-BN_INLINE void forward_run(const Problem& p, const K& source, ForwardRun<T> run, int64_t n, bool streaming) {
-  const K k = source;  // a copy: stores to y cannot change it, and the compiler knows
+BN_INLINE_RUN void forward_run(const Problem& p, const Table<Compute<T>>& table, int64_t c, ForwardRun<T> run, int64_t n,
+                               bool streaming) {
+  const K k(table, c);  // of its own: stores to y cannot change it, and the compiler knows
   using C = Compute<T>;
   const auto result = [&](int64_t j, Lanes<C> x, Lanes<C> r) BN_INLINE_LAMBDA {
     Lanes<C> z = normalized<V>(k, j, x);
@@ -144,8 +145,9 @@ template <class T> struct BackwardRun {
 inline bool is_common(const Problem& p) { return p.training && !p.weights && !p.residual && !p.grad_residual; }
 
 template <class T, class K, Variant V, bool Common>
-BN_INLINE void backward_run(const Problem& p, const K& source, BackwardRun<T> run, int64_t n, bool streaming) {
-  const K k = source;
+BN_INLINE_RUN void backward_run(const Problem& p, const Table<Compute<T>>& table, int64_t c, BackwardRun<T> run, int64_t n,
+                                bool streaming) {
+  const K k(table, c);
   using C = Compute<T>;
   struct Grads {
     Lanes<C> x, residual;
@@ -205,12 +207,13 @@ BN_INLINE void backward_run(const Problem& p, const K& source, BackwardRun<T> ru
   }
 }
 
-// One run of a channel, or of columns, forward or backward as the problem has it.
-template <class T, Variant V, class K>
-BN_INLINE void run(const Problem& p, const K& k, ForwardRun<T> f, BackwardRun<T> b, int64_t n, bool streaming) {
-  if (!p.grad_y) forward_run<T, K, V>(p, k, f, n, streaming);
-  else if (is_common(p)) backward_run<T, K, V, true>(p, k, b, n, streaming);
-  else backward_run<T, K, V, false>(p, k, b, n, streaming);
+// One run of channel c, or of columns from c on, forward or backward as the problem has it.
+template <class T, class K, Variant V>
+BN_INLINE_RUN void run(const Problem& p, const Table<Compute<T>>& table, int64_t c, ForwardRun<T> f, BackwardRun<T> b, int64_t n,
+                       bool streaming) {
+  if (!p.grad_y) forward_run<T, K, V>(p, table, c, f, n, streaming);
+  else if (is_common(p)) backward_run<T, K, V, true>(p, table, c, b, n, streaming);
+  else backward_run<T, K, V, false>(p, table, c, b, n, streaming);
 }
 
 }  // namespace

@@ -14,6 +14,11 @@
 
 #define BN_INLINE inline __attribute__((always_inline))
 #define BN_INLINE_LAMBDA __attribute__((always_inline))
+#if defined(__AVX2__)
+#define BN_INLINE_RUN BN_INLINE
+#else
+#define BN_INLINE_RUN inline  // vectors without hardware make so much code that a call is nothing beside it
+#endif
 
 namespace batchnorm {
 namespace BN_ISA {
@@ -90,6 +95,13 @@ BN_INLINE float fused(float a, float b, float c) {
 #endif
 }
 
+#ifndef FP_FAST_FMAF
+__attribute__((noinline))  // emulated, it is too large to stand at every use
+#endif
+inline void fused_lanes(const float* a, const float* b, float* c) {
+  for (int i = 0; i < 16; ++i) c[i] = fused(a[i], b[i], c[i]);
+}
+
 // Fused in float, where it buys accuracy; never in double: the canonical order needs no FMA.
 BN_INLINE F16 multiply_add(F16 a, F16 b, F16 c) {
 #if defined(__AVX512F__)
@@ -99,7 +111,7 @@ BN_INLINE F16 multiply_add(F16 a, F16 b, F16 c) {
 #else
   float x[16], y[16], z[16];
   std::memcpy(x, &a, 64), std::memcpy(y, &b, 64), std::memcpy(z, &c, 64);
-  for (int i = 0; i < 16; ++i) z[i] = fused(x[i], y[i], z[i]);
+  fused_lanes(x, y, z);
   std::memcpy(&c, z, 64);
 #endif
   return c;
@@ -171,6 +183,14 @@ BN_INLINE F16 load(const BFloat16* p) {
   BN_EACH(float, i) { r.v[i] = (F16::V)(__builtin_convertvector(reinterpret_cast<const HalfWords*>(p)[i], Words) << 16); }
   return r;
 }
+#if !defined(__AVX2__)  // scalar, they are too large to stand at every use
+inline __attribute__((noinline)) void to_floats(const Half* from, float* to) {
+  for (int i = 0; i < 16; ++i) to[i] = to_float(from[i]);
+}
+inline __attribute__((noinline)) void to_halves(const float* from, Half* to) {
+  for (int i = 0; i < 16; ++i) to[i] = to_half(from[i]);
+}
+#endif
 BN_INLINE F16 load(const Half* p) {
   F16 r;
 #if defined(__AVX512F__)
@@ -179,7 +199,7 @@ BN_INLINE F16 load(const Half* p) {
   BN_EACH(float, i) r.v[i] = (F16::V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + i));
 #else
   float f[16];
-  for (int i = 0; i < 16; ++i) f[i] = to_float(p[i]);
+  to_floats(p, f);
   std::memcpy(&r, f, 64);
 #endif
   return r;
@@ -221,7 +241,7 @@ BN_INLINE void store(Half* p, F16 a) {
 #else
   float f[16];
   std::memcpy(f, &a, 64);
-  for (int i = 0; i < 16; ++i) p[i] = to_half(f[i]);
+  to_halves(f, p);
 #endif
 }
 
