@@ -48,7 +48,8 @@ template <class C> BN_INLINE Lanes<C> exp_of_minus_abs(Lanes<C> z) {
   return if_less(given, lowest, zero, p * power);
 }
 
-template <class C> BN_INLINE Lanes<C> sigmoid(Lanes<C> z) {
+// Called, not inlined: it is long, it has many users, and the time of a call is nothing to it.
+template <class C> __attribute__((noinline)) Lanes<C> sigmoid(Lanes<C> z) {
   const Lanes<C> e = exp_of_minus_abs(z), one = fill<C>(1);
   return if_less(z, fill<C>(0), e, one) / (one + e);
 }

@@ -47,27 +47,22 @@ class Buffer {
 };
 
 // Lets other Python threads run. A daemon thread that wants the lock back while the interpreter shuts down must not return: Python
-// would end it by unwinding, which C++ forbids here, so it waits for the process to end (as Python 3.14 has it by itself).
+// before 3.14 ends it by unwinding its stack, which would leave this destructor, so it waits for the process to end instead.
 class WithoutLock {
  public:
   WithoutLock() : state_(PyEval_SaveThread()) {}
   WithoutLock(const WithoutLock&) = delete;
   WithoutLock& operator=(const WithoutLock&) = delete;
   ~WithoutLock() {
-    while (finalizing()) pause();
-    PyEval_RestoreThread(state_);
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {  // not an exception: the unwinding of pthread_exit
+      for (;;) pause();
+    }
   }
 
  private:
   PyThreadState* state_;
-
-  static bool finalizing() {
-#if PY_VERSION_HEX >= 0x030d0000
-    return Py_IsFinalizing();
-#else
-    return _Py_IsFinalizing();
-#endif
-  }
 };
 
 // Four rows of C float64 values: count, mean, mean_low, m2.

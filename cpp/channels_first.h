@@ -11,9 +11,8 @@ namespace BN_ISA {
 namespace {
 
 constexpr int64_t kSmallProblem = 32768;  // elements; below, waking a thread costs more than it does
-constexpr int64_t kShortRun = 256;        // elements; planes below this are applied as rows of columns
 constexpr int64_t kRunHead = 1024;        // bytes of the next run to ask for ahead
-constexpr int64_t kColumns = 1024;        // of such a row: their coefficients stay in L1
+constexpr int64_t kColumns = 1024;        // of a sample of tiny planes: their coefficients stay in L1
 
 template <class T> class ChannelsFirst {
  public:
@@ -21,58 +20,58 @@ template <class T> class ChannelsFirst {
 
   explicit ChannelsFirst(const Problem& p, Table<C>& table) : p_(p), table_(table) {
     direct_ = all_arrays(p, [&](const Array& a) { return run_step(p, a) == 1; });
-    whole_vectors_ = direct_ && (p.reduced_dims == 1 || run_length(p) % kLanes == 0);
-    columns_ = direct_ && is_dense() && run_length(p) < kShortRun && !p.weights;
+    columns_ = direct_ && is_dense() && run_length(p) < kLanes && !p.weights;
     streaming_ = goes_past_cache<T>(p);
   }
 
   Moments moments_block(int64_t c, int64_t b) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
     if (p_.weights) return weighted_block(c, r0, n);
-    const T* base = element<T>(p_, p_.x, c);
     D16 s1 = fill<double>(0), s2 = s1;
-    if (whole_vectors_) {
+    if (by_runs()) {
+      const T* base = element<T>(p_, p_.x, c);
       const double K = finite_or_zero(to_double(base[run_offset(p_, p_.x, r0 / run_length(p_)) + r0 % run_length(p_)]));
-      each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t, int64_t length) {
-        prefetch(base + run_offset(p_, p_.x, outer + 1), kRunHead);
-        accumulate(base + run_offset(p_, p_.x, outer) + s, length, K, s1, s2);
+      each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
+        const T* x = base + run_offset(p_, p_.x, outer) + s;
+        prefetch_next(p_.x, x, base + run_offset(p_, p_.x, outer + 1));
+        accumulate(x, done % kLanes, length, K, s1, s2);
       });
       return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
     }
     T packed[kBlock];
     gather(p_, p_.x, c, r0, n, packed);
     const double K = finite_or_zero(to_double(packed[0]));
-    accumulate(packed, n, K, s1, s2);
+    accumulate(packed, 0, n, K, s1, s2);
     return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
   }
 
   Sums sums_block(int64_t c, int64_t b) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
     D16 sg = fill<double>(0), sgd = sg;
-    const bool needs_z = p_.activation != Activation::none;
+    const bool with_residual = p_.residual && p_.activation != Activation::none;
     with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
-      if (whole_vectors_) {
+      if (by_runs()) {
         const T *x = element<T>(p_, p_.x, c), *g = element<T>(p_, p_.grad_y, c);
-        const T* r = p_.residual && needs_z ? element<T>(p_, p_.residual, c) : nullptr;
-        each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t, int64_t length) {
-          prefetch(x + run_offset(p_, p_.x, outer + 1), kRunHead);
-          prefetch(g + run_offset(p_, p_.grad_y, outer + 1), kRunHead);
-          accumulate_grads<v()>(c, x + run_offset(p_, p_.x, outer) + s, g + run_offset(p_, p_.grad_y, outer) + s,
-                                r ? r + run_offset(p_, p_.residual, outer) + s : nullptr, length, sg, sgd);
+        const T* r = with_residual ? element<T>(p_, p_.residual, c) : nullptr;
+        each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
+          const T *xs = x + run_offset(p_, p_.x, outer) + s, *gs = g + run_offset(p_, p_.grad_y, outer) + s;
+          prefetch_next(p_.x, xs, x + run_offset(p_, p_.x, outer + 1));
+          prefetch_next(p_.grad_y, gs, g + run_offset(p_, p_.grad_y, outer + 1));
+          accumulate_grads<v()>(c, xs, gs, r ? r + run_offset(p_, p_.residual, outer) + s : nullptr, done % kLanes, length, sg,
+                                sgd);
         });
         return;
       }
       T x[kBlock], g[kBlock], r[kBlock];
       gather(p_, p_.x, c, r0, n, x);
       gather(p_, p_.grad_y, c, r0, n, g);
-      const bool with_residual = p_.residual && needs_z;
       if (with_residual) gather(p_, p_.residual, c, r0, n, r);
-      accumulate_grads<v()>(c, x, g, with_residual ? r : nullptr, n, sg, sgd);
+      accumulate_grads<v()>(c, x, g, with_residual ? r : nullptr, 0, n, sg, sgd);
     });
     return {fold(sg), fold(sgd)};
   }
 
-  // Whether the second pass works on runs where they are.
+  // Whether both passes work on runs where they are.
   bool by_runs() const { return direct_ && !p_.weights && run_length(p_) >= kLanes; }
 
   // Channels c0 … c1 - 1, positions r0 … r1 - 1, last ones first: they are the ones a cache still holds.
@@ -91,7 +90,7 @@ template <class T> class ChannelsFirst {
  private:
   const Problem& p_;
   Table<C>& table_;
-  bool direct_, whole_vectors_, columns_, streaming_;
+  bool direct_, columns_, streaming_;
 
   // All channels of a sample stand one after another, in every array.
   bool is_dense() const {
@@ -99,29 +98,34 @@ template <class T> class ChannelsFirst {
     return all_arrays(p_, [&](const Array& a) { return a.channel[0] == run_length(p_); });
   }
 
-  static BN_INLINE void accumulate(const T* p, int64_t n, double K, D16& s1_out, D16& s2_out) {
-    D16 s1 = s1_out, s2 = s2_out;
-    const D16 shift = fill<double>(K);
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-      const D16 d = load_wide(p + i) - shift;
-      s1 = s1 + d;
-      s2 = s2 + d * d;
-    }
-    if (i < n) {  // absent lanes hold K, so they add 0
-      D16 d = to_wide(load_some(p + i, n - i)) - shift;
-      d = first_lanes(d, n - i);
-      s1 = s1 + d;
-      s2 = s2 + d * d;
-    }
-    s1_out = s1, s2_out = s2;
+  // Asks for what the hardware's prefetch will not: the head of the next run, or, of short ones, the same run of the next channel.
+  void prefetch_next(const Array& a, const T* run, const T* next_run) const {
+    const int64_t bytes = run_length(p_) * static_cast<int64_t>(sizeof(T));
+    if (bytes > kRunHead) prefetch(next_run, kRunHead);
+    else prefetch(run + a.channel[p_.channel_dims - 1], bytes);
   }
 
-  static BN_INLINE D16 first_lanes(D16 d, int64_t n) {
-    double lanes[16];
-    store(lanes, d);
-    for (int64_t i = n; i < 16; ++i) lanes[i] = 0;
-    return load(lanes);
+  // A run of n elements, the first of which has the given lane: whole(i) for elements i … i + 15, part(i, first, end) where only
+  // lanes first … end - 1 of them belong to the run.
+  template <class F, class G> static BN_INLINE void each_sixteen(int64_t lane, int64_t n, const F& whole, const G& part) {
+    for (int64_t i = -lane; i < n; i += 16) {
+      if (i >= 0 && i + 16 <= n) whole(i);
+      else part(i, i < 0 ? -i : 0, n - i < 16 ? n - i : 16);
+    }
+  }
+
+  static BN_INLINE void accumulate(const T* p, int64_t lane, int64_t n, double K, D16& s1_out, D16& s2_out) {
+    D16 s1 = s1_out, s2 = s2_out;
+    const D16 shift = fill<double>(K);
+    const auto add = [&](D16 d) BN_INLINE_LAMBDA {
+      s1 = s1 + d;
+      s2 = s2 + d * d;
+    };
+    each_sixteen(
+        lane, n, [&](int64_t i) BN_INLINE_LAMBDA { add(load_wide(p + i) - shift); },
+        [&](int64_t i, int64_t first, int64_t end)
+            BN_INLINE_LAMBDA { add(keep(to_wide(load_some(p + i, first, end)) - shift, first, end)); });
+    s1_out = s1, s2_out = s2;
   }
 
   Moments weighted_block(int64_t c, int64_t r0, int64_t n) const {
@@ -142,55 +146,48 @@ template <class T> class ChannelsFirst {
   }
 
   template <Variant V>
-  BN_INLINE void accumulate_grads(int64_t c, const T* x, const T* g, const T* r, int64_t n, D16& sg_out, D16& sgd_out) const {
+  BN_INLINE void accumulate_grads(int64_t c, const T* x, const T* g, const T* r, int64_t lane, int64_t n, D16& sg_out,
+                                  D16& sgd_out) const {
     const Uniform<C> k{table_, c};
     const D16 mean = fill<double>(table_.mean[c]);
     D16 sg = sg_out, sgd = sgd_out;
-    const auto add = [&](D16 before, D16 xs) BN_INLINE_LAMBDA {
+    const auto add = [&](D16 before, D16 d) BN_INLINE_LAMBDA {
       sg = sg + before;
-      sgd = sgd + before * (xs - mean);
+      sgd = sgd + before * d;
     };
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-      if constexpr (V == Variant::plain) {
-        add(load_wide(g + i), load_wide(x + i));
-      } else {
-        const Lanes<C> rs = r ? load(r + i) : fill<C>(0);
-        add(to_wide(grad_before_activation<V>(p_, k, 0, load(x + i), load(g + i), r ? &rs : nullptr)), load_wide(x + i));
-      }
-    }
-    if (i < n) {  // absent lanes add 0
-      const Lanes<C> xs = load_some(x + i, n - i), rs = r ? load_some(r + i, n - i) : fill<C>(0);
-      const Lanes<C> before = grad_before_activation<V>(p_, k, 0, xs, load_some(g + i, n - i), r ? &rs : nullptr);
-      sg = sg + first_lanes(to_wide(before), n - i);
-      sgd = sgd + first_lanes(to_wide(before) * (to_wide(xs) - mean), n - i);
-    }
+    const auto whole = [&](int64_t i) BN_INLINE_LAMBDA {
+      if constexpr (V == Variant::plain) return add(load_wide(g + i), load_wide(x + i) - mean);
+      const Lanes<C> rs = r ? load(r + i) : fill<C>(0);
+      const Lanes<C> before = grad_before_activation<V>(p_, k, 0, load(x + i), load(g + i), r ? &rs : nullptr);
+      add(to_wide(before), load_wide(x + i) - mean);
+    };
+    const auto part = [&](int64_t i, int64_t first, int64_t end) BN_INLINE_LAMBDA {
+      const Lanes<C> xs = load_some(x + i, first, end), rs = r ? load_some(r + i, first, end) : fill<C>(0);
+      const Lanes<C> before = grad_before_activation<V>(p_, k, 0, xs, load_some(g + i, first, end), r ? &rs : nullptr);
+      add(keep(to_wide(before), first, end), keep(to_wide(xs) - mean, first, end));
+    };
+    each_sixteen(lane, n, whole, part);
     sg_out = sg, sgd_out = sgd;
-  }
-
-  template <class K> void run(const K& k, bool wide, ForwardRun<T> f, BackwardRun<T> b, int64_t n) const {
-    with_variant(variant_of(p_, wide), [&](auto v) {
-      if (p_.grad_y) backward_run<T, K, v()>(p_, k, b, n, streaming_);
-      else forward_run<T, K, v()>(p_, k, f, n, streaming_);
-    });
   }
 
   // Run by run, and within a run's number channel by channel: in a dense array that is the order of memory.
   void apply_runs(int64_t c0, int64_t c1, int64_t r0, int64_t r1) const {
     const int64_t inner = run_length(p_);
-    for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
-      const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
-      const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
-      for (int64_t c = c0; c < c1; ++c) {
-        const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s0 : nullptr; };
-        run(Uniform<C>{table_, c}, table_.wide[c] != 0, {at(p_.x), at(p_.residual), at(p_.y)},
-            {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), nullptr, 0}, s1 - s0);
+    with_variant(variant_of(p_, table_.any_wide(c0, c1 - c0)), [&](auto v) {
+      for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
+        const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
+        const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
+        for (int64_t c = c0; c < c1; ++c) {
+          const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s0 : nullptr; };
+          run<T, Uniform<C>, v()>(p_, table_, c, {at(p_.x), at(p_.residual), at(p_.y)},
+                                  {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), nullptr, 0},
+                                  s1 - s0, streaming_);
+        }
       }
-    }
+    });
   }
 
   void apply_packed(int64_t c, int64_t r0, int64_t r1) const {
-    const Uniform<C> k{table_, c};
     T x[kBlock], g[kBlock], r[kBlock], out[kBlock], grad_r[kBlock];
     C w[kBlock];
     for (int64_t start = r0; start < r1; start += kBlock) {
@@ -202,12 +199,8 @@ template <class T> class ChannelsFirst {
       if (weighted) gather_weights(p_, start, n, w, weights_scale(p_));
       const T* residual = p_.residual ? r : nullptr;
       with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
-        if (p_.grad_y) {
-          backward_run<T, Uniform<C>, v()>(
-              p_, k, {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
-        } else {
-          forward_run<T, Uniform<C>, v()>(p_, k, {x, residual, out}, n, false);
-        }
+        run<T, Uniform<C>, v()>(p_, table_, c, {x, residual, out},
+                                {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
       });
       scatter(p_, p_.grad_y ? p_.grad_x : p_.y, c, start, n, out);
       if (p_.grad_residual) scatter(p_, p_.grad_residual, c, start, n, grad_r);
@@ -220,14 +213,15 @@ template <class T> class ChannelsFirst {
     const bool wide = table_.any_wide(c0, c1 - c0);
     Table<C> columns(width);
     for (int64_t c = c0; c < c1; ++c) columns.spread(table_, c, (c - c0) * S, S, wide);
-    const Columns<C> k{columns, 0};
     const auto at = [&](const Array& a, int64_t outer) { return a ? element<T>(p_, a, c0) + run_offset(p_, a, outer) : nullptr; };
-    for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
-      run(k, wide, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
-          {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer), at(p_.grad_residual, outer),
-           nullptr, 0},
-          width);
-    }
+    with_variant(variant_of(p_, wide), [&](auto v) {
+      for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
+        run<T, Columns<C>, v()>(p_, columns, 0, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
+                                {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer),
+                                 at(p_.grad_residual, outer), nullptr, 0},
+                                width, streaming_);
+      }
+    });
   }
 };
 

@@ -1,5 +1,5 @@
-// Channels side by side in memory: rows of C values. Statistics keep 16 lanes x 16 channels of sums in L1 and visit the rows of one
-// lane together; applying is one long run of columns.
+// Channels side by side in memory: rows of C values. Statistics keep 16 lanes of sums for a panel of channels in L1 and take the
+// rows in the order of memory; applying is one long run of columns.
 #pragma once
 
 #include "elementwise.h"
@@ -10,8 +10,9 @@ namespace batchnorm {
 namespace BN_ISA {
 namespace {
 
-constexpr int64_t kPanel = 64;  // channels whose sums (2 x 16 lanes x 64 doubles = 16 KiB) stay in L1
-constexpr int64_t kTile = 64;   // rows visited lane by lane: four for each lane
+constexpr int64_t kAhead = 8192;  // bytes between a row and the one asked for: two pages, for the hardware stops at their ends
+constexpr int64_t kRun = 512;     // columns that make the start of a run cheap; their coefficients stay in L1
+constexpr int64_t kPanel = 64;    // channels whose sums (2 x 16 lanes x 64 doubles = 16 KiB) stay in L1 beside the rows
 
 inline bool is_channels_last(const Problem& p) {
   return p.channel_dims == 1 && p.C >= 2 && all_arrays(p, [](const Array& a) { return a.channel[0] == 1; });
@@ -38,50 +39,45 @@ template <class T> class ChannelsLast {
       for (int64_t i = n; i < (n + 15) / 16 * 16; ++i) w[i] = 0;
       weights = w, count = sum_weights(w, n);
     }
-    double K[kPanel];
-    int64_t offset;
-    row_offsets(p_.x, r0 + heaviest(weights, n), 1, &offset);
-    const int64_t width = p_.C - panel * kPanel < kPanel ? p_.C - panel * kPanel : kPanel;
-    const T* first = reinterpret_cast<const T*>(p_.x.data) + offset + panel * kPanel;
-    for (int64_t i = 0; i < kPanel; ++i) K[i] = i < width ? finite_or_zero(to_double(first[i])) : 0.0;
-    const auto contribute = [&](const int64_t* rows, const int64_t*, const int64_t*, int64_t r, int64_t i, D16& s1, D16& s2)
-                                BN_INLINE_LAMBDA {
-                                  if (weights && !(weights[r] > 0)) return;
-                                  const D16 d = to_wide(load_row(p_.x, rows, i, width, panel)) - load(K + i);
-                                  if (weights) {
-                                    const D16 wd = fill<double>(weights[r]) * d;
-                                    s1 = s1 + wd, s2 = s2 + wd * d;
-                                  } else {
-                                    s1 = s1 + d, s2 = s2 + d * d;
-                                  }
-                                };
-    reduce(r0, n, width, contribute, [&](int64_t i, double s1, double s2) { out[i] = block_moments(count, K[i], s1, s2); });
+    alignas(64) double K[kPanel] = {};
+    const int64_t width = panel_width(panel);
+    const T* first = at(p_.x, r0 + heaviest(weights, n)) + panel * kPanel;
+    for (int64_t i = 0; i < width; ++i) K[i] = finite_or_zero(to_double(first[i]));
+    const auto finish = [&](int64_t i, double s1, double s2) { out[i] = block_moments(count, K[i], s1, s2); };
+    if (weights) {
+      const auto add = [&](int64_t r, int64_t i, D16& s1, D16& s2, const T* x) BN_INLINE_LAMBDA {
+        if (!(weights[r] > 0)) return;
+        const D16 d = load_wide(x + i) - load(K + i), wd = fill<double>(weights[r]) * d;
+        s1 = s1 + wd, s2 = s2 + wd * d;
+      };
+      return reduce(r0, n, panel, finish, add, p_.x);
+    }
+    const auto add = [&](int64_t, int64_t i, D16& s1, D16& s2, const T* x) BN_INLINE_LAMBDA {
+      const D16 d = load_wide(x + i) - load(K + i);
+      s1 = s1 + d, s2 = s2 + d * d;
+    };
+    reduce(r0, n, panel, finish, add, p_.x);
   }
 
   void sums_block(int64_t b, int64_t panel, Sums* out) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
-    const int64_t width = p_.C - panel * kPanel < kPanel ? p_.C - panel * kPanel : kPanel;
     const Columns<C> k{table_, panel * kPanel};
-    with_variant(variant_of(p_, table_.any_wide(panel * kPanel, width)), [&](auto v) {
-      const auto contribute = [&](const int64_t* x_rows, const int64_t* g_rows, const int64_t* r_rows, int64_t, int64_t i, D16& sg,
-                                  D16& sgd) BN_INLINE_LAMBDA {
-        const Lanes<C> x = load_row(p_.x, x_rows, i, width, panel), g = load_row(p_.grad_y, g_rows, i, width, panel);
-        Lanes<C> r = fill<C>(0);
-        if (p_.residual && v() != Variant::plain) r = load_row(p_.residual, r_rows, i, width, panel);
-        const D16 before = to_wide(grad_before_activation<v()>(p_, k, i, x, g, p_.residual ? &r : nullptr));
+    const auto finish = [&](int64_t i, double sg, double sgd) { out[i] = {sg, sgd}; };
+    with_variant(variant_of(p_, table_.any_wide(panel * kPanel, panel_width(panel))), [&](auto v) {
+      const auto add = [&](int64_t, int64_t i, D16& sg, D16& sgd, const T* x, const T* g, auto... residual) BN_INLINE_LAMBDA {
+        const D16 before = wide_grad<v()>(k, i, x + i, g + i, (residual + i)...);
         sg = sg + before;
-        sgd = sgd + before * (to_wide(x) - k.widened(k.mean, i));
+        sgd = sgd + before * (load_wide(x + i) - k.widened(k.mean, i));
       };
-      reduce(r0, n, width, contribute, [&](int64_t i, double sg, double sgd) { out[i] = {sg, sgd}; });
+      if (p_.residual && p_.activation != Activation::none) reduce(r0, n, panel, finish, add, p_.x, p_.grad_y, p_.residual);
+      else reduce(r0, n, panel, finish, add, p_.x, p_.grad_y);
     });
   }
 
-  // The period of the columns' coefficients, repeated so that short rows make long runs. Call when the table is complete.
+  // The columns' coefficients, repeated so that short rows make long runs. Call when the table is complete.
   void prepare_apply() {
     wide_ = table_.any_wide(0, p_.C);
-    for (int64_t i = 0; i < repeat_; ++i) {
-      for (int64_t c = 0; c < p_.C; ++c) repeated_.spread(table_, c, i * p_.C + c, 1, wide_);
-    }
+    for (int64_t i = 0; i < repeat_; ++i) repeated_.copy(table_, p_.C, i * p_.C, wide_);
   }
 
   // Rows of one task of the second pass: about 64 KiB, a multiple of what one run takes.
@@ -91,25 +87,17 @@ template <class T> class ChannelsLast {
   }
 
   void apply(int64_t r0, int64_t r1) const {
-    const bool backward = static_cast<bool>(p_.grad_y);
-    const Columns<C> k{repeated_, 0};
     with_variant(variant_of(p_, wide_), [&](auto v) {
       for (int64_t r = r0; r < r1; r += repeat_) {
         const int64_t rows = r1 - r < repeat_ ? r1 - r : repeat_;
-        const auto at = [&](const Array& a) -> T* {
-          int64_t offset = 0;
-          if (a) row_offsets(a, r, 1, &offset);
-          return a ? reinterpret_cast<T*>(a.data) + offset : nullptr;
-        };
-        if (backward) {
-          C w = 1;
-          if (p_.weights) gather_weights(p_, r, 1, &w, weights_scale(p_));
-          backward_run<T, Columns<C>, v()>(
-              p_, k, {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), p_.weights ? &w : nullptr, 0},
-              rows * p_.C, streaming_);
-        } else {
-          forward_run<T, Columns<C>, v()>(p_, k, {at(p_.x), at(p_.residual), at(p_.y)}, rows * p_.C, streaming_);
-        }
+        ask_ahead(p_.x, r, rows), ask_ahead(p_.grad_y, r, rows), ask_ahead(p_.residual, r, rows);
+        C w = 1;
+        const bool weighted = p_.grad_y && p_.weights;
+        if (weighted) gather_weights(p_, r, 1, &w, weights_scale(p_));
+        run<T, Columns<C>, v()>(p_, repeated_, 0, {at(p_.x, r), at(p_.residual, r), at(p_.y, r)},
+                                {at(p_.x, r), at(p_.grad_y, r), at(p_.residual, r), at(p_.grad_x, r), at(p_.grad_residual, r),
+                                 weighted ? &w : nullptr, 0},
+                                rows * p_.C, streaming_);
       }
     });
     if (streaming_) fence();
@@ -126,62 +114,87 @@ template <class T> class ChannelsLast {
   static int64_t repeats(const Problem& p) {
     const bool dense =
         p.reduced_dims == 1 && !(p.grad_y && p.weights) && all_arrays(p, [&](const Array& a) { return a.reduced[0] == p.C; });
-    if (!dense || p.C >= 512) return 1;
-    const int64_t rows = (512 + p.C - 1) / p.C;
-    const int64_t whole = (rows + 15) / 16 * 16;  // any C: 16 rows are whole vectors
-    return rows * p.C % 16 == 0 ? rows : (whole < p.m ? whole : p.m);
+    const int64_t rows = dense ? (kRun + p.C - 1) / p.C : 1;
+    return rows < p.m ? rows : p.m;
   }
 
-  void row_offsets(const Array& a, int64_t r0, int64_t n, int64_t* to) const {
-    const int64_t step = run_step(p_, a);
-    if (p_.reduced_dims == 1) {
-      for (int64_t i = 0; i < n; ++i) to[i] = (r0 + i) * step;
-      return;
+  int64_t panel_width(int64_t panel) const { return p_.C - panel * kPanel < kPanel ? p_.C - panel * kPanel : kPanel; }
+
+  // Row r of an array; null where there is none.
+  T* at(const Array& a, int64_t r) const {
+    if (!a) return nullptr;
+    const int64_t inner = run_length(p_), outer = r / inner;
+    return reinterpret_cast<T*>(a.data) + run_offset(p_, a, outer) + (r - outer * inner) * run_step(p_, a);
+  }
+
+  // The rows kAhead bytes after those at r.
+  void ask_ahead(const Array& a, int64_t r, int64_t rows) const {
+    if (a) prefetch(at(a, r) + kAhead / static_cast<int64_t>(sizeof(T)), rows * p_.C * static_cast<int64_t>(sizeof(T)));
+  }
+
+  // Sixteen gradients before the activation.
+  template <Variant V, class K>
+  BN_INLINE D16 wide_grad(const K& k, int64_t i, const T* x, const T* g, const T* residual = nullptr) const {
+    if constexpr (V == Variant::plain) return load_wide(g);
+    const Lanes<C> r = residual ? load(residual) : fill<C>(0);
+    return to_wide(grad_before_activation<V>(p_, k, i, load(x), load(g), residual ? &r : nullptr));
+  }
+
+  // A panel's part of an array's rows, asked for ahead of their use. They are read by whole vectors, which at the end of the array
+  // may not be there: such a row is copied.
+  struct Rows {
+    const T* next;
+    int64_t step, width, ahead;
+    const char* end;
+    T* spare;
+
+    BN_INLINE const T* take() {
+      const T* row = next;
+      next += step;
+      prefetch(row + ahead, width * sizeof(T));
+      if (__builtin_expect(reinterpret_cast<const char*>(row + (width + 15) / 16 * 16) <= end, 1)) return row;
+      std::memcpy(spare, row, width * sizeof(T));
+      return spare;
     }
-    each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
-      const int64_t base = run_offset(p_, a, outer) + s * step;
-      for (int64_t i = 0; i < length; ++i) to[done + i] = base + i * step;
+  };
+
+  // add(r, i, s1, s2, rows...) adds channels i … i + 15 of row r to the sums of the row's lane; finish(i, s1, s2) has channel i's.
+  template <class G, class F, class... Arrays>
+  BN_INLINE void reduce(int64_t r0, int64_t n, int64_t panel, const G& finish, const F& add, const Arrays&... arrays) const {
+    alignas(64) double a[kLanes][kPanel], b[kLanes][kPanel];
+    alignas(64) T spare[sizeof...(arrays)][kPanel] = {};
+    const int64_t width = panel_width(panel), padded = (width + 15) / 16 * 16;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      for (int64_t i = 0; i < padded; i += 16) store(a[lane] + i, fill<double>(0)), store(b[lane] + i, fill<double>(0));
+    }
+    const auto add_row = [&](int64_t r, auto... rows) BN_INLINE_LAMBDA {
+      double *s1 = a[r % kLanes], *s2 = b[r % kLanes];
+      for (int64_t i = 0; i < padded; i += 16) {
+        D16 sum1 = load(s1 + i), sum2 = load(s2 + i);
+        add(r, i, sum1, sum2, rows...);
+        store(s1 + i, sum1), store(s2 + i, sum2);
+      }
+    };
+    const auto add_rows = [&](int64_t r, int64_t end, auto... rows) BN_INLINE_LAMBDA {
+      for (; r < end; ++r) add_row(r, rows.take()...);
+    };
+    each_segment(p_, r0, n, [&](int64_t, int64_t, int64_t done, int64_t length) {
+      int64_t which = 0;
+      const auto rows = [&](const Array& array) {
+        const int64_t step = run_step(p_, array), ahead = kAhead / (width * static_cast<int64_t>(sizeof(T))) * step;
+        return Rows{at(array, r0 + done) + panel * kPanel, step, width, ahead, array.end, spare[which++]};
+      };
+      add_rows(done, done + length, rows(arrays)...);
     });
-  }
-
-  // Sixteen channels of a row. Past the panel's width stand other channels, or the next row: their sums are never used.
-  BN_INLINE Lanes<C> load_row(const Array& a, const int64_t* row, int64_t i, int64_t width, int64_t panel) const {
-    const T* p = reinterpret_cast<const T*>(a.data) + *row + panel * kPanel + i;
-    // Lanes are visited out of memory order, which defeats the hardware's prefetch: ask for the same place of the next tile.
-    __builtin_prefetch(p + kTile * a.reduced[p_.reduced_dims - 1]);
-    if (__builtin_expect(reinterpret_cast<const char*>(p + 16) <= a.end, 1)) return load(p);
-    return load_some(p, width - i < 16 ? width - i : 16);
-  }
-
-  template <class F, class G>
-  BN_INLINE void reduce(int64_t r0, int64_t n, int64_t width, const F& contribute, const G& finish) const {
-    alignas(64) double a[kPanel / 16][kLanes][16], b[kPanel / 16][kLanes][16];
-    const int64_t vectors = (width + 15) / 16;
-    std::memset(a, 0, static_cast<size_t>(vectors) * sizeof a[0]);
-    std::memset(b, 0, static_cast<size_t>(vectors) * sizeof b[0]);
-    int64_t x_rows[kTile], g_rows[kTile], r_rows[kTile];
-    for (int64_t t = 0; t < n; t += kTile) {
-      const int64_t rows = n - t < kTile ? n - t : kTile;
-      row_offsets(p_.x, r0 + t, rows, x_rows);
-      if (p_.grad_y) row_offsets(p_.grad_y, r0 + t, rows, g_rows);
-      if (p_.grad_y && p_.residual) row_offsets(p_.residual, r0 + t, rows, r_rows);
-      for (int64_t v = 0; v < vectors; ++v) {
-        for (int64_t lane = 0; lane < kLanes && lane < rows; ++lane) {
-          D16 s1 = load(a[v][lane]), s2 = load(b[v][lane]);
-          for (int64_t r = lane; r < rows; r += kLanes) { contribute(x_rows + r, g_rows + r, r_rows + r, t + r, v * 16, s1, s2); }
-          store(a[v][lane], s1), store(b[v][lane], s2);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) {
+        for (int64_t i = 0; i < padded; i += 16) {
+          store(a[lane] + i, load(a[lane] + i) + load(a[lane + half] + i));
+          store(b[lane] + i, load(b[lane] + i) + load(b[lane + half] + i));
         }
       }
     }
-    for (int64_t v = 0; v < vectors; ++v) {
-      for (int half = 8; half > 0; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) {
-          store(a[v][lane], load(a[v][lane]) + load(a[v][lane + half]));
-          store(b[v][lane], load(b[v][lane]) + load(b[v][lane + half]));
-        }
-      }
-      for (int64_t i = v * 16; i < width && i < v * 16 + 16; ++i) finish(i, a[v][0][i % 16], b[v][0][i % 16]);
-    }
+    for (int64_t i = 0; i < width; ++i) finish(i, a[0][i], b[0][i]);
   }
 };
 

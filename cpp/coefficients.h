@@ -3,6 +3,7 @@
 //   backward:  dx = (g - w * fma(x - center, k1, k0)) * scale
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 #include <type_traits>
@@ -45,16 +46,22 @@ template <class C> struct Table : Coefficients<C*, double*> {
 
   // Entries to … to + times - 1 become channel c of another table; `all` with what only wide channels use.
   void spread(const Table& from, int64_t c, int64_t to, int64_t times, bool all) {
-    const auto set = [&](auto* row, const auto* source) {
-      for (int64_t i = to; i < to + times; ++i) row[i] = source[c];
-    };
+    each_row(from, all, [&](auto* row, const auto* source) { std::fill_n(row + to, times, source[c]); });
+  }
+
+  // Entries from `to` on become the first n channels of another table.
+  void copy(const Table& from, int64_t n, int64_t to, bool all) {
+    each_row(from, all, [&](auto* row, const auto* source) { std::copy_n(source, n, row + to); });
+  }
+
+ private:
+  template <class F> void each_row(const Table& from, bool all, const F& set) {
     set(center, from.center), set(scale, from.scale), set(shift, from.shift), set(k1, from.k1), set(k0, from.k0);
     if (!all) return;
     set(wide, from.wide), set(mean, from.mean), set(wide_scale, from.wide_scale), set(wide_shift, from.wide_shift);
     set(wide_k1, from.wide_k1), set(wide_k0, from.wide_k0);
   }
 
- private:
   Scratch<C> narrow_;
   Scratch<double> doubles_;
 };

@@ -79,10 +79,27 @@ BN_INLINE Lanes<C> grad_before_activation(const Problem& p, const K& k, int64_t 
 }
 
 // Elements up to the first one at which a whole vector can be streamed.
-template <class T> BN_INLINE int64_t until_aligned(const T* p, int64_t n) {
-  constexpr uintptr_t kAlign = 64;
-  const int64_t head = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(p)) % kAlign / sizeof(T));
-  return head < n ? head : n;
+template <class T> BN_INLINE int64_t until_aligned(const T* p) {
+  return static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(p)) % 64 / sizeof(T));
+}
+
+// put(j, whole(j)) for vectors that cover a run of n >= 16 elements; the last one overlaps its neighbour. It is computed before
+// anything is written, for the output may be the input.
+template <class F, class G> BN_INLINE void each_vector(int64_t n, const F& whole, const G& put) {
+  const auto last = whole(n - 16);
+  for (int64_t j = 0; j + 16 < n; j += 16) put(j, whole(j));
+  put(n - 16, last);
+}
+
+// The same past the cache: vectors of whole lines, and beside them put_some(j, count, vector, lane) for what shares its line with
+// another run, for a line must not be written both ways.
+template <class T, class F, class G, class H>
+BN_INLINE void each_line(const T* out, int64_t n, const F& whole, const G& put, const H& put_some) {
+  const auto first = whole(0), last = whole(n - 16);
+  const int64_t head = until_aligned(out), end = n - (n - head) % 16;
+  for (int64_t j = head; j < end; j += 16) put(j, whole(j));
+  if (head > 0) put_some(0, head, first, 0);
+  if (end < n) put_some(end, n - end, last, 16 - (n - end));
 }
 
 template <class T> struct ForwardRun {
@@ -91,30 +108,29 @@ template <class T> struct ForwardRun {
 };
 
 template <class T, class K, Variant V>
-void forward_run(const Problem& p, const K& source, ForwardRun<T> run, int64_t n, bool streaming) {
-  const K k = source;  // a copy: stores to y cannot change it, and the compiler knows
+BN_INLINE_RUN void forward_run(const Problem& p, const Table<Compute<T>>& table, int64_t c, ForwardRun<T> run, int64_t n,
+                               bool streaming) {
+  const K k(table, c);  // of its own: stores to y cannot change it, and the compiler knows
   using C = Compute<T>;
   const auto result = [&](int64_t j, Lanes<C> x, Lanes<C> r) BN_INLINE_LAMBDA {
     Lanes<C> z = normalized<V>(k, j, x);
     if (run.residual) z = z + r;
     return activated<V>(p, z);
   };
-  const auto some = [&](int64_t j, int64_t count) {
-    const Lanes<C> r = run.residual ? load_some(run.residual + j, count) : fill<C>(0);
-    store_some(run.y + j, count, result(j, load_some(run.x + j, count), r));
-  };
+  if (n < 16) {
+    const Lanes<C> r = run.residual ? load_some(run.residual, 0, n) : fill<C>(0);
+    return store_some(run.y, n, result(0, load_some(run.x, 0, n), r));
+  }
   const auto whole = [&](int64_t j) BN_INLINE_LAMBDA {
     return result(j, load(run.x + j), run.residual ? load(run.residual + j) : fill<C>(0));
   };
-  int64_t j = 0;
   if (streaming) {
-    j = until_aligned(run.y, n);
-    if (j > 0) some(0, j);
-    for (; j + 16 <= n; j += 16) stream(run.y + j, whole(j));
+    each_line(
+        run.y, n, whole, [&](int64_t j, Lanes<C> y) BN_INLINE_LAMBDA { stream(run.y + j, y); },
+        [&](int64_t j, int64_t count, Lanes<C> y, int64_t lane) { store_some(run.y + j, count, y, lane); });
   } else {
-    for (; j + 16 <= n; j += 16) store(run.y + j, whole(j));
+    each_vector(n, whole, [&](int64_t j, Lanes<C> y) BN_INLINE_LAMBDA { store(run.y + j, y); });
   }
-  if (j < n) some(j, n - j);
 }
 
 // `weights`: null, one for each element, or (weight_step 0) one for the run.
@@ -125,58 +141,79 @@ template <class T> struct BackwardRun {
   int64_t weight_step;
 };
 
-template <class T, class K, Variant V>
-void backward_run(const Problem& p, const K& source, BackwardRun<T> run, int64_t n, bool streaming) {
-  const K k = source;
+// The case worth a loop of its own: training, without weights and without a residual.
+inline bool is_common(const Problem& p) { return p.training && !p.weights && !p.residual && !p.grad_residual; }
+
+template <class T, class K, Variant V, bool Common>
+BN_INLINE_RUN void backward_run(const Problem& p, const Table<Compute<T>>& table, int64_t c, BackwardRun<T> run, int64_t n,
+                                bool streaming) {
+  const K k(table, c);
   using C = Compute<T>;
   struct Grads {
     Lanes<C> x, residual;
   };
+  const bool training = Common || p.training, weighted = !Common && run.weights;
+  const bool adds = !Common && run.residual, saves = !Common && run.grad_residual;
   const auto result = [&](int64_t j, Lanes<C> x, Lanes<C> g, Lanes<C> r, Lanes<C> w) BN_INLINE_LAMBDA {
-    const Lanes<C> before = grad_before_activation<V>(p, k, j, x, g, run.residual ? &r : nullptr), zero = fill<C>(0);
+    const Lanes<C> before = grad_before_activation<V>(p, k, j, x, g, adds ? &r : nullptr), zero = fill<C>(0);
     Lanes<C> inner = before;
-    if (p.training) {
+    if (training) {
       Lanes<C> through_moments = multiply_add(x - k.narrow(k.center, j), k.narrow(k.k1, j), k.narrow(k.k0, j));
-      if (run.weights) through_moments = if_less(zero, w, through_moments * w, zero);
+      if (weighted) through_moments = if_less(zero, w, through_moments * w, zero);
       inner = before - through_moments;
     }
     Lanes<C> grad_x = inner * k.narrow(k.scale, j);
     if constexpr (V == Variant::wide) {
       D16 wide = to_wide(before);
-      if (p.training) {
+      if (training) {
         D16 through = (to_wide(x) - k.widened(k.mean, j)) * k.widened(k.wide_k1, j) + k.widened(k.wide_k0, j);
-        if (run.weights) through = if_less(fill<double>(0), to_wide(w), through * to_wide(w), fill<double>(0));
+        if (weighted) through = if_less(fill<double>(0), to_wide(w), through * to_wide(w), fill<double>(0));
         wide = wide - through;
       }
       grad_x = blend(k, j, wide * k.widened(k.wide_scale, j), grad_x);
     }
     return Grads{grad_x, before};
   };
-  const auto some = [&](int64_t j, int64_t count) {
-    const Lanes<C> r = run.residual ? load_some(run.residual + j, count) : fill<C>(0);
+  if (n < 16) {
+    const Lanes<C> r = adds ? load_some(run.residual, 0, n) : fill<C>(0);
     Lanes<C> w = fill<C>(1);
-    if (run.weights) w = run.weight_step ? load_some(run.weights + j, count) : fill<C>(*run.weights);
-    const Grads grads = result(j, load_some(run.x + j, count), load_some(run.g + j, count), r, w);
-    store_some(run.grad_x + j, count, grads.x);
-    if (run.grad_residual) store_some(run.grad_residual + j, count, grads.residual);
-  };
+    if (weighted) w = run.weight_step ? load_some(run.weights, 0, n) : fill<C>(*run.weights);
+    const Grads grads = result(0, load_some(run.x, 0, n), load_some(run.g, 0, n), r, w);
+    store_some(run.grad_x, n, grads.x);
+    if (saves) store_some(run.grad_residual, n, grads.residual);
+    return;
+  }
   const auto whole = [&](int64_t j) BN_INLINE_LAMBDA {
     Lanes<C> w = fill<C>(1);
-    if (run.weights) w = run.weight_step ? load(run.weights + j) : fill<C>(*run.weights);
-    return result(j, load(run.x + j), load(run.g + j), run.residual ? load(run.residual + j) : fill<C>(0), w);
+    if (weighted) w = run.weight_step ? load(run.weights + j) : fill<C>(*run.weights);
+    return result(j, load(run.x + j), load(run.g + j), adds ? load(run.residual + j) : fill<C>(0), w);
   };
-  int64_t j = 0;
   if (streaming) {
-    j = until_aligned(run.grad_x, n);
-    if (j > 0) some(0, j);
+    each_line(
+        run.grad_x, n, whole,
+        [&](int64_t j, Grads grads) BN_INLINE_LAMBDA {
+          stream(run.grad_x + j, grads.x);
+          if (saves) store(run.grad_residual + j, grads.residual);
+        },
+        [&](int64_t j, int64_t count, Grads grads, int64_t lane) {
+          store_some(run.grad_x + j, count, grads.x, lane);
+          if (saves) store_some(run.grad_residual + j, count, grads.residual, lane);
+        });
+  } else {
+    each_vector(n, whole, [&](int64_t j, Grads grads) BN_INLINE_LAMBDA {
+      store(run.grad_x + j, grads.x);
+      if (saves) store(run.grad_residual + j, grads.residual);
+    });
   }
-  for (; j + 16 <= n; j += 16) {
-    const Grads grads = whole(j);
-    if (streaming) stream(run.grad_x + j, grads.x);
-    else store(run.grad_x + j, grads.x);
-    if (run.grad_residual) store(run.grad_residual + j, grads.residual);
-  }
-  if (j < n) some(j, n - j);
+}
+
+// One run of channel c, or of columns from c on, forward or backward as the problem has it.
+template <class T, class K, Variant V>
+BN_INLINE_RUN void run(const Problem& p, const Table<Compute<T>>& table, int64_t c, ForwardRun<T> f, BackwardRun<T> b, int64_t n,
+                       bool streaming) {
+  if (!p.grad_y) forward_run<T, K, V>(p, table, c, f, n, streaming);
+  else if (is_common(p)) backward_run<T, K, V, true>(p, table, c, b, n, streaming);
+  else backward_run<T, K, V, false>(p, table, c, b, n, streaming);
 }
 
 }  // namespace

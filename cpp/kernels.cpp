@@ -32,15 +32,16 @@ bool runs_collide(const Problem& p, int64_t size) {
 
 // The second pass over everything, last parts first; runs in the order of memory where there are any.
 template <class Apply> void apply_all(const Problem& p, int64_t bytes, bool by_runs, const Apply& apply) {
-  const int64_t run = run_length(p);
-  const bool ordered = by_runs && run >= kShortRun && run < p.m;
-  const int64_t chunk = ordered ? run : (p.C >= 4 * p.threads ? p.m : 4 * kBlock);
-  const int64_t fits = kTaskBytes / (chunk * bytes), some = fits < 1 ? 1 : fits, parts = (p.C + some - 1) / some;
+  const auto at_least_1 = [](int64_t n) { return n < 1 ? 1 : n; };
+  int64_t chunk = p.C >= 4 * p.threads ? p.m : 4 * kBlock;
+  if (by_runs) chunk = run_length(p) * at_least_1(kTaskBytes / (run_length(p) * p.C * bytes));
+  const int64_t some = at_least_1(kTaskBytes / (chunk * bytes)), parts = (p.C + some - 1) / some;
   const int64_t chunks = (p.m + chunk - 1) / chunk;
-  parallel_for(chunks * parts, threads_for(p), [&](int64_t t) {
-    const int64_t back = chunks * parts - 1 - t, r0 = back / parts * chunk, c0 = back % parts * some;
+  const auto task = [&](int64_t t) {
+    const int64_t r0 = t / parts * chunk, c0 = t % parts * some;
     apply(c0, c0 + some < p.C ? c0 + some : p.C, r0, r0 + chunk < p.m ? r0 + chunk : p.m);
-  });
+  };
+  parallel_for(chunks * parts, threads_for(p), task, Order::backwards);
 }
 
 // Two passes over memory: `block` by block to a value, up the tree, `finish` a channel; then `apply`. Where the second-level cache
@@ -93,8 +94,8 @@ void channels_last(const Problem& p, int64_t panels, bool reduces, bool applies,
   if (reduces)
     parallel_for(panels * blocks, threads,
                  [&](int64_t t) { block(t / panels, t % panels, parts + t / panels * p.C + t % panels * kPanel); });
-  parallel_for((p.C + 255) / 256, threads, [&](int64_t t) {
-    for (int64_t c = t * 256; c < p.C && c < t * 256 + 256; ++c) {
+  parallel_for((p.C + 15) / 16, threads, [&](int64_t t) {
+    for (int64_t c = t * 16; c < p.C && c < t * 16 + 16; ++c) {
       Tree<P> tree;
       if (reduces)
         for (int64_t b = 0; b < blocks; ++b) tree.push(parts[b * p.C + c]);
@@ -103,10 +104,8 @@ void channels_last(const Problem& p, int64_t panels, bool reduces, bool applies,
   });
   if (!applies) return;
   const int64_t rows = prepare(), tasks = (p.m + rows - 1) / rows;
-  parallel_for(tasks, threads, [&](int64_t t) {
-    const int64_t r0 = (tasks - 1 - t) * rows;
-    apply(r0, r0 + rows < p.m ? r0 + rows : p.m);
-  });
+  parallel_for(
+      tasks, threads, [&](int64_t t) { apply(t * rows, t * rows + rows < p.m ? t * rows + rows : p.m); }, Order::backwards);
 }
 
 template <class T> void forward_of(const Problem& p) {

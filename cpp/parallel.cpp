@@ -16,13 +16,28 @@
 namespace batchnorm {
 namespace {
 
+constexpr int kRanges = 32;  // threads beyond share them
+
+struct alignas(64) Range {  // alone on its cache line
+  std::atomic<int64_t> taken{0};
+};
+
 struct Job {
   TaskRef task;
   int64_t tasks;
-  std::atomic<int64_t> next{0};
+  Order order;
+  int ranges;
+  Range range[kRanges];
 
-  void work() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i);
+  // Thread `who`: its own range, then those after it.
+  void work(int who) {
+    for (int i = 0; i < ranges; ++i) finish((who + i) % ranges);
+  }
+
+  void finish(int k) {
+    const int64_t first = tasks * k / ranges, end = tasks * (k + 1) / ranges;
+    for (int64_t i; (i = range[k].taken.fetch_add(1, std::memory_order_relaxed)) < end - first;)
+      task(order == Order::forwards ? first + i : end - 1 - i);
   }
 };
 
@@ -50,7 +65,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
-    job.work();
+    job.work(0);
     state_.fetch_and(~kSeats);
     for (int spin = 0; (state_.load() & kInside) != 0; ++spin) {
       if (spin < kSpins) pause_briefly();
@@ -66,7 +81,7 @@ class Pool {
   int grow(int wanted) {
     while (started_ < wanted) {
       try {
-        std::thread([this] { serve(); }).detach();
+        std::thread([this, who = started_ + 1] { serve(who); }).detach();
       } catch (const std::system_error&) {
         break;  // the system gives no more threads: work with those there are
       }
@@ -75,7 +90,7 @@ class Pool {
     return wanted < started_ ? wanted : started_;
   }
 
-  void serve() {
+  void serve(int who) {
     for (uint64_t seen = 0;;) {
       uint64_t state = state_.load();
       for (int spin = 0; state >> 32 == seen; state = state_.load()) {
@@ -85,7 +100,7 @@ class Pool {
       seen = state >> 32;
       while ((state & kSeats) != 0 && state >> 32 == seen) {
         if (!state_.compare_exchange_weak(state, state - kOneSeat + 1)) continue;
-        job_->work();
+        job_->work(who);
         state_.fetch_sub(1);
         break;
       }
@@ -149,14 +164,20 @@ int get_num_threads() {
   return threads;
 }
 
-void parallel_for(int64_t tasks, int threads, TaskRef task) {
+void parallel_for(int64_t tasks, int threads, TaskRef task, Order order) {
   if (threads > tasks) threads = static_cast<int>(tasks);
-  Job job{task, tasks};
-  if (threads <= 1) return job.work();
-  if (host_pool != nullptr) {
-    return host_pool(threads, [](int64_t, int64_t, void* context) { static_cast<Job*>(context)->work(); }, &job);
+  if (threads <= 1) {
+    for (int64_t i = 0; i < tasks; ++i) task(order == Order::forwards ? i : tasks - 1 - i);
+    return;
   }
-  if (!the_pool().run(job, threads - 1)) job.work();
+  Job job{task, tasks, order, threads < kRanges ? threads : kRanges, {}};
+  if (host_pool != nullptr) {
+    const auto work = [](int64_t begin, int64_t end, void* context) {
+      for (int64_t i = begin; i < end; ++i) static_cast<Job*>(context)->work(static_cast<int>(i));
+    };
+    return host_pool(threads, work, &job);
+  }
+  if (!the_pool().run(job, threads - 1)) job.work(0);
 }
 
 OnHostPool::OnHostPool(HostPool pool) {

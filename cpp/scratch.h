@@ -6,7 +6,7 @@
 
 namespace batchnorm {
 
-void* scratch_allocate(size_t bytes);  // zeroed, aligned to 64 bytes; throws std::bad_alloc
+void* scratch_allocate(size_t bytes);  // aligned to 64 bytes; throws std::bad_alloc
 void scratch_free(void* memory);
 
 // Half of a core's second-level cache: what a group of channels may take so that its second pass finds it there.

@@ -14,6 +14,11 @@
 
 #define BN_INLINE inline __attribute__((always_inline))
 #define BN_INLINE_LAMBDA __attribute__((always_inline))
+#if defined(__AVX2__)
+#define BN_INLINE_RUN BN_INLINE
+#else
+#define BN_INLINE_RUN inline  // vectors without hardware make so much code that a call is nothing beside it
+#endif
 
 namespace batchnorm {
 namespace BN_ISA {
@@ -90,6 +95,13 @@ BN_INLINE float fused(float a, float b, float c) {
 #endif
 }
 
+#ifndef FP_FAST_FMAF
+__attribute__((noinline))  // emulated, it is too large to stand at every use
+#endif
+inline void fused_lanes(const float* a, const float* b, float* c) {
+  for (int i = 0; i < 16; ++i) c[i] = fused(a[i], b[i], c[i]);
+}
+
 // Fused in float, where it buys accuracy; never in double: the canonical order needs no FMA.
 BN_INLINE F16 multiply_add(F16 a, F16 b, F16 c) {
 #if defined(__AVX512F__)
@@ -99,7 +111,7 @@ BN_INLINE F16 multiply_add(F16 a, F16 b, F16 c) {
 #else
   float x[16], y[16], z[16];
   std::memcpy(x, &a, 64), std::memcpy(y, &b, 64), std::memcpy(z, &c, 64);
-  for (int i = 0; i < 16; ++i) z[i] = fused(x[i], y[i], z[i]);
+  fused_lanes(x, y, z);
   std::memcpy(&c, z, 64);
 #endif
   return c;
@@ -171,6 +183,14 @@ BN_INLINE F16 load(const BFloat16* p) {
   BN_EACH(float, i) { r.v[i] = (F16::V)(__builtin_convertvector(reinterpret_cast<const HalfWords*>(p)[i], Words) << 16); }
   return r;
 }
+#if !defined(__AVX2__)  // scalar, they are too large to stand at every use
+inline __attribute__((noinline)) void to_floats(const Half* from, float* to) {
+  for (int i = 0; i < 16; ++i) to[i] = to_float(from[i]);
+}
+inline __attribute__((noinline)) void to_halves(const float* from, Half* to) {
+  for (int i = 0; i < 16; ++i) to[i] = to_half(from[i]);
+}
+#endif
 BN_INLINE F16 load(const Half* p) {
   F16 r;
 #if defined(__AVX512F__)
@@ -179,7 +199,7 @@ BN_INLINE F16 load(const Half* p) {
   BN_EACH(float, i) r.v[i] = (F16::V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + i));
 #else
   float f[16];
-  for (int i = 0; i < 16; ++i) f[i] = to_float(p[i]);
+  to_floats(p, f);
   std::memcpy(&r, f, 64);
 #endif
   return r;
@@ -221,7 +241,7 @@ BN_INLINE void store(Half* p, F16 a) {
 #else
   float f[16];
   std::memcpy(f, &a, 64);
-  for (int i = 0; i < 16; ++i) p[i] = to_half(f[i]);
+  to_halves(f, p);
 #endif
 }
 
@@ -251,21 +271,58 @@ BN_INLINE void fence() {
 #endif
 }
 
-// The first n < 16 elements; the other lanes are `rest`.
-template <class T> BN_INLINE Lanes<Compute<T>> load_some(const T* p, int64_t n, Compute<T> rest = 0) {
-  Compute<T> c[16];
-  for (int i = 0; i < 16; ++i) c[i] = rest;
-  for (int64_t i = 0; i < n; ++i) {
+// Ones for the lanes first … end - 1 of sixteen.
+template <class Word> struct LaneMask {
+  alignas(64) Word table[48];
+  constexpr LaneMask() : table() {
+    for (int i = 16; i < 32; ++i) table[i] = -1;
+  }
+};
+template <class Word> constexpr LaneMask<Word> kLaneMask;
+
+// The lanes first … end - 1 of the sixteen elements at p; the others are zero, and their memory is not touched.
+template <class T> BN_INLINE Lanes<Compute<T>> load_some(const T* p, int64_t first, int64_t end) {
+#if defined(__AVX2__)
+  if constexpr (std::is_same<T, float>::value) {
+    F16 r;
+#if defined(__AVX512F__)
+    r.v[0] = (F16::V)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << end) - (1u << first)), p);
+#else
+    const int32_t *from = kLaneMask<int32_t>.table + 16 - first, *to = kLaneMask<int32_t>.table + 32 - end;
+    BN_EACH(float, i) {
+      const __m256i after = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 8 * i));
+      const __m256i before = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(to + 8 * i));
+      r.v[i] = (F16::V)_mm256_maskload_ps(p + 8 * i, _mm256_and_si256(after, before));
+    }
+#endif
+    return r;
+  }
+#endif
+  Compute<T> c[16] = {};
+  for (int64_t i = first; i < end; ++i) {
     if constexpr (std::is_same<T, double>::value) c[i] = p[i];
     else c[i] = to_float(p[i]);
   }
   return load_raw(c);
 }
 
-template <class T> BN_INLINE void store_some(T* p, int64_t n, Lanes<Compute<T>> a) {
+// Zero outside of those lanes.
+BN_INLINE D16 keep(D16 a, int64_t first, int64_t end) {
+  typedef int64_t V __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  const int64_t *from = kLaneMask<int64_t>.table + 16 - first, *to = kLaneMask<int64_t>.table + 32 - end;
+  BN_EACH(double, i) {
+    const V mask = reinterpret_cast<const Unaligned*>(from)[i] & reinterpret_cast<const Unaligned*>(to)[i];
+    a.v[i] = (D16::V)((V)a.v[i] & mask);
+  }
+  return a;
+}
+
+// n lanes, the first of them `lane`.
+template <class T> BN_INLINE void store_some(T* p, int64_t n, Lanes<Compute<T>> a, int64_t lane = 0) {
   T t[16];
   store(t, a);
-  for (int64_t i = 0; i < n; ++i) p[i] = t[i];
+  for (int64_t i = 0; i < n; ++i) p[i] = t[lane + i];
 }
 
 // Asks for memory that will be read soon: the hardware's prefetch starts anew in each page, and runs are often one page or less.
