@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import time
 from collections.abc import Callable
@@ -71,10 +72,15 @@ def step(problem: Problem, way: str, kind: str) -> Callable[[], list[torch.Tenso
 
 
 def verify(results: dict[str, list[torch.Tensor]]) -> None:
-    """A fast wrong answer is not timed: all ways agree."""
+    """A fast wrong answer is not timed: all ways agree.
+
+    Rounding may put a value on the other side of ReLU's corner: a few elements then differ, and sums a little.
+    """
     for way in WAYS[1:]:
         for a, b in zip(results[way], results["stock"], strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.detach().abs().max()))
+            close = 1e-4 if a.dim() > 1 else 1e-2
+            off = (a - b).abs() > close * b.abs().max()
+            assert off.float().mean() < 1e-5, f"{way} disagrees with stock"
 
 
 def timed(run: Callable[[], object], least: float, calls: int) -> float:
@@ -128,6 +134,15 @@ def show(rows: list[dict], console: Console) -> None:
     console.print(table)
 
 
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory up to its limit for blocks of its heap, 32 MiB: no page faults by luck."""
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -136,6 +151,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_memory()
     console = Console(width=150)
     problems = [(p, kind) for p in read_shapes(options.shapes) for kind in KINDS]
     rows = [measure(p, kind, options.repeats) for p, kind in track(problems, "measuring", console=console)]

@@ -10,7 +10,7 @@ namespace batchnorm {
 namespace BN_ISA {
 namespace {
 
-constexpr int64_t kSmallProblem = 32768;  // elements; below, waking a thread costs more than it does
+constexpr int64_t kSmallProblem = 16384;  // elements; below, handing work to a thread costs more than it does
 constexpr int64_t kRunHead = 1024;        // bytes of the next run to ask for ahead
 constexpr int64_t kColumns = 1024;        // of a sample of tiny planes: their coefficients stay in L1
 
