@@ -30,8 +30,9 @@ def fuse(model: Model, *, verbose: bool = True) -> Model:
     Parameters
     ----------
     model
-        Any module. It is traced by torch.fx. Modules in it that have hooks or cannot be traced are called as they are,
-        and the modules in those are tried one by one.
+        Any module. It is traced by torch.fx, which patches torch.nn.Module meanwhile: call `fuse` while no other thread
+        runs a model. Modules in it that have hooks or cannot be traced are called as they are, and the modules in those
+        are tried one by one.
     verbose
         Print what was fused, and what was left and why.
 
