@@ -34,8 +34,8 @@ void dense_strides(const View& x, const int* order, int64_t* strides) {
 
 // PyTorch's rule for which strides mean channels-last: from the channels outwards over W, H, (D) and N they never decrease. Its two
 // exceptions, from c10/core/MemoryFormat.h: channels that are broadcast, and (N, 1, 1, 1), which both formats describe.
-bool is_channels_last(const View& x) {
-  if ((x.ndim != 4 && x.ndim != 5) || x.strides[1] == 0) return false;
+bool is_channels_last_like(const View& x) {
+  if (x.strides[1] == 0) return false;
   const int order[] = {1, x.ndim - 1, x.ndim - 2, x.ndim == 5 ? 2 : 0, 0};
   int64_t least = 0;
   for (int i = 0; i < x.ndim; ++i) {
@@ -44,6 +44,14 @@ bool is_channels_last(const View& x) {
     least = x.strides[d];
     if (x.sizes[d] > 1) least *= x.sizes[d];
   }
+  return true;
+}
+
+// Whether x is dense with its axes in memory in this order, outermost first; where an axis of one element lies says nothing.
+bool is_dense_in(const View& x, const int* order) {
+  int64_t step = 1;
+  for (int i = x.ndim - 1; i >= 0; step *= x.sizes[order[i--]])
+    if (x.sizes[order[i]] != 1 && x.strides[order[i]] != step) return false;
   return true;
 }
 
@@ -160,14 +168,13 @@ Handle empty_table(int64_t rows, int64_t columns) {
 }
 
 Handle empty_in_suggested_format(const View& x) {
-  int order[kMaxDims];
-  for (int d = 0; d < x.ndim; ++d) order[d] = d;
-  if (is_channels_last(x)) {
-    for (int d = 1; d < x.ndim - 1; ++d) order[d] = d + 1;
-    order[x.ndim - 1] = 1;
-  }
+  int contiguous[kMaxDims], channels_last[kMaxDims];
+  for (int d = 0; d < x.ndim; ++d) contiguous[d] = d, channels_last[d] = d == 0 ? 0 : d + 1;
+  channels_last[x.ndim - 1] = 1;
+  const bool images = x.ndim == 4 || x.ndim == 5;
+  const bool last = images && !is_dense_in(x, contiguous) && (is_dense_in(x, channels_last) || is_channels_last_like(x));
   int64_t strides[kMaxDims];
-  dense_strides(x, order, strides);
+  dense_strides(x, last ? channels_last : contiguous, strides);
   return empty(x.ndim, x.sizes, strides, code_of(x.dtype));
 }
 

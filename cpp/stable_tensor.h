@@ -53,7 +53,7 @@ Handle empty_vector(int64_t n, DType dtype);
 Handle empty_vector_with_tail(int64_t n, DType dtype, int64_t tail_bytes);  // n values in a larger storage
 Handle empty_bytes();                                                       // uint8, no elements
 Handle empty_table(int64_t rows, int64_t columns);                          // float64
-Handle empty_in_suggested_format(const View& x);                            // as at::empty_like(x, x.suggest_memory_format())
+Handle empty_in_suggested_format(const View& x);         // as PyTorch's batch norm does: contiguous, or like x in channels-last
 Handle empty_like(const Handle& tensor, const View& x);  // as torch.empty_like(x): a dense array keeps its strides
 
 // Takes arguments from the stack in the order of the schema; what it returns is owned.

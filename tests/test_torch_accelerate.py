@@ -98,6 +98,27 @@ def test_everything_is_as_pytorch_gives_it_and_as_exact(dtype, shape, training):
                 assert near.all(), (layout, which, (a.double() - c).abs().max(), (b.double() - c).abs().max())
 
 
+def test_results_have_pytorchs_strides_in_every_small_shape_and_layout():
+    """Also where strides fit contiguous and channels-last alike, as with one channel or one pixel."""
+    different = []
+    for shape in itertools.product((1, 2, 3), repeat=4):
+        for order, more in itertools.product(itertools.permutations(range(4)), (0, 1)):
+            base = torch.zeros([shape[p] + more for p in order]).permute([order.index(i) for i in range(4)])
+            x = base[tuple(slice(n) for n in shape)]
+            mean, var, wanted = torch.zeros(shape[1]), torch.ones(shape[1]), [True, False, False]
+
+            def strides(x=x, mean=mean, var=var, wanted=wanted):
+                y = torch.native_batch_norm(x, None, None, mean, var, False, 0.1, EPS)[0]
+                by_x = aten.native_batch_norm_backward(x, x, None, mean, var, None, None, False, EPS, wanted)[0]
+                return y.stride(), by_x.stride()
+
+            with bnt.accelerate():
+                ours = strides()
+            if ours != strides():
+                different.append((shape, x.stride()))
+    assert not different
+
+
 def _entries():
     """Every way into ATen's batch norm that has a CPU kernel, with what it must reach."""
     x = torch.randn(4, 3, 5, generator=_generator())

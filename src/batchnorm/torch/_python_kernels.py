@@ -65,7 +65,12 @@ def _serves(x: Tensor, parameters: tuple[Tensor | None, ...], training: bool, ep
 
 
 def _suggested_format(x: Tensor) -> torch.memory_format:
-    """PyTorch's `suggest_memory_format`, which Python has under a private name."""
+    """The memory format of PyTorch's batch norm: the first that x is dense in, else what its strides are like."""
+    if x.is_contiguous():
+        return torch.contiguous_format
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()]):
+        return formats[x.dim()]
     format: torch.memory_format = torch._prims_common.suggest_memory_format(x)
     return format
 
