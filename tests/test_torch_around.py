@@ -20,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 import batchnorm.torch as bnt
 
+# Of PyTorch's compiler and forward mode themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
 C = 4
 
 
@@ -142,10 +145,6 @@ def test_functional_transforms(options):
 
 
 # --- compilers and exporters ---
-
-
-# Of PyTorch's compiler itself.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 
 @pytest.mark.slow
