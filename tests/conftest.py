@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for cases, oracle and canonica
 
 import batchnorm as bn
 
+pytest.register_assert_rewrite("chromium")
+
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -145,6 +145,38 @@ def test_explain_every_kind_of_file_says_the_same(capsys: Capture, rng: np.rando
     assert all(one == seen[0] for one in seen)
 
 
+def test_explain_writes_a_page(capsys: Capture) -> None:
+    write("t.csv", "a,b\n1,2\n3,5\n")
+    assert main(["explain", "t.csv", "--html", "t.html"]) == 0
+    assert capsys.readouterr().out == "t.html: open it in a browser.\n"
+    page = Path("t.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert (data["tensors"][0]["names"], data["tensors"][0]["shape"]) == (["a", "b"], [2, 2])
+    assert main(["explain", "--html", "t.html"]) == 0  # the worked example, over the old page
+    data = json.loads(Path("t.html").read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
+    assert (data["tensors"][0]["id"], data["whole"]) == ("table", None)
+    assert listing() == ["t.csv", "t.html"]
+
+
+def test_a_page_is_written_whole_or_not_at_all(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("t.csv", "a,b\n1,2\n3,5\n")
+    for page in ("no/t.html", "t.csv", "./t.csv"):
+        assert main(["explain", "t.csv", "--html", page]) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    assert "the directory" in said.err
+    assert said.err.count("is the data itself. Name another file for the page.") == 2
+
+    def interrupted(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchnorm.explanation.Explanation.to_html", interrupted)
+    assert main(["explain", "t.csv", "--html", "t.html"]) == 130
+    assert listing() == ["t.csv"]
+    assert Path("t.csv").read_text() == "a,b\n1,2\n3,5\n"
+
+
 def test_json_is_strict_and_names_what_json_lacks(capsys: Capture) -> None:
     assert main(["explain", write("x.csv", "a,b\n1,nan\n2,3\n"), "--json"]) == 0
     d = json.loads(capsys.readouterr().out, parse_constant=lambda c: pytest.fail(c))

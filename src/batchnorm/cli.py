@@ -156,7 +156,14 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument(
         "--rows", type=_rows, default=12, metavar="N", help="rows in the table of channels, or all; default 12"
     )
-    parser.add_argument("--json", action="store_true", help="print all numbers as JSON; NaN and infinity are texts")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print all numbers as JSON; NaN and infinity are texts")
+    form.add_argument(
+        "--html",
+        type=Path,
+        metavar="PAGE",
+        help="write a page to play with: one file, for any browser, without a network",
+    )
     parser.set_defaults(run=_explain)
 
 
@@ -197,6 +204,9 @@ def _explain(options: argparse.Namespace) -> None:
     from .explanation.report import report
     from .explanation.terminal import columns_of, show, utf8
 
+    if options.html is not None:
+        _write_page(options)
+        return
     explanation = _explanation(options)
     if options.json:
         print(explanation.to_json(ascii_only=not utf8(sys.stdout)))
@@ -206,6 +216,20 @@ def _explain(options: argparse.Namespace) -> None:
         kinds = "  batchnorm explain FILE   (.npy, .npz, .csv, .tsv, .parquet)"
         lines.append(line(" ", ("Your own data:", "heading"), kinds))
     show(lines, sys.stdout)
+
+
+def _write_page(options: argparse.Namespace) -> None:
+    from .explanation.terminal import writable
+    from .files import Refused
+    from .files.atomic import check_output, replacing
+
+    target = check_output(options.html)  # before a long read
+    if options.file is not None and options.file.exists() and target == options.file.resolve():
+        raise Refused(f"{options.html} is the data itself. Name another file for the page.")
+    explanation = _explanation(options)
+    with replacing(options.html) as unfinished:
+        unfinished.write_text(explanation.to_html(), encoding="utf-8")
+    print(writable(f"{options.html}: open it in a browser.", sys.stdout))
 
 
 def _explanation(options: argparse.Namespace) -> Explanation:

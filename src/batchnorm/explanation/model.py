@@ -18,6 +18,7 @@ from .._plan import Axis, Plan, make_plan
 from .channels import ChannelTable, channel_statistics
 from .comparing import Between, Inside, compare_between, compare_inside
 from .drawing import Grid, Stack, draw
+from .excerpt import Excerpt, take_excerpt
 from .formulas import Formulas, fill_in
 from .labels import Labels
 from .plain import dumps, plain
@@ -33,7 +34,7 @@ class Explanation:
     """Batch normalization of one array, with all its numbers.
 
     ``source`` names the data; ``dtype`` is what came and ``working_dtype`` what was computed in (they differ for
-    integers); ``remarks`` are sentences about how the data was read.
+    integers); ``remarks`` are sentences about how the data was read; ``excerpt`` are the values that a page holds.
     """
 
     source: str | None
@@ -48,6 +49,7 @@ class Explanation:
     suspicions: tuple[Suspicion, ...]
     inside: Inside
     between: Between
+    excerpt: Excerpt
     remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class Explanation:
         plan = {
             name: plain(getattr(p, name)) for name in ("shape", "axis", "reduced", "channel_shape", "N", "C", "S", "m")
         }
-        own = ("plan", "labels", "channels")
+        own = ("plan", "labels", "channels", "excerpt")
         parts = {name: plain(getattr(self, name)) for name in self.__dataclass_fields__ if name not in own}
         rows = [
             {"channel": c, "index": labels.index(c), "name": labels.names[c] if labels.names else None, **row}
@@ -79,6 +81,22 @@ class Explanation:
         from .report import to_text
 
         return to_text(self, width, rows=rows)
+
+    def to_html(self) -> str:
+        """Return a page to play with: one HTML file, which loads nothing from elsewhere.
+
+        It draws the array as its axes are, lights up the values averaged together, and follows sliders for weight,
+        bias, eps, batch size and momentum. Of an array of more than 131072 values it holds the corner, and says so.
+        """
+        from .page import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame, as notebooks show it."""
+        from .page import frame
+
+        return frame(self)
 
     def __repr__(self) -> str:
         p = self.plan
@@ -120,7 +138,7 @@ def explain(
     Returns
     -------
     Explanation
-        With ``to_text()``, ``to_json()`` and ``to_dict()``.
+        With ``to_text()``, ``to_html()``, ``to_json()`` and ``to_dict()``; notebooks show it as a page.
 
     Raises
     ------
@@ -164,6 +182,7 @@ def explain(
         suspicions=find_suspicions(table, plan.m, eps, dtype),
         inside=compare_inside(sample, dtype, channel),
         between=compare_between(sample),
+        excerpt=take_excerpt(x),
         remarks=(*_conversion(x.dtype, table), *remarks),
     )
 
