@@ -109,6 +109,14 @@ def test_out_of_any_layout(case: Case, layout):
     assert same_bits(out, y)
 
 
+def test_out_may_be_a_memory_map(rng, tmp_path):
+    x = rng.standard_normal((6, 3, 4)).astype(np.float32)
+    out = np.lib.format.open_memmap(tmp_path / "y.npy", mode="w+", dtype=np.float32, shape=x.shape)
+    assert bn.batch_norm(x, out=out)[0] is out
+    out.flush()
+    assert same_bits(np.load(tmp_path / "y.npy"), bn.batch_norm(x)[0])
+
+
 def test_out_writes_nothing_beside_its_view(rng):
     x = rng.standard_normal((4, 3, 5)).astype(np.float32)
     around = np.full((9, 7, 11), 7.0, dtype=np.float32)

@@ -317,7 +317,7 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
     if out is None:
         y = np.empty_like(d.x, subok=False)
         return y, _bits(y, d.code)
-    if type(out) is not np.ndarray:
+    if not isinstance(out, np.ndarray) or type(out) not in (np.ndarray, np.memmap):
         raise TypeError(f"{d.who}: out must be a numpy array ({described(d.x)}); got {type(out).__name__}")
     if out.dtype != d.x.dtype:
         raise TypeError(f"{d.who}: out must have x's dtype {d.x.dtype}; got {described(out)}")
@@ -333,7 +333,7 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
             f"{out.shape}, strides {out.strides}); pass a new array"
         )
     for name, a in inputs.items():
-        if isinstance(a, np.ndarray) and not _same_memory(out, a) and _overlap(out, a):
+        if isinstance(a, np.ndarray) and _overlap(out, a) and not _same_memory(out, a):
             raise ValueError(
                 f"{d.who}: out may be {name} itself (in place) or separate memory; got an array that overlaps {name} "
                 "in part; pass a separate array"

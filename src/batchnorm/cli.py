@@ -1,4 +1,4 @@
-"""The command ``batchnorm``: explain data, normalise files."""
+"""The command ``batchnorm``: explain data, ask why by experiments, normalise files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .why.command import add_why
 
 if TYPE_CHECKING:
     from .explanation import Explanation
@@ -105,11 +106,13 @@ def _rows(text: str) -> int | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="batchnorm", description="Batch normalization: explained, and done, on your data."
+        prog="batchnorm",
+        description="Batch normalization: explained, questioned by experiments, and done, on your data.",
     )
     parser.add_argument("--version", action="version", version=f"batchnorm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_explain(commands)
+    add_why(commands)
     _add_normalize(commands)
     return parser
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..digits import decimals, digits_for, fitted, short
 from ..labels import unravel
-from ..plain import plain
 
 if TYPE_CHECKING:
     from ..model import Explanation
@@ -97,4 +96,4 @@ def _row(e: Explanation, c: int, kinds: list[str]) -> dict[str, Any]:
     ends = [fitted(float(v[c]), digits) for v in (t.minimum, t.maximum)]
     after = [decimals(float(v[c])) for v in (t.mean_after, t.std_after)]
     name = e.labels.index(c) + ("" if e.labels.names is None else f" {e.labels.names[c]}")
-    return plain({"name": name, "texts": before + ends + after, "kinds": kinds})
+    return {"name": name, "texts": before + ends + after, "kinds": kinds}

@@ -1,0 +1,98 @@
+"""The experiments: their names, the questions they ask, and the papers they take them from."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from ..files import Refused
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper, with its number on arXiv."""
+
+    authors: str
+    year: int
+    title: str
+    arxiv: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An experiment. Its module in ``why.experiments`` has its name, with underscores."""
+
+    name: str
+    title: str
+    question: str
+    paper: Paper
+
+
+IOFFE = Paper(
+    "S. Ioffe, C. Szegedy",
+    2015,
+    "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
+    "1502.03167",
+)
+BJORCK = Paper(
+    "J. Bjorck, C. Gomes, B. Selman, K. Q. Weinberger", 2018, "Understanding Batch Normalization", "1806.02375"
+)
+SANTURKAR = Paper(
+    "S. Santurkar, D. Tsipras, A. Ilyas, A. Mądry",
+    2018,
+    "How Does Batch Normalization Help Optimization?",
+    "1805.11604",
+)
+WU_HE = Paper("Y. Wu, K. He", 2018, "Group Normalization", "1803.08494")
+WU_JOHNSON = Paper("Y. Wu, J. Johnson", 2021, 'Rethinking "Batch" in BatchNorm', "2105.07576")
+SCHNEIDER = Paper(
+    "S. Schneider, E. Rusak, L. Eck, O. Bringmann, W. Brendel, M. Bethge",
+    2020,
+    "Improving robustness against common corruptions by covariate shift adaptation",
+    "2006.16971",
+)
+LAURENT = Paper(
+    "C. Laurent, G. Pereyra, P. Brakel, Y. Zhang, Y. Bengio",
+    2015,
+    "Batch Normalized Recurrent Neural Networks",
+    "1510.01378",
+)
+
+ENTRIES = (
+    Entry("faster", "Faster and higher", "Does a network with it learn in fewer steps, and end higher?", IOFFE),
+    Entry("learning-rates", "Larger learning rates", "Does it allow larger learning rates?", BJORCK),
+    Entry("smoother-loss", "A smoother loss", "Is the loss along the gradient smoother with it?", SANTURKAR),
+    Entry("noise", "Noise after it", "Is it a steadier distribution that helps? Noise takes that away.", SANTURKAR),
+    Entry("scale", "What it makes irrelevant", "Do the scales of weights and inputs stop mattering?", IOFFE),
+    Entry("small-batches", "Small batches", "Where do batches become too small for it?", WU_HE),
+    Entry(
+        "running-statistics",
+        "Training or running statistics",
+        "Do the running statistics stand for those it was trained with?",
+        WU_JOHNSON,
+    ),
+    Entry("shifted-test", "Other data than in training", "Do new statistics repair a shifted test set?", SCHNEIDER),
+    Entry("padding", "Padding", "Does padding without a mask spoil the statistics?", LAURENT),
+)
+NAMES = tuple(entry.name for entry in ENTRIES)
+
+
+def chosen(names: Sequence[str]) -> list[Entry]:
+    """Return the named experiments in the order of the list, all where none is named; refuse an unknown name."""
+    for name in names:
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise Refused(f"There is no experiment {name!r}.{hint} The experiments are: {', '.join(NAMES)}.")
+    return [entry for entry in ENTRIES if not names or entry.name in names]
+
+
+def experiment(name: str) -> Experiment:
+    """Return the module of an experiment; this loads PyTorch."""
+    return cast("Experiment", importlib.import_module(f"{__package__}.experiments.{name.replace('-', '_')}"))
