@@ -287,6 +287,9 @@ std::string refused_weights(const View& x, const View& weights) {
                         : "one counted value per channel in training, so its variance is 0";
 }
 
+// A number in a message; std::to_string prints the sign of a NaN, which says nothing.
+std::string said(double value) { return std::isnan(value) ? "nan" : std::to_string(value); }
+
 std::string update_running(const View& stats, const Running& running, const double* momentum, int correction, OnNonfinite on) {
   const bool table = stats.dtype == DType::f64 && stats.ndim == 2 && stats.sizes[0] == 4 && stats.strides[1] == 1;
   const int64_t C = table ? stats.sizes[1] : 0;
@@ -298,8 +301,8 @@ std::string update_running(const View& stats, const Running& running, const doub
   for (int64_t c = 0; c < C; ++c) {
     if (on != OnNonfinite::propagate && !(std::isfinite(mean[c]) && std::isfinite(m2[c]))) {
       if (on == OnNonfinite::skip) return "";
-      return "channel " + std::to_string(c) + " of the batch has mean " + std::to_string(mean[c]) + " and variance " +
-             std::to_string(m2[c] / count[c]) + "; running statistics are left as they were (on_nonfinite='raise')";
+      return "channel " + std::to_string(c) + " of the batch has mean " + said(mean[c]) + " and variance " +
+             said(m2[c] / count[c]) + "; running statistics are left as they were (on_nonfinite='raise')";
     }
     if (!(count[c] > correction))
       return "running_var is M2 / (count - " + std::to_string(correction) +
