@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kSmallProblem = 16384;  // elements; below, handing work to a thread costs more than it does
 constexpr int64_t kRunHead = 1024;        // bytes of the next run to ask for ahead
+constexpr int64_t kShortRun = 64;         // positions; below, copying runs together costs less than their masked ends
 constexpr int64_t kColumns = 1024;        // of a sample of tiny planes: their coefficients stay in L1
 
 template <class T> class ChannelsFirst {
@@ -27,51 +28,28 @@ template <class T> class ChannelsFirst {
   Moments moments_block(int64_t c, int64_t b) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
     if (p_.weights) return weighted_block(c, r0, n);
-    D16 s1 = fill<double>(0), s2 = s1;
-    if (by_runs()) {
-      const T* base = element<T>(p_, p_.x, c);
-      const double K = finite_or_zero(to_double(base[run_offset(p_, p_.x, r0 / run_length(p_)) + r0 % run_length(p_)]));
-      each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
-        const T* x = base + run_offset(p_, p_.x, outer) + s;
-        prefetch_next(p_.x, x, base + run_offset(p_, p_.x, outer + 1));
-        accumulate(x, done % kLanes, length, K, s1, s2);
-      });
-      return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
-    }
+    if (sums_by_runs()) return moments_of(element<T>(p_, p_.x, c), r0, n, false);
     T packed[kBlock];
     gather(p_, p_.x, c, r0, n, packed);
-    const double K = finite_or_zero(to_double(packed[0]));
-    accumulate(packed, 0, n, K, s1, s2);
-    return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
+    return moments_of(packed, 0, n, true);
   }
 
   Sums sums_block(int64_t c, int64_t b) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
-    D16 sg = fill<double>(0), sgd = sg;
     const bool with_residual = p_.residual && p_.activation != Activation::none;
-    with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
-      if (by_runs()) {
-        const T *x = element<T>(p_, p_.x, c), *g = element<T>(p_, p_.grad_y, c);
-        const T* r = with_residual ? element<T>(p_, p_.residual, c) : nullptr;
-        each_segment(p_, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
-          const T *xs = x + run_offset(p_, p_.x, outer) + s, *gs = g + run_offset(p_, p_.grad_y, outer) + s;
-          prefetch_next(p_.x, xs, x + run_offset(p_, p_.x, outer + 1));
-          prefetch_next(p_.grad_y, gs, g + run_offset(p_, p_.grad_y, outer + 1));
-          accumulate_grads<v()>(c, xs, gs, r ? r + run_offset(p_, p_.residual, outer) + s : nullptr, done % kLanes, length, sg,
-                                sgd);
-        });
-        return;
-      }
-      T x[kBlock], g[kBlock], r[kBlock];
-      gather(p_, p_.x, c, r0, n, x);
-      gather(p_, p_.grad_y, c, r0, n, g);
-      if (with_residual) gather(p_, p_.residual, c, r0, n, r);
-      accumulate_grads<v()>(c, x, g, with_residual ? r : nullptr, 0, n, sg, sgd);
-    });
-    return {fold(sg), fold(sgd)};
+    const Variant variant = variant_of(p_, table_.wide[c] != 0);
+    if (sums_by_runs()) {
+      const T* r = with_residual ? element<T>(p_, p_.residual, c) : nullptr;
+      return sums_of(variant, c, {element<T>(p_, p_.x, c), element<T>(p_, p_.grad_y, c), r}, r0, n, false);
+    }
+    T x[kBlock], g[kBlock], r[kBlock];
+    gather(p_, p_.x, c, r0, n, x);
+    gather(p_, p_.grad_y, c, r0, n, g);
+    if (with_residual) gather(p_, p_.residual, c, r0, n, r);
+    return sums_of(variant, c, {x, g, with_residual ? r : nullptr}, 0, n, true);
   }
 
-  // Whether both passes work on runs where they are.
+  // Whether the second pass works on runs where they are.
   bool by_runs() const { return direct_ && !p_.weights && run_length(p_) >= kLanes; }
 
   // Channels c0 … c1 - 1, positions r0 … r1 - 1, last ones first: they are the ones a cache still holds.
@@ -91,6 +69,9 @@ template <class T> class ChannelsFirst {
   const Problem& p_;
   Table<C>& table_;
   bool direct_, columns_, streaming_;
+
+  // Whether the first pass does. Its runs begin in any lane, so that each has a masked vector at both ends.
+  bool sums_by_runs() const { return by_runs() && run_length(p_) >= kShortRun; }
 
   // All channels of a sample stand one after another, in every array.
   bool is_dense() const {
@@ -112,6 +93,46 @@ template <class T> class ChannelsFirst {
       if (i >= 0 && i + 16 <= n) whole(i);
       else part(i, i < 0 ? -i : 0, n - i < 16 ? n - i : 16);
     }
+  }
+
+  // Of a channel's values: in runs where they stand, or gathered into one run.
+  BN_OUTLINED Moments moments_of(const T* base, int64_t r0, int64_t n, bool gathered) const {
+    const int64_t inner = gathered ? n : run_length(p_);
+    const auto run = [&](int64_t outer) { return base + (gathered ? 0 : run_offset(p_, p_.x, outer)); };
+    const double K = finite_or_zero(to_double(run(r0 / inner)[r0 % inner]));
+    D16 s1 = fill<double>(0), s2 = s1;
+    each_segment(inner, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) BN_INLINE_LAMBDA {
+      const T* x = run(outer) + s;
+      if (!gathered) prefetch_next(p_.x, x, run(outer + 1));
+      accumulate(x, done % kLanes, length, K, s1, s2);
+    });
+    return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
+  }
+
+  struct GradValues {
+    const T *x, *g, *residual;
+  };
+
+  Sums sums_of(Variant variant, int64_t c, GradValues from, int64_t r0, int64_t n, bool gathered) const {
+    Sums sums;
+    with_variant(variant, [&](auto v) { sums = sums_of<v()>(c, from, r0, n, gathered); });
+    return sums;
+  }
+
+  template <Variant V> BN_OUTLINED Sums sums_of(int64_t c, GradValues from, int64_t r0, int64_t n, bool gathered) const {
+    D16 sg = fill<double>(0), sgd = sg;
+    const auto run = [&](const Array& a, const T* base, int64_t outer) { return base + (gathered ? 0 : run_offset(p_, a, outer)); };
+    each_segment(gathered ? n : run_length(p_), r0, n,
+                 [&](int64_t outer, int64_t s, int64_t done, int64_t length) BN_INLINE_LAMBDA {
+                   const T *x = run(p_.x, from.x, outer) + s, *g = run(p_.grad_y, from.g, outer) + s;
+                   if (!gathered) {
+                     prefetch_next(p_.x, x, run(p_.x, from.x, outer + 1));
+                     prefetch_next(p_.grad_y, g, run(p_.grad_y, from.g, outer + 1));
+                   }
+                   const T* r = from.residual ? run(p_.residual, from.residual, outer) + s : nullptr;
+                   accumulate_grads<V>(c, x, g, r, done % kLanes, length, sg, sgd);
+                 });
+    return {fold(sg), fold(sgd)};
   }
 
   static BN_INLINE void accumulate(const T* p, int64_t lane, int64_t n, double K, D16& s1_out, D16& s2_out) {
@@ -177,14 +198,26 @@ template <class T> class ChannelsFirst {
       for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
         const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
         const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
-        for (int64_t c = c0; c < c1; ++c) {
-          const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s0 : nullptr; };
-          run<T, Uniform<C>, v()>(p_, table_, c, {at(p_.x), at(p_.residual), at(p_.y)},
-                                  {at(p_.x), at(p_.grad_y), at(p_.residual), at(p_.grad_x), at(p_.grad_residual), nullptr, 0},
-                                  s1 - s0, streaming_);
-        }
+        const int64_t some = p_.channel_dims == 1 ? c1 - c0 : 1;
+        for (int64_t c = c0; c < c1; c += some)
+          apply_to<T, Uniform<C>, v()>(p_, table_, c, c + some, runs_at(c, outer, s0), s1 - s0, streaming_);
       }
     });
+  }
+
+  // The runs of channel c, from position s of each on.
+  Runs<T> runs_at(int64_t c, int64_t outer, int64_t s) const {
+    const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s : nullptr; };
+    const auto step = [&](const Array& a) { return a ? a.channel[p_.channel_dims - 1] : 0; };
+    const Array& out = p_.grad_y ? p_.grad_x : p_.y;
+    return {at(p_.x),
+            at(p_.grad_y),
+            at(p_.residual),
+            at(out),
+            at(p_.grad_residual),
+            {step(p_.x), step(p_.grad_y), step(p_.residual), step(out), step(p_.grad_residual)},
+            nullptr,
+            0};
   }
 
   void apply_packed(int64_t c, int64_t r0, int64_t r1) const {
@@ -199,8 +232,8 @@ template <class T> class ChannelsFirst {
       if (weighted) gather_weights(p_, start, n, w, weights_scale(p_));
       const T* residual = p_.residual ? r : nullptr;
       with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
-        run<T, Uniform<C>, v()>(p_, table_, c, {x, residual, out},
-                                {x, g, residual, out, p_.grad_residual ? grad_r : nullptr, weighted ? w : nullptr, 1}, n, false);
+        const Runs<T> runs{x, g, residual, out, p_.grad_residual ? grad_r : nullptr, {}, weighted ? w : nullptr, 1};
+        apply_to<T, Uniform<C>, v()>(p_, table_, c, c + 1, runs, n, false);
       });
       scatter(p_, p_.grad_y ? p_.grad_x : p_.y, c, start, n, out);
       if (p_.grad_residual) scatter(p_, p_.grad_residual, c, start, n, grad_r);
@@ -213,14 +246,9 @@ template <class T> class ChannelsFirst {
     const bool wide = table_.any_wide(c0, c1 - c0);
     Table<C> columns(width);
     for (int64_t c = c0; c < c1; ++c) columns.spread(table_, c, (c - c0) * S, S, wide);
-    const auto at = [&](const Array& a, int64_t outer) { return a ? element<T>(p_, a, c0) + run_offset(p_, a, outer) : nullptr; };
     with_variant(variant_of(p_, wide), [&](auto v) {
-      for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
-        run<T, Columns<C>, v()>(p_, columns, 0, {at(p_.x, outer), at(p_.residual, outer), at(p_.y, outer)},
-                                {at(p_.x, outer), at(p_.grad_y, outer), at(p_.residual, outer), at(p_.grad_x, outer),
-                                 at(p_.grad_residual, outer), nullptr, 0},
-                                width, streaming_);
-      }
+      for (int64_t outer = p_.m / S - 1; outer >= 0; --outer)
+        apply_to<T, Columns<C>, v()>(p_, columns, 0, 1, runs_at(c0, outer, 0), width, streaming_);
     });
   }
 };

@@ -94,10 +94,15 @@ template <class T> class ChannelsLast {
         C w = 1;
         const bool weighted = p_.grad_y && p_.weights;
         if (weighted) gather_weights(p_, r, 1, &w, weights_scale(p_));
-        run<T, Columns<C>, v()>(p_, repeated_, 0, {at(p_.x, r), at(p_.residual, r), at(p_.y, r)},
-                                {at(p_.x, r), at(p_.grad_y, r), at(p_.residual, r), at(p_.grad_x, r), at(p_.grad_residual, r),
-                                 weighted ? &w : nullptr, 0},
-                                rows * p_.C, streaming_);
+        const Runs<T> runs{at(p_.x, r),
+                           at(p_.grad_y, r),
+                           at(p_.residual, r),
+                           at(p_.grad_y ? p_.grad_x : p_.y, r),
+                           at(p_.grad_residual, r),
+                           {},
+                           weighted ? &w : nullptr,
+                           0};
+        apply_to<T, Columns<C>, v()>(p_, repeated_, 0, 1, runs, rows * p_.C, streaming_);
       }
     });
     if (streaming_) fence();

@@ -108,8 +108,8 @@ template <class T> struct ForwardRun {
 };
 
 template <class T, class K, Variant V>
-BN_INLINE_RUN void forward_run(const Problem& p, const Table<Compute<T>>& table, int64_t c, ForwardRun<T> run, int64_t n,
-                               bool streaming) {
+BN_INLINE void forward_run(const Problem& p, const Table<Compute<T>>& table, int64_t c, ForwardRun<T> run, int64_t n,
+                           bool streaming) {
   const K k(table, c);  // of its own: stores to y cannot change it, and the compiler knows
   using C = Compute<T>;
   const auto result = [&](int64_t j, Lanes<C> x, Lanes<C> r) BN_INLINE_LAMBDA {
@@ -145,8 +145,8 @@ template <class T> struct BackwardRun {
 inline bool is_common(const Problem& p) { return p.training && !p.weights && !p.residual && !p.grad_residual; }
 
 template <class T, class K, Variant V, bool Common>
-BN_INLINE_RUN void backward_run(const Problem& p, const Table<Compute<T>>& table, int64_t c, BackwardRun<T> run, int64_t n,
-                                bool streaming) {
+BN_INLINE void backward_run(const Problem& p, const Table<Compute<T>>& table, int64_t c, BackwardRun<T> run, int64_t n,
+                            bool streaming) {
   const K k(table, c);
   using C = Compute<T>;
   struct Grads {
@@ -207,13 +207,33 @@ BN_INLINE_RUN void backward_run(const Problem& p, const Table<Compute<T>>& table
   }
 }
 
-// One run of channel c, or of columns from c on, forward or backward as the problem has it.
+// The arrays of one run, whichever the problem has, and how far each is from the same run of the next channel.
+template <class T> struct Runs {
+  const T *x, *g, *residual;
+  T *out, *grad_residual;  // out: y or grad_x
+  struct {
+    int64_t x, g, residual, out, grad_residual;
+  } step;
+  const Compute<T>* weights;
+  int64_t weight_step;
+
+  ForwardRun<T> forward() const { return {x, residual, out}; }
+  BackwardRun<T> backward() const { return {x, g, residual, out, grad_residual, weights, weight_step}; }
+  void next_channel() { x += step.x, g += step.g, residual += step.residual, out += step.out, grad_residual += step.grad_residual; }
+};
+
+// The runs of channels c0 … c1 - 1, or, with Columns, one run of columns from c0 on; forward or backward as the problem has it.
 template <class T, class K, Variant V>
-BN_INLINE_RUN void run(const Problem& p, const Table<Compute<T>>& table, int64_t c, ForwardRun<T> f, BackwardRun<T> b, int64_t n,
-                       bool streaming) {
-  if (!p.grad_y) forward_run<T, K, V>(p, table, c, f, n, streaming);
-  else if (is_common(p)) backward_run<T, K, V, true>(p, table, c, b, n, streaming);
-  else backward_run<T, K, V, false>(p, table, c, b, n, streaming);
+BN_OUTLINED void apply_to(const Problem& p, const Table<Compute<T>>& table, int64_t c0, int64_t c1, Runs<T> r, int64_t n,
+                          bool streaming) {
+  constexpr bool common = V != Variant::wide;  // rare, and large: not worth a loop of its own
+  if (!p.grad_y) {
+    for (int64_t c = c0; c < c1; ++c, r.next_channel()) forward_run<T, K, V>(p, table, c, r.forward(), n, streaming);
+  } else if (common && is_common(p)) {
+    for (int64_t c = c0; c < c1; ++c, r.next_channel()) backward_run<T, K, V, common>(p, table, c, r.backward(), n, streaming);
+  } else {
+    for (int64_t c = c0; c < c1; ++c, r.next_channel()) backward_run<T, K, V, false>(p, table, c, r.backward(), n, streaming);
+  }
 }
 
 }  // namespace

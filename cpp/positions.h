@@ -38,15 +38,18 @@ template <class F> bool all_arrays(const Problem& p, const F& holds) {
 inline int64_t run_length(const Problem& p) { return p.reduced[p.reduced_dims - 1]; }
 inline int64_t run_step(const Problem& p, const Array& a) { return a.reduced[p.reduced_dims - 1]; }
 
-// f(outer, s, done, length) for each part of a run that positions r0 … r0 + n - 1 touch, in order.
-template <class F> BN_INLINE void each_segment(const Problem& p, int64_t r0, int64_t n, const F& f) {
-  const int64_t inner = run_length(p);
+// f(outer, s, done, length) for each part of a run of `inner` positions that positions r0 … r0 + n - 1 touch, in order.
+template <class F> BN_INLINE void each_segment(int64_t inner, int64_t r0, int64_t n, const F& f) {
   int64_t outer = r0 / inner, s = r0 - outer * inner;
   for (int64_t done = 0; done < n; ++outer, s = 0) {
     const int64_t length = inner - s < n - done ? inner - s : n - done;
     f(outer, s, done, length);
     done += length;
   }
+}
+
+template <class F> BN_INLINE void each_segment(const Problem& p, int64_t r0, int64_t n, const F& f) {
+  each_segment(run_length(p), r0, n, f);
 }
 
 template <class T> BN_INLINE void copy_run(const T* from, int64_t n, T* to) {
