@@ -15,7 +15,7 @@ PACKAGE = Path(bn.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CPP = Path(__file__).parent.parent / "cpp"
 
-# cli → why · bench → files · explanation → layers · _blocks → functional → moments → _checks → _plan → _native: downwards only.
+# cli → why · bench → files · explanation → layers · _blocks → functional → moments → _checks → _plan → _native.
 LEVELS = {
     "_native": 0,
     "_plan": 1,
@@ -28,12 +28,12 @@ LEVELS = {
     "files": 6,
     "explanation": 6,
     "why": 7,  # experiments: torch models on real data, and their report
-    "bench": 7,  # speed, beside other libraries: it calls them, and the specification to verify them
+    "bench": 7,  # speed, beside other libraries
     "cli": 8,
     "__init__": 9,
     "__main__": 10,
 }
-ALONE = "_reference"  # the specification: imports nothing of the package; of the package only bench imports it, to verify
+ALONE = "_reference"  # the specification: imports nothing of the package, and only bench imports it, to verify
 MAY_IMPORT = {  # who, of the package
     "torch": ("torch", "why", "bench"),
     "sklearn": ("why", "bench"),
@@ -105,7 +105,7 @@ def _first_function(path: Path) -> int:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_core_needs_numpy_only(path: Path):
-    """PyTorch in its front end, the experiments and the benchmarks alone; below files and explanation nothing else but numpy."""
+    """PyTorch and others where MAY_IMPORT says; below files and explanation nothing else but numpy."""
     module = _module(path)
     light = module == ALONE or LEVELS[module] < LIGHT or module == "__init__"
     for name, line in _outside(path):

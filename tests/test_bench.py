@@ -481,14 +481,18 @@ def test_the_list_of_the_command_is_a_list() -> None:
 # --- lists and results of the repository
 
 
-@pytest.fixture(scope="module")
-def derive() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("derive", SHAPES / "derive.py")
+def script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def derive() -> ModuleType:
+    return script(SHAPES / "derive.py")
 
 
 @in_a_checkout
@@ -541,6 +545,41 @@ def test_results_of_the_repository_are_documents() -> None:
         if (results / f"{name}.json").exists():
             assert read(results / f"{name}.json")["rows"]
     assert (results / "core.json").exists()
+
+
+@in_a_checkout
+def test_the_full_run_measures_each_shape_once() -> None:
+    full = script(ROOT / "benchmarks" / "run.py")
+    shapes = full.distinct(full.NETWORKS)
+    assert len({shape.sizes for shape in shapes}) == len(shapes) > 100
+    assert set(full.NETWORKS) <= {path.stem for path in SHAPES.glob("*.txt")}
+    everybody_there = {c.name for c in everybody()}
+    assert all(set(part.who or ()) <= everybody_there for part in full.PARTS.values())
+
+
+@in_a_checkout
+def test_tables_of_networks_and_dtypes_add_up(small: dict[str, Any], tiny: Path) -> None:
+    more = script(ROOT / "benchmarks" / "render_more.py")
+    text = more.networks(small, {"a network": read_shapes(tiny)})
+    time_of = {
+        (len(row["shape"]), row["layout"], row["operation"]): ratios.seconds(row, "eager", "fresh")
+        for row in small["rows"]
+    }
+    total = 3 * time_of[4, "contiguous", "forward"] + time_of[2, "contiguous", "forward"]  # three layers and one
+    line = next(one for one in text.splitlines() if one.startswith("| a network | 4 | contiguous |"))
+    assert float(line.split("|")[4]) == pytest.approx(total * 1e3, rel=0.01)
+    assert "| a network | 3 | channels-last |" in text  # the table has one layout
+    rows = [one for one in more.dtypes(small).splitlines() if one.startswith("| float32 |")]
+    assert len(rows) == 2
+    page = "a\n<!-- dtypes -->\nold\n<!-- /dtypes -->\nb"
+    assert more.fill(page, "dtypes", "new") == "a\n<!-- dtypes -->\n\nnew\n\n<!-- /dtypes -->\nb"
+
+
+@in_a_checkout
+def test_the_page_has_a_place_for_each_table() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name in ("networks", "dtypes"):
+        assert page.count(f"<!-- {name} -->") == page.count(f"<!-- /{name} -->") == 1
 
 
 def test_contestants_have_distinct_names_and_say_what_they_are() -> None:

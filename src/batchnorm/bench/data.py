@@ -76,7 +76,8 @@ class Data:
         xhat, z = _reference.normalize(arranged, mean, var, weight, bias, eps, residual)
         kind = "relu" if operation.activates else None
         if operation.kind != "backward":
-            return Exact({"y": self._back(_reference.activate(z, kind))}, {})
+            terms = np.abs(weight * xhat) + np.abs(bias) + np.abs(residual)
+            return Exact({"y": self._back(_reference.activate(z, kind))}, {}, self._back(terms))
         given = _reference.arrange(self.grad, 1)
         g = given * _reference.derivative(z, kind)
         dx, grad_weight, grad_bias = _reference.backward(g, xhat, var, weight, eps)
@@ -107,7 +108,8 @@ class Data:
 
 
 class Exact(NamedTuple):
-    """Exact results by name, and by how much each may differ for a reason other than rounding."""
+    """Exact results by name, and what their errors are measured by."""
 
     results: dict[str, Doubles]
-    slack: dict[str, Any]
+    slack: dict[str, Any]  # by how much each may differ for a reason other than rounding
+    terms: Doubles | float = 1.0  # the sizes of what is added up to y: where they cancel, so do its digits

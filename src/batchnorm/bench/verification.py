@@ -13,7 +13,7 @@ from .data import Exact
 class Allowed(NamedTuple):
     """The largest errors that pass."""
 
-    y: float  # relative to the larger of 1 and the value's size
+    y: float  # relative to the larger of 1 and the sizes of what is added up
     gradients: float  # relative to the largest value in the tensor
 
 
@@ -49,7 +49,7 @@ def verify(who: str, results: dict[str, NDArray[Any]], exact: Exact, allowed: Al
             raise Wrong(f"{who}: {name} has shape {got.shape}, not {want.shape}")
         off = np.abs(got.astype(np.float64) - want)
         if name in ("y", "copy"):
-            off /= np.maximum(1, np.abs(want))
+            off /= np.maximum(1, exact.terms)
             limit = allowed.y
         else:
             scale = float(np.max(np.abs(want))) or 1.0
