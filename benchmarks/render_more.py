@@ -58,9 +58,9 @@ def networks(document: Document, lists: dict[str, Sequence[Shape]]) -> str:
     head = ["network", "layers", "layout", "forward, ms", "faster", "backward, ms", "faster", "the worst layer"]
     return (
         "## All layers of a network\n\n"
-        "Every batch-norm layer of networks at their usual sizes (`benchmarks/shapes/`), timed alone as above, and added "
-        "up:\nPyTorch's milliseconds, and how many times faster ours are; and the layer for which that is least. In a "
-        "network,\nwhat stands before a layer has filled the caches; that is not in these sums.\n\n"
+        "Every batch-norm layer of networks at their usual sizes (`benchmarks/shapes/`), timed alone as above, and\n"
+        "added up: PyTorch's milliseconds, and how many times faster ours are; and the layer for which that is least.\n"
+        "In a network, what stands before a layer has filled the caches; that is not in these sums.\n\n"
         f"{markdown(head, table, 3)}\n\n{machine(document)}; medians, new outputs for both."
     )
 
@@ -90,8 +90,8 @@ def dtypes(document: Document) -> str:
     ]
     return (
         "## Other dtypes\n\n"
-        "The same shapes; geometric means of our time in copies of the tensor, and of how many times faster than PyTorch "
-        "that is:\n\n"
+        "The same shapes; geometric means of our time in copies of the tensor, and of how many times faster than "
+        "PyTorch that is:\n\n"
         f"{markdown(head, table, 2)}\n\n{machine(document)}; medians, new outputs for all."
     )
 

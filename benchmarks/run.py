@@ -10,12 +10,10 @@ networks: every distinct batch-norm layer of the networks in shapes/, beside the
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
-
-from rich.console import Console
-from rich.progress import Progress
 
 from batchnorm import get_num_threads
 from batchnorm.bench.contestants import everybody
@@ -23,6 +21,7 @@ from batchnorm.bench.document import Settings, run, written
 from batchnorm.bench.problem import OPERATIONS, Shape, problems, read_shapes
 from batchnorm.bench.table import table
 from batchnorm.explanation.lines import plain
+from batchnorm.files.progress import progress_on
 
 HERE = Path(__file__).parent
 PLAIN = ("forward", "evaluation", "backward")
@@ -65,16 +64,15 @@ def distinct(lists: tuple[str, ...]) -> list[Shape]:
     return list(found.values())
 
 
-def measure(name: str, console: Console) -> None:
+def measure(name: str) -> None:
     """One part: measured, written, printed."""
     part, most, start = PARTS[name], get_num_threads(), time.perf_counter()
     threads = sorted({1, most}) if part.one_thread else [most]
     rows = list(problems(distinct(part.lists), part.dtypes, part.operations, threads))
     compiled = {(operation, most) for operation in part.operations}
     contestants = [c for c in everybody(compiled) if part.who is None or c.name in part.who]
-    with Progress(console=console) as bars:
-        task = bars.add_task(f"{name:<9}", total=len(rows))
-        document = run(rows, contestants, part.settings, lambda done: bars.advance(task, done), HERE.parent)
+    with progress_on(sys.stderr, still=True) as progress:
+        document = run(rows, contestants, part.settings, progress(name, len(rows)), HERE.parent)
     target = HERE / "results" / f"{name}.json"
     target.write_text(written(document), encoding="utf-8")
     for one in table(document, 130):
@@ -89,9 +87,8 @@ def main() -> None:
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    console = Console(stderr=True)
     for name in options.parts or PARTS:
-        measure(name, console)
+        measure(name)
 
 
 if __name__ == "__main__":

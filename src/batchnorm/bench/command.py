@@ -59,7 +59,7 @@ def run_bench(options: argparse.Namespace) -> None:
     rows, settings = _plan(options, before)
     compiled = {(kind, max(p.threads for p in rows)) for kind in COMPILED} if not options.quick else set()
     try:
-        with progress_on(sys.stderr) as progress:
+        with progress_on(sys.stderr, still=True) as progress:
             document = run(rows, everybody(compiled), settings, progress("measuring", len(rows)))
     except Wrong as wrong:
         raise Refused(f"{wrong}. That is a fault of this library: please report it, with your processor.") from wrong

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 try:
@@ -47,20 +49,33 @@ def measure(runners: Mapping[str, Runner], rounds: int, budget: float) -> dict[s
     faults: dict[str, list[float]] = {name: [] for name in runners}
     until = time.perf_counter() + budget
     spinning = ""
-    for number in range(rounds):
-        if number >= FEWEST_ROUNDS and time.perf_counter() > until:
-            break
-        for name in list(runners) if number % 2 == 0 else reversed(list(runners)):
-            call, pool = runners[name]
-            _settle(call, SETTLE if spinning not in ("", pool) else 0.0)
-            before, start = _faults(), time.perf_counter()
-            for _ in range(counts[name]):
-                call()
-            end, after = time.perf_counter(), _faults()
-            seconds[name].append((end - start) / counts[name])
-            faults[name].append((after - before) / counts[name])
-            spinning = pool
+    with _no_collection():
+        for number in range(rounds):
+            if number >= FEWEST_ROUNDS and time.perf_counter() > until:
+                break
+            for name in list(runners) if number % 2 == 0 else reversed(list(runners)):
+                call, pool = runners[name]
+                _settle(call, SETTLE if spinning not in ("", pool) else 0.0)
+                before, start = _faults(), time.perf_counter()
+                for _ in range(counts[name]):
+                    call()
+                end, after = time.perf_counter(), _faults()
+                seconds[name].append((end - start) / counts[name])
+                faults[name].append((after - before) / counts[name])
+                spinning = pool
     return {name: summary(seconds[name], faults[name]) for name in runners}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collecting garbage is nobody's work, and would fall on anybody."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def summary(seconds: Sequence[float], faults: Sequence[float]) -> Times:
