@@ -24,8 +24,8 @@ THEIRS = {
     "float16": Allowed(2**-9, 2**-8),
     "bfloat16": Allowed(2**-6, 2**-5),
 }
-#: For us: a rounding or two. 16-bit results are computed in float32 and rounded once, by half a unit at most. In float64
-#: the specification's own sums, one value after the other, are no better than this.
+#: For us: a rounding or two. 16-bit results are computed in float32 and rounded once, by half a unit at most. In
+#: float64 the specification's own sums, one value after the other, are no better than this.
 OURS = {
     "float64": Allowed(1e-12, 1e-11),
     "float32": Allowed(2.5e-7, 1e-6),
