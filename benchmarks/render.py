@@ -1,13 +1,15 @@
-"""Write the speed tables of the READMEs from a result of core.py.
+"""Write the speed tables of the READMEs from the results of run.py core.
 
 python benchmarks/render.py benchmarks/results/core.json
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+
+from batchnorm.bench.document import read
+from batchnorm.bench.ratios import by_shape
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("forward", "evaluation", "backward")
@@ -35,7 +37,7 @@ def cells(row: dict) -> list[str]:
 
 
 def main() -> None:
-    result = json.loads(Path(sys.argv[1]).read_text())
+    result = by_shape(read(Path(sys.argv[1])))
     for page, (head, note) in PAGES.items():
         lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2), *map(cells, result["rows"])]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)

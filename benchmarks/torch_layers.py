@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,26 @@ from rich.progress import track
 from rich.table import Table
 
 import batchnorm.torch as bnt
-from core import HERE, SETTLE, Problem, describe_machine, random_tensor, read_shapes
+from batchnorm.bench.contestants.pytorch import EAGER
+from batchnorm.bench.machine import describe
+from batchnorm.bench.problem import read_shapes
+from batchnorm.bench.timing import SETTLE
+
+HERE = Path(__file__).parent
+
+
+class Problem(NamedTuple):
+    """A named shape in one memory layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str
+
+
+def random_tensor(problem: Problem, generator: torch.Generator) -> torch.Tensor:
+    x = torch.randn(problem.shape, generator=generator)
+    return x.contiguous(memory_format=torch.channels_last) if problem.layout == "channels_last" else x
+
 
 KINDS = {  # name: (activation of ours, adds a residual)
     "batch norm": (None, False),
@@ -153,9 +173,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_memory()
     console = Console(width=150)
-    problems = [(p, kind) for p in read_shapes(options.shapes) for kind in KINDS]
+    shapes = [Problem(s.name, s.sizes, layout) for s in read_shapes(options.shapes) for layout in s.layouts]
+    problems = [(p, kind) for p in shapes for kind in KINDS]
     rows = [measure(p, kind, options.repeats) for p, kind in track(problems, "measuring", console=console)]
-    machine = describe_machine(options.threads)
+    machine = {**describe(EAGER, HERE.parent), "threads": options.threads}
     show(rows, console)
     console.print(machine)
     if options.json:

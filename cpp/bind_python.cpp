@@ -39,6 +39,8 @@ class Buffer {
     return {static_cast<char*>(view_.buf), dtype, view_.ndim, reinterpret_cast<const int64_t*>(view_.shape), strides_};
   }
   double* doubles() const { return held_ ? static_cast<double*>(view_.buf) : nullptr; }
+  char* bytes() const { return static_cast<char*>(view_.buf); }
+  int64_t size() const { return view_.len; }
 
  private:
   Py_buffer view_{};
@@ -123,6 +125,14 @@ void backward(nb::object grad_y_, nb::object x_, nb::object grad_x_, int dtype, 
   active_kernels().backward(p);
 }
 
+// Of the benchmarks: arrays of as many bytes, each one piece of memory.
+void copy(nb::object to_, nb::object from_, bool streaming) {
+  const Buffer to(to_, true), from(from_, false);
+  const int threads = get_num_threads();
+  const WithoutLock released;
+  active_kernels().copy(to.bytes(), from.bytes(), from.size(), threads, streaming);
+}
+
 std::vector<std::string> available_isas() {
   const Kernels* all[kMaxKernels];
   const int n = list_kernels(all);
@@ -151,6 +161,7 @@ NB_MODULE(_native, m) {
         nb::arg("residual").none(), nb::arg("grad_residual").none(), nb::arg("weights").none(), nb::arg("weights_dtype"),
         nb::arg("stats"), nb::arg("weight").none(), nb::arg("bias").none(), nb::arg("eps"), nb::arg("activation"),
         nb::arg("training"), nb::arg("grad_weight"), nb::arg("grad_bias"));
+  m.def("copy", &copy, nb::arg("to"), nb::arg("source"), nb::arg("streaming"));
   m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
   m.def("get_num_threads", &get_num_threads);
   m.def("isa", [] { return std::string(active_kernels().name); });

@@ -4,6 +4,7 @@
 
 #include "channels_first.h"
 #include "channels_last.h"
+#include "copy.h"
 
 namespace batchnorm {
 namespace BN_ISA {
@@ -167,7 +168,7 @@ void backward(const Problem& p) {
 
 }  // namespace
 
-const Kernels kernels = {BN_STRING(BN_ISA), forward, backward};
+const Kernels kernels = {BN_STRING(BN_ISA), forward, backward, copy};
 
 }  // namespace BN_ISA
 }  // namespace batchnorm

@@ -68,6 +68,7 @@ struct Kernels {
   const char* name;
   void (*forward)(const Problem&);  // moments and / or normalize
   void (*backward)(const Problem&);
+  void (*copy)(char* to, const char* from, int64_t bytes, int threads, bool streaming);  // the yardstick of benchmarks
 };
 
 namespace reference {

@@ -2,6 +2,7 @@
 // be. Vector kernels must equal it bit for bit (tests/test_bits.py). Shared with them: the tree, the coefficients, 16-bit
 // conversion.
 #include <cmath>
+#include <cstring>
 
 #include "coefficients.h"
 #include "convert.h"
@@ -188,10 +189,11 @@ template <class C> void backward_in(const Problem& p) {
 
 void forward(const Problem& p) { p.dtype == DType::f64 ? forward_in<double>(p) : forward_in<float>(p); }
 void backward(const Problem& p) { p.dtype == DType::f64 ? backward_in<double>(p) : backward_in<float>(p); }
+void copy(char* to, const char* from, int64_t bytes, int, bool) { std::memcpy(to, from, bytes); }
 
 }  // namespace
 
-const Kernels kernels = {"reference", forward, backward};
+const Kernels kernels = {"reference", forward, backward, copy};
 
 }  // namespace reference
 }  // namespace batchnorm

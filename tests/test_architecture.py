@@ -15,7 +15,7 @@ PACKAGE = Path(bn.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CPP = Path(__file__).parent.parent / "cpp"
 
-# cli → why → files · explanation → layers · _blocks → functional → moments → _checks → _plan → _native: downwards only.
+# cli → why · bench → files · explanation → layers · _blocks → functional → moments → _checks → _plan → _native.
 LEVELS = {
     "_native": 0,
     "_plan": 1,
@@ -28,11 +28,18 @@ LEVELS = {
     "files": 6,
     "explanation": 6,
     "why": 7,  # experiments: torch models on real data, and their report
+    "bench": 7,  # speed, beside other libraries
     "cli": 8,
     "__init__": 9,
     "__main__": 10,
 }
-ALONE = "_reference"  # the specification: imports nothing of the package, and nothing of the package imports it
+ALONE = "_reference"  # the specification: imports nothing of the package, and only bench imports it, to verify
+MAY_IMPORT = {  # who, of the package
+    "torch": ("torch", "why", "bench"),
+    "sklearn": ("why", "bench"),
+    "matplotlib": ("why",),
+    "jax": ("bench",),
+}
 LIGHT = 6  # below this level numpy is the only thing from outside the standard library
 
 
@@ -79,7 +86,9 @@ def test_imports_point_down(path: Path):
     module = _module(path)
     for part, line in _inside(path):
         where = f"{path.relative_to(PACKAGE)}:{line}"
-        assert part != ALONE, f"{where} imports {ALONE}, which nothing in the package calls"
+        if part == ALONE:
+            assert module == "bench", f"{where} imports {ALONE}, which only bench may, to verify what it times"
+            continue
         assert module != ALONE, f"{where}: {ALONE} imports {part}; it stands by itself"
         if module == "__init__" and line > _first_function(path):
             continue  # a function of the front page may load a heavier part when it is called
@@ -96,16 +105,14 @@ def _first_function(path: Path) -> int:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_core_needs_numpy_only(path: Path):
-    """PyTorch in its front end and the experiments alone; below files and explanation nothing else but numpy."""
+    """PyTorch and others where MAY_IMPORT says; below files and explanation nothing else but numpy."""
     module = _module(path)
     light = module == ALONE or LEVELS[module] < LIGHT or module == "__init__"
     for name, line in _outside(path):
         where = f"{path.relative_to(PACKAGE)}:{line}"
         assert name != "pandas", f"{where} imports {name}"
-        assert name not in ("sklearn", "matplotlib") or module == "why", (
-            f"{where} imports {name}: only batchnorm.why does"
-        )
-        assert name != "torch" or module in ("torch", "why"), f"{where} imports {name}: only batchnorm.torch does"
+        if name in MAY_IMPORT:
+            assert module in MAY_IMPORT[name], f"{where} imports {name}: only {', '.join(MAY_IMPORT[name])} may"
         assert not light or name in ("numpy", module), f"{where}: {module} imports {name}"
 
 

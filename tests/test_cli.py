@@ -585,7 +585,7 @@ def test_wrong_usage(argv: list[str], message: str, capsys: Capture) -> None:
 def test_help_and_version(capsys: Capture) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"batchnorm {bn.__version__}\n"
-    for argv in (["--help"], ["explain", "--help"], ["normalize", "--help"], ["why", "--help"]):
+    for argv in (["--help"], ["explain", "--help"], ["normalize", "--help"], ["why", "--help"], ["bench", "--help"]):
         assert main(argv) == 0
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 

@@ -18,6 +18,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from style import BLUE, GREEN, GREY, INK, ORANGE, PALE, plt, save
 
+from batchnorm.bench.document import read
+from batchnorm.bench.ratios import by_shape
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -208,7 +211,8 @@ def draw_layers(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    functions, layers = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("core", "torch_layers"))
+    functions = by_shape(read(RESULTS / "core.json"))
+    layers = json.loads((RESULTS / "torch_layers.json").read_text())
     draw_functions(functions)
     draw_layers(layers)
     parts = {

@@ -1,7 +1,8 @@
 """The specification: batch normalization in float64 NumPy, in the order of its formulas.
 
-For reading, and for the tests; nothing in the package calls it. Positions stand on the first axis here, channels on the
-second: x has shape (m, C). `arrange` brings any shape to this one.
+For reading, for the tests, and for `batchnorm bench` to verify what it times; nothing else in the package calls it.
+Positions stand on the first axis here, channels on the second: x has shape (m, C). `arrange` brings any shape to this
+one.
 """
 
 from __future__ import annotations

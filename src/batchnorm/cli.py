@@ -1,4 +1,4 @@
-"""The command ``batchnorm``: explain data, ask why by experiments, normalise files."""
+"""The command ``batchnorm``: explain data, ask why by experiments, normalise files, measure speed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .bench.command import add_bench
 from .why.command import add_why
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     add_why(commands)
     _add_normalize(commands)
+    add_bench(commands)
     return parser
 
 

@@ -18,22 +18,25 @@ def _silent(phase: str, total: int) -> Advance:
 
 
 @contextmanager
-def progress_on(stream: TextIO) -> Iterator[Progress]:
-    """Yield a function that begins a phase of so many values; the bars go when the work is done."""
-    bars = _bars(stream)
+def progress_on(stream: TextIO, *, still: bool = False) -> Iterator[Progress]:
+    """Yield a function that begins a phase of so many values; the bars go when the work is done.
+
+    `still`: drawn only when there is progress, by the caller's thread; another one would disturb work that is timed.
+    """
+    bars = _bars(stream, still)
     if bars is None:
         yield _silent
         return
 
     def begin(phase: str, total: int) -> Advance:
         task = bars.add_task(phase, total=total)
-        return lambda done: bars.advance(task, done)
+        return lambda done: bars.update(task, advance=done, refresh=still)
 
     with bars:
         yield begin
 
 
-def _bars(stream: TextIO) -> Bars | None:
+def _bars(stream: TextIO, still: bool) -> Bars | None:
     if not stream.isatty():
         return None
     try:
@@ -43,4 +46,4 @@ def _bars(stream: TextIO) -> Bars | None:
         return None
     text = rich.TextColumn("{task.description:<18}")
     columns = (text, rich.BarColumn(), rich.TaskProgressColumn(), rich.TimeRemainingColumn())
-    return rich.Progress(*columns, console=Console(file=stream), transient=True)
+    return rich.Progress(*columns, console=Console(file=stream), transient=True, auto_refresh=not still)
