@@ -43,10 +43,10 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "core": Part(("core",), ("float32",), tuple(OPERATIONS), True, None, Settings(rounds=11, budget=1.2)),
+    "core": Part(("core",), ("float32",), tuple(OPERATIONS), True, None, Settings(rounds=11, budget=0.8)),
     "dtypes": Part(
         ("core",), ("bfloat16", "float16", "float64"), PLAIN, False,
-        ("memcpy", "streaming copy", "ours", "eager", "onednn"), Settings(rounds=9, budget=0.6),
+        ("memcpy", "streaming copy", "ours", "eager", "onednn"), Settings(rounds=9, budget=0.4),
     ),
     "networks": Part(
         NETWORKS, ("float32",), ("forward", "backward"), False,

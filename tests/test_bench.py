@@ -255,11 +255,11 @@ def test_exact_results_are_those_of_the_functions_in_float64() -> None:
 
 def test_calls_take_turns_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SETTLE", 0.0)
-    monkeypatch.setattr(timing, "_calls", lambda call: 1)
+    monkeypatch.setattr(timing, "_calls", lambda call: 2)
     said: list[str] = []
     runners = {name: Runner(lambda name=name: said.append(name), "") for name in "abc"}  # type: ignore[misc]
     times = measure(runners, 2, 1.0)
-    assert "".join(said) == "aabbcc" + "ccbbaa"  # each once untimed, once timed
+    assert "".join(said) == "aaabbbccc" + "cccbbbaaa"  # each once untimed, twice timed
     assert {t.rounds for t in times.values()} == {2}
 
 

@@ -21,6 +21,7 @@ SETTLE = 0.03
 #: Calls are timed together until they take about this long, so that the clock's resolution does not matter.
 TURN = 0.004
 MOST_CALLS, FEWEST_ROUNDS = 200, 3
+SLOW = 0.1  # seconds: such a call is a turn, and warms nothing that it would not evict itself
 
 
 class Runner(NamedTuple):
@@ -55,7 +56,10 @@ def measure(runners: Mapping[str, Runner], rounds: int, budget: float) -> dict[s
                 break
             for name in list(runners) if number % 2 == 0 else reversed(list(runners)):
                 call, pool = runners[name]
-                _settle(call, SETTLE if spinning not in ("", pool) else 0.0)
+                if counts[name] > 1:
+                    _settle(call, SETTLE if spinning not in ("", pool) else 0.0)
+                elif spinning not in ("", pool):
+                    time.sleep(SETTLE)
                 before, start = _faults(), time.perf_counter()
                 for _ in range(counts[name]):
                     call()
@@ -97,7 +101,7 @@ def _calls(call: Callable[[], Any]) -> int:
     start = time.perf_counter()
     call()
     took = max(time.perf_counter() - start, 1e-7)
-    return max(2, min(MOST_CALLS, round(TURN / took)))
+    return 1 if took > SLOW else max(2, min(MOST_CALLS, round(TURN / took)))
 
 
 def _faults() -> int:
