@@ -115,7 +115,7 @@ def test_both_readmes_have_the_same_blocks_and_figures() -> None:
 def figures_of(page: Path) -> list[list[str]]:
     """The numbers of each measured table; sorted, since word order differs between languages."""
     tables = TABLE.findall(page.read_text(encoding="utf-8"))
-    return [sorted(re.findall(r"\d[\d.e×+-]*", table)) for _, table in tables]
+    return [sorted(n.rstrip(".") for n in re.findall(r"\d[\d.e×+-]*", table)) for _, table in tables]
 
 
 def modules() -> list[str]:

@@ -24,7 +24,7 @@ def add_why(commands: Any) -> None:
         help="run experiments that show what batch normalization is good for",
         description="Train small networks with and without batch normalization on real data, and report what came out, "
         "for the papers' claims and against them: a finding a line here, figures and readings in an HTML page, all "
-        "numbers as JSON. Takes about two minutes on two cores; a second run gives the same bits.",
+        "numbers as JSON. Takes two to three minutes on two cores; a second run gives the same bits.",
     )
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="which to run, see --list; default all")
     parser.add_argument("--list", action="store_true", help="list the experiments and their papers, and run nothing")
