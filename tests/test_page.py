@@ -470,6 +470,38 @@ def test_nothing_overflows_the_screen(browser: Browser, tmp_path: Path, width: i
         assert dark == (scheme == "dark")
 
 
+# Every colour as the browser resolves it, drawn over the nearest background; WCAG's relative luminance and contrast.
+CONTRASTS = """() => {
+  const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const drawn = (...colours) => {
+    context.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => (e === null ? [] : [...behind(e.parentElement), getComputedStyle(e).backgroundColor]);
+  const own = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+  return [...document.querySelectorAll('body *')].filter((e) => own(e) && e.getClientRects().length).map((e) => {
+    const style = getComputedStyle(e), ground = behind(e);
+    const [a, b] = [drawn(...ground), drawn(...ground, e.ownerSVGElement ? style.fill : style.color)].map(light);
+    const what = `${e.tagName}.${e.getAttribute('class')} ${e.textContent.slice(0, 30)}`;
+    return [what, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+  });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    """The contrast that WCAG 2 asks of text, 4.5, wherever text stands."""
+    with opened(browser, explain(EXAMPLE, 2).to_html(), tmp_path, color_scheme=scheme) as page:
+        for tensor in ("table", "images"):
+            show(page, tensor)
+            found = page.evaluate(CONTRASTS)
+            assert len(found) > 100
+            assert not [(what, round(contrast, 2)) for what, contrast in found if contrast < 4.5]
+
+
 def test_a_touch_chooses(browser: Browser, tmp_path: Path) -> None:
     with opened(browser, explain(EXAMPLE, 2).to_html(), tmp_path, has_touch=True, is_mobile=True) as page:
         cell(page, 3, 2).tap()

@@ -142,7 +142,7 @@ function colours(values) {
   return (value) => {
     if (!Number.isFinite(value)) return { hue: "bad", strength: 0 };
     const part = wide > 0 ? (signed ? Math.abs(value) : value - low) / wide : 0;
-    return { hue: signed && value < 0 ? "negative" : "positive", strength: Math.round(8 + 62 * part) };
+    return { hue: signed && value < 0 ? "negative" : "positive", strength: Math.round(8 + 42 * part) };
   };
 }
 
