@@ -15,6 +15,7 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 
 Layers = list[tuple[int, int]]  # channels, side of the square or cube (1: a table)
+Stages = tuple[tuple[int, int, int, int], ...]
 
 
 class Network(NamedTuple):
@@ -61,17 +62,23 @@ def block_of(layers: Layers, channels: int, hidden: int, outputs: int, side: int
     return side
 
 
-def mobilenet_v2(side: int) -> Layers:
-    """Table 2: expansion, channels, blocks, stride."""
+def inverted_residuals(side: int, table: Stages) -> Layers:
+    """A stem of 32 channels, stages of (expansion, channels, blocks, stride of the first), a head of 1280."""
     side, channels = halved(side), 32
     layers = [(channels, side)]
-    for expansion, outputs, blocks, first in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
-    ):  # fmt: skip
+    for expansion, outputs, blocks, first in table:
         for block in range(blocks):
             side = block_of(layers, channels, expansion * channels, outputs, side, first if block == 0 else 1)
             channels = outputs
     return [*layers, (1280, side)]
+
+
+def mobilenet_v2(side: int) -> Layers:
+    """Table 2 of the paper."""
+    return inverted_residuals(
+        side,
+        ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+    )
 
 
 def mobilenet_v3_large(side: int) -> Layers:
@@ -88,16 +95,11 @@ def mobilenet_v3_large(side: int) -> Layers:
 
 
 def efficientnet_b0(side: int) -> Layers:
-    """Table 1: expansion, channels, blocks, stride."""
-    side, channels = halved(side), 32
-    layers = [(channels, side)]
-    for expansion, outputs, blocks, first in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 2, 2), (6, 80, 3, 2), (6, 112, 3, 1), (6, 192, 4, 2), (6, 320, 1, 1)
-    ):  # fmt: skip
-        for block in range(blocks):
-            side = block_of(layers, channels, expansion * channels, outputs, side, first if block == 0 else 1)
-            channels = outputs
-    return [*layers, (1280, side)]
+    """Table 1 of the paper."""
+    return inverted_residuals(
+        side,
+        ((1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 2, 2), (6, 80, 3, 2), (6, 112, 3, 1), (6, 192, 4, 2), (6, 320, 1, 1)),
+    )
 
 
 def densenet_121(side: int) -> Layers:
