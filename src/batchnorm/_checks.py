@@ -327,7 +327,7 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
         raise ValueError(f"{d.who}: out must be writable; got a read-only array ({described(out)}); pass a copy")
     if _is_odd(out):
         _refuse_layout(out, "out", d.who)
-    if _overlaps_itself(out):
+    if not out.flags.forc and _overlaps_itself(out):  # a contiguous array never does
         raise ValueError(
             f"{d.who}: out must have memory of its own for each element; got a view that overlaps itself (shape "
             f"{out.shape}, strides {out.strides}); pass a new array"
