@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bind_memory.h"
 #include "bind_torch.h"
 #include "collapse.h"
 #include "parallel.h"
@@ -167,5 +168,6 @@ NB_MODULE(_native, m) {
   m.def("isa", [] { return std::string(active_kernels().name); });
   m.def("available_isas", &available_isas);
   m.def("force_isa", &force_isa, nb::arg("name"));
+  bind_memory(m);
   bind_torch(m);
 }

@@ -56,6 +56,7 @@ std::string connect(const std::string& path) {
   BN_FIND(aoti_torch_layout_strided);
   BN_FIND(aoti_torch_device_type_cpu);
 #undef BN_FIND
+  find(all.torch_from_blob, "torch_from_blob", true);
   find(all.torch_delete_stable_ivalue, "torch_delete_stable_ivalue", true);
   if (missing.empty()) found = all;  // the library stays open: torch is never unloaded
   else dlclose(library);

@@ -52,6 +52,9 @@ struct Abi {
   int32_t (*aoti_torch_dtype_int64)();
   int32_t (*aoti_torch_layout_strided)();
   int32_t (*aoti_torch_device_type_cpu)();
+  Error (*torch_from_blob)(void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t dtype,
+                           int32_t device_type, int32_t device_index, Tensor*, int32_t layout, const uint8_t* metadata,
+                           int64_t metadata_bytes, void (*deleter)(void* data, void* context), void* context);  // since 2.11
   Error (*torch_delete_stable_ivalue)(Value*);  // since 2.13; before, an optional is freed with delete
 };
 

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "memory.h"
+
 namespace batchnorm {
 namespace stable {
 namespace {
@@ -20,8 +22,24 @@ int dtype_of(int32_t code) {
   return -1;
 }
 
+// A tensor over a block of the pool, or null where the pool does not serve.
+Tensor pooled(int ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype, int64_t bytes) {
+  void* memory = abi().torch_from_blob ? pool_allocate(bytes) : nullptr;
+  if (memory == nullptr) return nullptr;
+  Tensor tensor = nullptr;
+  const Error error = abi().torch_from_blob(
+      memory, ndim, sizes, strides, 0, dtype, codes.cpu, -1, &tensor, codes.strided, nullptr, 0,
+      [](void* data, void*) { pool_release(data); }, nullptr);
+  // If it fails it may have called the deleter, so the block is not released here: better lost than given twice.
+  check(error, "memory for a result");
+  return tensor;
+}
+
 Handle empty(int ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
-  Tensor tensor;
+  int64_t elements = 1;
+  for (int d = 0; d < ndim; ++d) elements *= sizes[d];
+  Tensor tensor = pooled(ndim, sizes, strides, dtype, elements * bytes_of(static_cast<DType>(dtype_of(dtype))));
+  if (tensor != nullptr) return Handle(tensor);
   check(abi().aoti_torch_empty_strided(ndim, sizes, strides, dtype, codes.cpu, 0, &tensor), "memory for a result");
   return Handle(tensor);
 }

@@ -26,6 +26,7 @@ except ImportError as error:
         "from a checkout: pip install . (and import from outside the checkout's src folder)"
     ) from error
 
+from ._memory import MemoryStats, empty_cache, memory_stats, set_memory_limit
 from ._plan import Plan
 from .functional import Gradients, batch_norm, batch_norm_backward, get_num_threads, normalize, set_num_threads
 from .layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -46,14 +47,18 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Gradients",
+    "MemoryStats",
     "Moments",
     "Plan",
     "batch_norm",
     "batch_norm_backward",
+    "empty_cache",
     "explain",
     "get_num_threads",
+    "memory_stats",
     "moments",
     "normalize",
+    "set_memory_limit",
     "set_num_threads",
 ]
 
@@ -111,4 +116,18 @@ def _choose_kernels() -> None:
         raise ImportError(f"batchnorm: the environment variable BATCHNORM_ISA is {isa!r}: {error}; unset it") from None
 
 
+def _choose_memory_limit() -> None:
+    limit = os.environ.get("BATCHNORM_MEMORY_LIMIT")
+    if not limit:
+        return
+    try:
+        set_memory_limit(int(limit))
+    except ValueError:
+        raise ImportError(
+            f"batchnorm: the environment variable BATCHNORM_MEMORY_LIMIT is {limit!r}, which is not a number of bytes; "
+            "set it to one (0: no memory is kept), or unset it"
+        ) from None
+
+
 _choose_kernels()
+_choose_memory_limit()

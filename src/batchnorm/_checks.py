@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._memory import empty_like
 from ._plan import Axis, Plan, make_plan
 
 Array = NDArray[Any]
@@ -315,7 +316,7 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
     A given one may be exactly one of the inputs (in place), but may not overlap one in part.
     """
     if out is None:
-        y = np.empty_like(d.x, subok=False)
+        y = empty_like(d.x)
         return y, _bits(y, d.code)
     if not isinstance(out, np.ndarray) or type(out) not in (np.ndarray, np.memmap):
         raise TypeError(f"{d.who}: out must be a numpy array ({described(d.x)}); got {type(out).__name__}")
