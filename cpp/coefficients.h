@@ -102,14 +102,15 @@ template <class C> void forward_coefficients(const Problem& p, int64_t c, Table<
   t.wide[c] = std::is_same<C, float>::value && (ch.far() || outside_float(ch.scale));
 }
 
-// Also writes the gradients of weight and bias. Call after forward_coefficients.
+// Also writes the gradients of weight and bias, or, where they are given, takes them from there. Call after forward_coefficients.
 template <class C> void backward_coefficients(const Problem& p, int64_t c, const Sums& sums, Table<C>& t) {
   const Channel ch(p, c);
-  const double sum_gd = sums.gd - ch.mean_low * sums.g, grad_weight = ch.rstd * sum_gd;
-  p.grad_weight[c] = grad_weight;
-  p.grad_bias[c] = sums.g;
+  if (p.compute_sums) {
+    p.grad_weight[c] = ch.rstd * (sums.gd - ch.mean_low * sums.g);
+    p.grad_bias[c] = sums.g;
+  }
   if (!p.training) return;
-  const double count = ch.count * weights_scale(p), k1 = ch.rstd * grad_weight / count, k0 = sums.g / count;
+  const double count = ch.count * weights_scale(p), k1 = ch.rstd * p.grad_weight[c] / count, k0 = p.grad_bias[c] / count;
   t.k1[c] = static_cast<C>(k1);
   t.k0[c] = static_cast<C>(k0 - ch.rest(t.center[c]) * k1);
   t.wide_k1[c] = k1;

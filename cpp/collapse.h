@@ -19,7 +19,7 @@ struct View {
 };
 
 struct Operand {
-  Array* array;
+  Array Problem::* array;
   View view;
 };
 
@@ -38,7 +38,7 @@ inline void collapse(Problem& p, uint64_t kept, const std::vector<Operand>& oper
   for (const bool channels : {false, true}) {
     int n = 0;
     int64_t* sizes = channels ? p.channel : p.reduced;
-    const auto strides = [&](const Operand& o) { return channels ? o.array->channel : o.array->reduced; };
+    const auto strides = [&](const Operand& o) { return channels ? (p.*o.array).channel : (p.*o.array).reduced; };
     for (int d = 0; d < x.ndim; ++d) {
       if (((kept >> d & 1) != 0) != channels || x.sizes[d] == 1) continue;
       bool joins = n > 0;
@@ -68,9 +68,10 @@ inline void collapse(Problem& p, uint64_t kept, const std::vector<Operand>& oper
     const char* end = o.view.data + itemsize;
     for (int d = 0; d < o.view.ndim; ++d)
       if (o.view.strides[d] > 0) end += (x.sizes[d] - 1) * o.view.strides[d] * itemsize;
-    o.array->data = o.view.data;
-    o.array->dtype = o.view.dtype;
-    o.array->end = end;
+    Array& array = p.*o.array;
+    array.data = o.view.data;
+    array.dtype = o.view.dtype;
+    array.end = end;
   }
   p.dtype = x.dtype;
 }

@@ -137,12 +137,12 @@ template <class T> void backward_of(const Problem& p) {
   if (is_channels_last(p)) {
     ChannelsLast<T> k(p, table);
     return channels_last<Sums>(
-        p, k.panels(), true, applies, [&](int64_t b, int64_t panel, Sums* out) { k.sums_block(b, panel, out); }, finish,
+        p, k.panels(), p.compute_sums, applies, [&](int64_t b, int64_t panel, Sums* out) { k.sums_block(b, panel, out); }, finish,
         [&] { return k.prepare_apply(), k.task_rows(); }, [&](int64_t r0, int64_t r1) { k.apply(r0, r1); });
   }
   const ChannelsFirst<T> k(p, table);
   channels_first<Sums>(
-      p, sizeof(T), sizeof(T) * (p.residual ? 3 : 2), true, applies, k.by_runs(),
+      p, sizeof(T), sizeof(T) * (p.residual ? 3 : 2), p.compute_sums, applies, k.by_runs(),
       [&](int64_t c, int64_t b) { return k.sums_block(c, b); }, finish,
       [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
 }

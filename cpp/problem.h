@@ -58,7 +58,8 @@ struct Problem {
   double slope = 0;               // of leaky_relu
   bool compute_stats = true;      // forward: gather the moments first
   bool training = true;           // backward: the moments depend on x
-  double* grad_weight = nullptr;  // backward: always C values each
+  bool compute_sums = true;       // backward: gather the sums first; else they are given, as those of a larger batch are
+  double* grad_weight = nullptr;  // backward: sum of g * xhat and sum of g, always C values each
   double* grad_bias = nullptr;
   int threads = 1;
 };

@@ -176,7 +176,8 @@ template <class C> void backward_in(const Problem& p) {
   Table<C> t(p.C);
   for (int64_t c = 0; c < p.C; ++c) {
     forward_coefficients(p, c, t);
-    const Sums s = over_blocks<Sums>(p, [&](int64_t r0, int64_t r1) { return sums_of_block(p, t, c, r0, r1); });
+    Sums s{};
+    if (p.compute_sums) s = over_blocks<Sums>(p, [&](int64_t r0, int64_t r1) { return sums_of_block(p, t, c, r0, r1); });
     backward_coefficients(p, c, s, t);
     if (!p.grad_x) continue;
     for (int64_t r = 0; r < p.m; ++r) {

@@ -179,8 +179,8 @@ void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved,
   for (int d = 0; d < x.ndim; ++d) m *= d == 1 ? 1 : x.sizes[d];
   Table table(C);
   Problem p;
-  std::vector<Operand> operands{{&p.x, x}, {&p.grad_y, grad_y}};
-  if (grads.x) operands.push_back({&p.grad_x, grads.x});
+  std::vector<Operand> operands{{&Problem::x, x}, {&Problem::grad_y, grad_y}};
+  if (grads.x) operands.push_back({&Problem::grad_x, grads.x});
   collapse(p, kChannelsOnAxis1, operands);
   p.stats = table.statistics();
   if (!(training && has_tail && read_tail(saved, m, C, eps, table.row(0)))) {
@@ -205,10 +205,10 @@ void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved,
 void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, double eps, double* stats,
                    int threads) {
   Problem p;
-  std::vector<Operand> operands{{&p.x, x}, {&p.y, y}};
-  if (extras.residual) operands.push_back({&p.residual, extras.residual});
+  std::vector<Operand> operands{{&Problem::x, x}, {&Problem::y, y}};
+  if (extras.residual) operands.push_back({&Problem::residual, extras.residual});
   const Expanded weights(extras.weights, x);
-  if (extras.weights) operands.push_back({&p.weights, weights.view()});
+  if (extras.weights) operands.push_back({&Problem::weights, weights.view()});
   collapse(p, kChannelsOnAxis1, operands);
   const int64_t C = x.sizes[1];
   p.stats = rows_of(stats, C);
@@ -225,11 +225,11 @@ void fused_forward(const View& x, const View& y, const ChannelViews& channels, c
 void fused_backward(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,
                     double eps, bool training, const FusedGradients& grads, int threads) {
   Problem p;
-  std::vector<Operand> operands{{&p.x, x}, {&p.grad_y, grad_y}, {&p.grad_x, grads.x}};
-  if (extras.residual) operands.push_back({&p.residual, extras.residual});
-  if (grads.residual) operands.push_back({&p.grad_residual, grads.residual});
+  std::vector<Operand> operands{{&Problem::x, x}, {&Problem::grad_y, grad_y}, {&Problem::grad_x, grads.x}};
+  if (extras.residual) operands.push_back({&Problem::residual, extras.residual});
+  if (grads.residual) operands.push_back({&Problem::grad_residual, grads.residual});
   const Expanded weights(extras.weights, x);
-  if (extras.weights && training) operands.push_back({&p.weights, weights.view()});
+  if (extras.weights && training) operands.push_back({&Problem::weights, weights.view()});
   collapse(p, kChannelsOnAxis1, operands);
   const int64_t C = x.sizes[1];
   p.stats = rows_of(const_cast<double*>(stats), C);  // only read in a backward

@@ -21,6 +21,7 @@ def forward(
     bias: _Doubles | None,
     eps: float,
     activation: tuple[int, float],
+    group: int = 0,
 ) -> None: ...
 def backward(
     grad_y: _Array,
@@ -40,7 +41,10 @@ def backward(
     training: bool,
     grad_weight: _Doubles,
     grad_bias: _Doubles,
+    group: int = 0,
+    compute_sums: bool = True,
 ) -> None: ...
+def merge(table: _Doubles, merged: _Doubles, groups: int) -> None: ...
 def copy(to: _Array, source: _Array, streaming: bool) -> None: ...
 
 class Block:
