@@ -15,25 +15,31 @@ PACKAGE = Path(bn.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CPP = Path(__file__).parent.parent / "cpp"
 
-# cli → why · bench → files · explanation → layers · _blocks → functional → moments → _checks → _plan · _memory →
-# _native.
+# cli → why · bench → files · explanation → ranked · gathering → layers · _blocks → functional → renorm · running
+# → moments → _ghosts · masks → _checks → _plan · _memory → _native.
 LEVELS = {
     "_native": 0,
     "_plan": 1,
     "_memory": 1,
     "_checks": 2,  # its refusals speak of plans
-    "moments": 3,
-    "functional": 4,
-    "torch": 4,  # a front end beside functional: neither imports the other
-    "_blocks": 5,
-    "layers": 5,
-    "files": 6,
-    "explanation": 6,
-    "why": 7,  # experiments: torch models on real data, and their report
-    "bench": 7,  # speed, beside other libraries
-    "cli": 8,
-    "__init__": 9,
-    "__main__": 10,
+    "_ghosts": 3,
+    "masks": 3,
+    "moments": 4,
+    "renorm": 5,
+    "running": 5,
+    "functional": 6,
+    "torch": 6,  # a front end beside functional: neither imports the other
+    "_blocks": 7,
+    "layers": 7,
+    "gathering": 8,
+    "ranked": 8,
+    "files": 9,
+    "explanation": 9,
+    "why": 10,  # experiments: torch models on real data, and their report
+    "bench": 10,  # speed, beside other libraries
+    "cli": 11,
+    "__init__": 12,
+    "__main__": 13,
 }
 ALONE = "_reference"  # the specification: imports nothing of the package, and only bench imports it, to verify
 MAY_IMPORT = {  # who, of the package
@@ -42,7 +48,7 @@ MAY_IMPORT = {  # who, of the package
     "matplotlib": ("why",),
     "jax": ("bench",),
 }
-LIGHT = 6  # below this level numpy is the only thing from outside the standard library
+LIGHT = 9  # below this level numpy is the only thing from outside the standard library
 
 
 def _module(path: Path) -> str:

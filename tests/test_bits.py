@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import batchnorm as bn
 import canonical
+from batchnorm import _checks
 from canonical import same_bits
 from cases import DTYPES, lay_out
 
@@ -55,7 +56,8 @@ def _values(shape: tuple[int, ...], dtype: str) -> dict[str, np.ndarray]:
     parameters = rng.standard_normal((2, channels)).astype(np.float64 if dtype == "float64" else np.float32)
     weights = rng.random(shape[:1] + shape[2:]) * (rng.random(shape[:1] + shape[2:]) < 0.9) + 0.0
     weights.flat[-2:] = 1.0
-    return arrays | {"weight": parameters[0], "bias": parameters[1], "weights": weights}
+    ghost = max(shape[0] // 3, 1 if len(shape) > 2 and shape[2] > 1 else 2)  # samples: three of them and a short one
+    return arrays | {"weight": parameters[0], "bias": parameters[1], "weights": weights, "ghost": np.asarray(ghost)}
 
 
 def _everything(arrays: dict[str, np.ndarray], masked: bool = True) -> dict[str, np.ndarray]:
@@ -81,7 +83,15 @@ def _everything(arrays: dict[str, np.ndarray], masked: bool = True) -> dict[str,
     keep("silu backward", x=g.x, weight=g.weight, bias=g.bias, residual=g.residual)
     g = bn.batch_norm_backward(grad, x, m, weight, bias, training=False, activation="relu")
     keep("evaluation backward", x=g.x, weight=g.weight, bias=g.bias)
+    ghosts = {"virtual_batch_size": int(arrays["ghost"]), "activation": "relu"}
+    y, m = bn.batch_norm(x, weight, bias, **ghosts)
+    keep("ghosts", y=y, mean=m.mean, mean_low=m.mean_low, m2=m.m2, merged=m.merged().m2)
+    g = bn.batch_norm_backward(grad, x, m, weight, bias, **ghosts)
+    keep("ghosts backward", x=g.x, weight=g.weight, bias=g.bias)
     if masked:
+        options = {"weights": arrays["weights"], "virtual_batch_size": int(arrays["ghost"])}
+        m = bn.moments(x, **options)
+        keep("ghosts weights", count=m.count, mean=m.mean, m2=m.m2)
         m = bn.moments(x, mask=arrays["weights"] > 0.5)
         keep("mask", count=m.count, mean=m.mean, m2=m.m2)
         options = {"weights": arrays["weights"], "activation": "leaky_relu"}
@@ -158,7 +168,8 @@ def _as_columns(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The problem reshaped to (N * S, C): the same positions in the same order."""
     channels = values["x"].shape[1]
     flat = {name: np.moveaxis(values[name], 1, -1).reshape(-1, channels) for name in ("x", "grad", "residual")}
-    return values | flat | {"weights": values["weights"].reshape(-1)}
+    ghost = values["ghost"] * (values["x"].size // (len(values["x"]) * channels))
+    return values | flat | {"weights": values["weights"].reshape(-1), "ghost": ghost}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -205,6 +216,68 @@ def test_kernels_sum_in_the_canonical_order(shape, dtype, isa):
     sum_gd = sum_gd - m.mean_low * sum_g
     assert same_bits(found.bias, sum_g)
     assert same_bits(found.weight, sum_gd * (1.0 / np.sqrt(m.var() + 1e-5)))
+
+
+def _in_halves(arrays: dict[str, np.ndarray], m: bn.Moments, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """The kernels' backward by parts: the sums alone, group by group; then, of their total, the gradient by x."""
+    d = _checks.data(arrays["x"], "test", 1)
+    g, channels = _checks.like(arrays["grad"], "grad", d), arrays["x"].shape[1]
+    weight, bias = (arrays[name].astype(np.float64) for name in ("weight", "bias"))
+    weights = _checks.selection(d, None, arrays["weights"])
+    groups = -(-len(arrays["x"]) // group)
+    parts, sums = np.zeros((2, groups, channels)), np.zeros((2, channels))
+    end = (m._table, weight, bias, 1e-5, (1, 0.0), True)
+    bn._native.backward(
+        g, d.buffer, None, d.code, d.plan.kept, None, None, weights.weights, weights.code, *end, *parts, group=group
+    )
+    bn._native.merge(parts, sums, groups)
+    out, buffer = _checks.output(None, d, {})
+    bn._native.backward(
+        g, d.buffer, buffer, d.code, d.plan.kept, None, None, weights.weights, weights.code, *end, *sums,
+        compute_sums=False,
+    )  # fmt: skip
+    return out, sums
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(33, 3), (65, 100), (3, 16, 7, 7), (5, 3, 14, 14), (2, 100, 3, 5)], ids=str)
+def test_backward_in_two_halves(shape, dtype):
+    """Sums first and applied later give the bits of one call; by samples, the same on every instruction set."""
+    values = _values(shape, dtype)
+    options = {"weights": values["weights"], "activation": "relu"}
+    m = bn.moments(values["x"], weights=values["weights"])
+    expected_by_samples = None
+    for layout, isa, threads in itertools.product(LAYOUTS[:3], ISAS, (1, 3)):
+        arrays = _laid_out(values, layout)
+        bn._native.force_isa(isa)
+        bn.set_num_threads(threads)
+        whole = bn.batch_norm_backward(arrays["grad"], arrays["x"], m, values["weight"], values["bias"], **options)
+        found, sums = _in_halves(arrays, m, len(values["x"]))
+        assert same_bits(found, whole.x)
+        assert same_bits(sums[0].astype(whole.weight.dtype), whole.weight)
+        by_samples = _in_halves(arrays, m, 1)
+        np.testing.assert_allclose(by_samples[1], sums, rtol=1e-11, atol=1e-11)
+        expected_by_samples = expected_by_samples or by_samples
+        assert same_bits(by_samples[0], expected_by_samples[0])
+        assert same_bits(by_samples[1], expected_by_samples[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(65, 100), (3, 16, 7, 7), (20, 3, 14, 14)], ids=str)
+def test_a_ghost_is_a_batch_of_its_own(shape, dtype):
+    """Ghost by ghost in calls of their own: the same bits, forward and backward."""
+    values = _values(shape, dtype)
+    ghosts = {"virtual_batch_size": int(values["ghost"]), "activation": "silu"}
+    y, m = bn.batch_norm(values["x"], values["weight"], values["bias"], **ghosts)
+    g = bn.batch_norm_backward(values["grad"], values["x"], m, values["weight"], values["bias"], **ghosts)
+    for i in range(m.shape[0]):
+        part = slice(i * int(values["ghost"]), (i + 1) * int(values["ghost"]))
+        x, grad = values["x"][part], values["grad"][part]
+        own_y, own = bn.batch_norm(x, values["weight"], values["bias"], activation="silu")
+        assert same_bits(own_y, y[part])
+        assert same_bits(own.m2, m.m2[i])
+        own_g = bn.batch_norm_backward(grad, x, own, values["weight"], values["bias"], activation="silu")
+        assert same_bits(own_g.x, g.x[part])
 
 
 @pytest.mark.parametrize("shape", [(65, 100), (8, 16, 56, 56)], ids=str)

@@ -393,5 +393,5 @@ def test_repr_states_the_update_rule(layer):
 def test_names_stand_for_ranks():
     for kind in (bn.BatchNorm1d, bn.BatchNorm2d, bn.BatchNorm3d):
         assert issubclass(kind, bn.BatchNorm)
-        with pytest.raises(TypeError):
-            kind(3, axis=1)
+        with pytest.raises(ValueError, match="the channels are on axis 1; got axis=2"):
+            kind(3, axis=2)

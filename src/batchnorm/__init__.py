@@ -29,8 +29,13 @@ except ImportError as error:
 from ._memory import MemoryStats, empty_cache, memory_stats, set_memory_limit
 from ._plan import Plan
 from .functional import Gradients, batch_norm, batch_norm_backward, get_num_threads, normalize, set_num_threads
-from .layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .gathering import gather_moments
+from .layers import BatchNorm
+from .masks import mask_from_lengths
 from .moments import Moments, moments
+from .ranked import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .renorm import Correction, Renorm
+from .running import RunningStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,18 +51,25 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Correction",
     "Gradients",
     "MemoryStats",
     "Moments",
     "Plan",
+    "Renorm",
+    "RunningStatistics",
     "batch_norm",
     "batch_norm_backward",
     "empty_cache",
     "explain",
+    "gather_moments",
     "get_num_threads",
+    "load_moments",
+    "mask_from_lengths",
     "memory_stats",
     "moments",
     "normalize",
+    "save_moments",
     "set_memory_limit",
     "set_num_threads",
 ]
@@ -104,6 +116,61 @@ def explain(
     from .explanation import explain as build  # imported here: `import batchnorm` stays light
 
     return build(x, axis, channel=channel, eps=eps, names=names, source=source)
+
+
+def save_moments(
+    path: str | os.PathLike[str],
+    moments: Moments,
+    *,
+    axis: int | tuple[int, ...] = 1,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Write moments to a file from which `load_moments` gives the same bits back.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.json`` (text, which the commands read, too) or ``.safetensors`` (needs the package safetensors). The
+        file is replaced whole, or not at all.
+    moments
+        Moments of any shape.
+    axis
+        The channel axes of the data they came from, one for each axis of the moments; kept for the commands.
+    names
+        A name for each channel; kept for the commands.
+
+    Raises
+    ------
+    ValueError
+        Where the file cannot be written, or axis or names do not fit.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> m = bn.moments(np.array([[0.1], [0.2]]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     bn.save_moments(pathlib.Path(folder, "m.json"), m)
+    ...     bn.load_moments(pathlib.Path(folder, "m.json")) == m
+    True
+    """
+    from .files.moments_files import save  # imported here: `import batchnorm` stays light
+
+    save(path, moments, axis, names)
+
+
+def load_moments(path: str | os.PathLike[str]) -> Moments:
+    """Moments that `save_moments`, or ``batchnorm normalize --moments``, wrote.
+
+    Raises
+    ------
+    ValueError
+        Where the file does not exist, or is none of saved moments.
+    """
+    from .files.moments_files import load  # imported here: `import batchnorm` stays light
+
+    return load(path).moments
 
 
 def _choose_kernels() -> None:

@@ -266,12 +266,14 @@ def _where(plan: Plan) -> str:
     return f"channels on {_axes(plan.axis)}" if plan.axis else "all positions in one channel"
 
 
-def known_moments(mean_shape: tuple[int, ...], count: Doubles, d: Data) -> None:
-    """Refuse moments that do not fit x or hold nothing."""
-    if mean_shape != d.plan.channel_shape:
+def known_moments(mean_shape: tuple[int, ...], count: Doubles, d: Data, ghosts: tuple[int, ...] = ()) -> None:
+    """Refuse moments that do not fit x or hold nothing; `ghosts` is the axis they have in front of the channels."""
+    expected = ghosts + d.plan.channel_shape
+    if mean_shape != expected:
+        each = "for each ghost and channel" if ghosts else "for each channel"
         raise ValueError(
-            f"{d.who}: the moments must have one value for each channel, shape {d.plan.channel_shape} "
-            f"(input {d.x.shape}, {_where(d.plan)}); got moments of shape {mean_shape}"
+            f"{d.who}: the moments must have one value {each}, shape {expected} (input {d.x.shape}, {_where(d.plan)}); "
+            f"got moments of shape {mean_shape}"
         )
     if not (count > 0).all():
         raise ValueError(

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _checks, _native
+from . import _checks, _ghosts, _native, renorm
 from ._checks import Activation
 from ._plan import Axis
-from .moments import Moments
+from .moments import Moments, gathered
+from .renorm import Correction
 
 Array = NDArray[Any]
 
@@ -35,6 +36,15 @@ class Arguments(NamedTuple):
     residual: ArrayLike | None = None
     activation: Activation = None
     out: Array | None = None
+    virtual_batch_size: int | None = None
+    correction: Correction | None = None
+
+
+def run_moments(d: _checks.Data, a: Arguments) -> Moments:
+    """Gather the moments that `run_forward` would normalise with, and refuse what it would."""
+    s, ghosts = _checks.selection(d, a.mask, a.weights), _ghosts.of(a.virtual_batch_size, d)
+    _ghosts.trainable(d, s, ghosts)
+    return gathered(d, s, ghosts)
 
 
 def run_forward(d: _checks.Data, a: Arguments, m: Moments | None = None) -> tuple[Array, Moments]:
@@ -43,15 +53,19 @@ def run_forward(d: _checks.Data, a: Arguments, m: Moments | None = None) -> tupl
     s = _checks.selection(d, a.mask, a.weights)
     r = None if a.residual is None else _checks.like(a.residual, "residual", d)
     act, eps = _checks.activation(a.activation, d.who), _checks.epsilon(a.eps, d.who)
+    ghosts = _ghosts.of(a.virtual_batch_size, d)
     if m is None:
-        _checks.trainable(d, s)
-        table = np.empty((4, *d.plan.channel_shape))
+        _ghosts.trainable(d, s, ghosts)
+        table = np.empty((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
     else:
         table = m._table
+        if (correction := renorm.checked_correction(a.correction, m, d.who)) is not None:
+            gamma, beta = correction.affine(gamma, beta)
     y, buffer = _checks.output(a.out, d, _inputs(d, a))
     if d.x.size:
         _native.forward(
-            d.buffer, buffer, d.code, d.plan.kept, r, s.weights, s.code, table, m is None, gamma, beta, eps, act
+            d.buffer, buffer, d.code, d.plan.kept, r, s.weights, s.code, table, m is None, gamma, beta, eps, act,
+            0 if ghosts is None else ghosts.size,
         )  # fmt: skip
     return y, Moments._of_table(table) if m is None else m
 
@@ -59,32 +73,39 @@ def run_forward(d: _checks.Data, a: Arguments, m: Moments | None = None) -> tupl
 def run_backward(d: _checks.Data, grad_y: ArrayLike, m: Moments, a: Arguments, training: bool) -> Gradients:
     """Differentiate `run_forward`: checks first, then the kernel."""
     g = _checks.like(grad_y, "grad_y", d)
-    _check_moments(m, d)
+    ghosts = _ghosts.of(a.virtual_batch_size, d) if training else None
+    _check_moments(m, d, ghosts)
     gamma, beta = _checks.parameter(a.weight, "weight", d), _checks.parameter(a.bias, "bias", d)
     s = _checks.selection(d, a.mask, a.weights)
     r = None if a.residual is None else _checks.like(a.residual, "residual", d)
     act, eps = _checks.activation(a.activation, d.who), _checks.epsilon(a.eps, d.who)
     if training:
-        _checks.trainable(d, s)
+        _ghosts.trainable(d, s, ghosts)
+    if (correction := renorm.checked_correction(a.correction, m, d.who)) is not None:
+        gamma, beta = correction.affine(gamma, beta)
     grad_x, buffer = _checks.output(a.out, d, {**_inputs(d, a), "grad_y": grad_y})
     grad_r, r_buffer = (None, None) if r is None else _checks.output(None, d, {})
-    sums = np.zeros((2, *d.plan.channel_shape))
-    grad_weight, grad_bias = sums[0, ...], sums[1, ...]
+    sums = np.zeros((2, *_ghosts.rows(ghosts), *d.plan.channel_shape))
     if d.x.size:
         _native.backward(
             g, d.buffer, buffer, d.code, d.plan.kept, r, r_buffer, s.weights if training else None, s.code, m._table,
-            gamma, beta, eps, act, bool(training), grad_weight, grad_bias,
+            gamma, beta, eps, act, bool(training), sums[0, ...], sums[1, ...], 0 if ghosts is None else ghosts.size,
         )  # fmt: skip
-    return Gradients(grad_x, _in_dtype_of(a.weight, grad_weight), _in_dtype_of(a.bias, grad_bias), grad_r)
+    if correction is not None:
+        sums[0] = correction.grad_weight(sums[0], sums[1])
+    if ghosts is not None:
+        of_ghosts, sums = sums, np.empty((2, *d.plan.channel_shape))
+        _native.merge(of_ghosts, sums, ghosts.number)
+    return Gradients(grad_x, _in_dtype_of(a.weight, sums[0]), _in_dtype_of(a.bias, sums[1]), grad_r)
 
 
-def _check_moments(m: object, d: _checks.Data) -> None:
+def _check_moments(m: object, d: _checks.Data, ghosts: _ghosts.Ghosts | None) -> None:
     if not isinstance(m, Moments):
         raise TypeError(
             f"{d.who}: m must be Moments (from bn.moments, bn.batch_norm or bn.Moments.from_statistics(mean, var)); "
             f"got {type(m).__name__}"
         )
-    _checks.known_moments(m.shape, m.count, d)
+    _checks.known_moments(m.shape, m.count, d, _ghosts.rows(ghosts))
 
 
 def _inputs(d: _checks.Data, a: Arguments) -> dict[str, object]:
@@ -109,6 +130,8 @@ def normalize(
     eps: float = 1e-5,
     residual: ArrayLike | None = None,
     activation: Activation = None,
+    virtual_batch_size: int | None = None,
+    correction: Correction | None = None,
     out: Array | None = None,
 ) -> Array:
     """Normalise `x` with known moments: batch normalization in evaluation.
@@ -121,7 +144,7 @@ def normalize(
     x
         Data of float64, float32, float16 or bfloat16; any shape and strides; may be empty.
     m
-        Moments, one value for each channel.
+        Moments, one value for each channel; with `virtual_batch_size`, for each ghost and channel.
     weight, bias
         Scale (gamma) and shift (beta): float32 or float64, one for each channel. Default: 1 and 0.
     axis
@@ -132,6 +155,11 @@ def normalize(
         Added before the activation; x's shape and dtype.
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
+    virtual_batch_size
+        As `moments` was given it: each ghost batch is normalised with its own row of m.
+    correction
+        Of batch renormalization, from `Renorm.correction`: ``(xhat * r + d) * weight + bias`` instead of
+        ``xhat * weight + bias``.
     out
         Where to write y; may be `x` or `residual` itself.
 
@@ -155,8 +183,9 @@ def normalize(
            [2.]])
     """
     d = _checks.data(x, "normalize", axis)
-    _check_moments(m, d)
-    return run_forward(d, Arguments(weight, bias, eps, None, None, residual, activation, out), m)[0]
+    arguments = Arguments(weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, correction)
+    _check_moments(m, d, _ghosts.of(virtual_batch_size, d))
+    return run_forward(d, arguments, m)[0]
 
 
 def batch_norm(
@@ -170,6 +199,7 @@ def batch_norm(
     weights: ArrayLike | None = None,
     residual: ArrayLike | None = None,
     activation: Activation = None,
+    virtual_batch_size: int | None = None,
     out: Array | None = None,
 ) -> tuple[Array, Moments]:
     """Normalise `x` with its own moments: batch normalization in training.
@@ -197,6 +227,9 @@ def batch_norm(
         Added before the activation; x's shape and dtype.
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
+    virtual_batch_size
+        Ghost batches (Hoffer, Hubara and Soudry 2017): normalise so many samples of the first reduced axis at a time,
+        each ghost with its own moments; the last one may have fewer. None: the whole batch.
     out
         Where to write y; may be `x` or `residual` itself.
 
@@ -205,7 +238,7 @@ def batch_norm(
     y : ndarray
         In x's shape, dtype and memory order.
     m : Moments
-        Of the positions that count.
+        Of the positions that count; with ghosts, a row for each of them (`m.merged()` are those of the batch).
 
     Raises
     ------
@@ -222,7 +255,7 @@ def batch_norm(
            [ 1.,  2.]])
     """
     d = _checks.data(x, "batch_norm", axis)
-    return run_forward(d, Arguments(weight, bias, eps, mask, weights, residual, activation, out))
+    return run_forward(d, Arguments(weight, bias, eps, mask, weights, residual, activation, out, virtual_batch_size))
 
 
 def batch_norm_backward(
@@ -239,6 +272,8 @@ def batch_norm_backward(
     residual: ArrayLike | None = None,
     activation: Activation = None,
     training: bool = True,
+    virtual_batch_size: int | None = None,
+    correction: Correction | None = None,
     out: Array | None = None,
 ) -> Gradients:
     """Gradients of a loss through `batch_norm` or `normalize`, given its gradient by y.
@@ -261,7 +296,10 @@ def batch_norm_backward(
     weight, bias, axis, eps, mask, weights, residual, activation
         As given to the forward. With an activation, what it was applied to is computed again from x.
     training
-        False: m came from elsewhere (running statistics) and is a constant.
+        False: m came from elsewhere (running statistics) and is a constant; `virtual_batch_size` is ignored then.
+    virtual_batch_size, correction
+        As given to the forward. r and d of a correction are constants (Ioffe 2017, section 3): the gradient by weight
+        is ``r * sum g xhat + d * sum g``.
     out
         Where to write dL/dx; may be `grad_y` or `x` itself.
 
@@ -287,7 +325,7 @@ def batch_norm_backward(
     True
     """
     d = _checks.data(x, "batch_norm_backward", axis)
-    arguments = Arguments(weight, bias, eps, mask, weights, residual, activation, out)
+    arguments = Arguments(weight, bias, eps, mask, weights, residual, activation, out, virtual_batch_size, correction)
     return run_backward(d, grad_y, m, arguments, training)
 
 
@@ -305,13 +343,18 @@ def set_num_threads(threads: int) -> None:
     1
     >>> bn.set_num_threads(before)
     """
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
-        raise TypeError(f"the number of threads must be an int; got {threads!r} of type {type(threads).__name__}")
-    if not 1 <= threads <= 4096:
-        raise ValueError(f"the number of threads must be from 1 to 4096; got {threads}")
-    _native.set_num_threads(int(threads))
+    _native.set_num_threads(checked_threads(threads))
 
 
 def get_num_threads() -> int:
     """How many threads a call may use; at first ``OMP_NUM_THREADS``, else the CPUs this process may run on."""
     return _native.get_num_threads()
+
+
+def checked_threads(threads: object) -> int:
+    """Check a number of threads."""
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        raise TypeError(f"the number of threads must be an int; got {threads!r} of type {type(threads).__name__}")
+    if not 1 <= threads <= 4096:
+        raise ValueError(f"the number of threads must be from 1 to 4096; got {threads}")
+    return int(threads)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import numbers
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks
+from . import _checks, _ghosts, renorm
 from ._checks import Activation
 from ._plan import Axis, channel_axes
-from .functional import Arguments, Gradients, run_backward, run_forward
+from .functional import Arguments, Gradients, run_backward, run_forward, run_moments
 from .moments import Moments
+from .renorm import Correction, Renorm
+from .running import (
+    RunningStatistics,
+    checked_correction,
+    checked_dtype,
+    checked_momentum,
+    checked_on_nonfinite,
+    taken,
+)
 
 Array = NDArray[Any]
 
@@ -28,6 +37,43 @@ class _Forward(NamedTuple):
     weights: ArrayLike | None
     residual: ArrayLike | None
     training: bool
+    virtual_batch_size: int | None
+    correction: Correction | None
+
+
+#: Options that a repr names only where they are not these.
+_RARE = {
+    "activation": None,
+    "virtual_batch_size": None,
+    "renorm": None,
+    "statistics": "auto",
+    "update": None,
+    "train_affine": True,
+    "on_nonfinite": "propagate",
+}
+
+
+class _Running:
+    """An attribute that the layer's running statistics hold; where there are none, the layer does."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._own, self._name = name, self._name or name
+
+    def __get__(self, layer: Any, owner: type) -> Any:
+        if layer is None:
+            return self
+        running = layer.__dict__.get("running")
+        return layer.__dict__.get(self._own) if running is None else getattr(running, str(self._name))
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        running = layer.__dict__.get("running")
+        if running is None:
+            layer.__dict__[self._own] = value
+        else:
+            setattr(running, str(self._name), value)
 
 
 class BatchNorm:
@@ -59,6 +105,19 @@ class BatchNorm:
         1: running_var is unbiased (PyTorch). 0: biased.
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
+    virtual_batch_size
+        Ghost batches: samples normalised together in training; None: all of them. The running statistics move once,
+        by the merged moments.
+    renorm
+        `Renorm`: batch renormalization in training.
+    statistics
+        What to normalise with: "batch", "running", or "auto": the batch in training, the running ones in evaluation.
+    update
+        Whether a forward moves the running statistics: True, False, or None: in training.
+    train_affine
+        False: weight and bias get no gradient.
+    keep_count, on_nonfinite
+        Of the running statistics, see `RunningStatistics`.
     dtype
         Of parameters and running statistics: float32 or float64.
 
@@ -68,8 +127,12 @@ class BatchNorm:
         Arrays of `num_features` values, or None; assign to their elements, or replace them.
     num_batches_tracked
         int64 array of no axes.
+    running
+        The `RunningStatistics` that hold these three, or None.
     training
         The mode; set by `train` and `eval`.
+    virtual_batch_size, renorm, statistics, update, train_affine
+        As given; they may be set at any time.
 
     Examples
     --------
@@ -85,9 +148,13 @@ class BatchNorm:
 
     weight: Array | None
     bias: Array | None
-    running_mean: Array | None
-    running_var: Array | None
-    num_batches_tracked: Array | None
+    running_mean = _Running()
+    running_var = _Running()
+    num_batches_tracked = _Running()
+    running_count = _Running()
+    momentum = _Running()
+    running_correction = _Running("correction")
+    on_nonfinite = _Running()
 
     def __init__(
         self,
@@ -100,45 +167,57 @@ class BatchNorm:
         track_running_stats: bool = True,
         running_correction: int = 1,
         activation: Activation = None,
+        virtual_batch_size: int | None = None,
+        renorm: Renorm | None = None,
+        statistics: str = "auto",
+        update: bool | None = None,
+        train_affine: bool = True,
+        keep_count: bool = False,
+        on_nonfinite: str = "propagate",
         dtype: DTypeLike = np.float32,
     ) -> None:
         who = type(self).__name__
         shape = _checks.channel_shape(num_features, who)
         if math.prod(shape) == 0:
             raise ValueError(f"{who}: num_features must be at least 1; got {num_features!r}")
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise TypeError(
-                f"{who}: dtype (of parameters and running statistics) must be float32 or float64; got "
-                f"{np.dtype(dtype)}; inputs may be float16 or bfloat16 all the same"
-            )
-        if running_correction not in (0, 1):
-            raise ValueError(
-                f"{who}: running_correction must be 1 (unbiased, as PyTorch) or 0 (biased); got {running_correction!r}"
-            )
         _checks.activation(activation, who)
         self.num_features = num_features
-        self.axis = channel_axes(axis)
+        self.axis = self._checked_axis(axis)
         self.eps = _checks.epsilon(eps, who)
-        self.momentum = _checked_momentum(momentum, who)
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
-        self.running_correction = int(running_correction)
         self.activation = activation
-        self.dtype = np.dtype(dtype)
+        self.virtual_batch_size = virtual_batch_size
+        self.renorm = renorm
+        self.statistics = statistics
+        self.update = update
+        self.train_affine = train_affine
+        self.dtype = checked_dtype(dtype, who)
         self.training = True
         self._shape = shape
         self._last: _Forward | None = None
         self.weight = np.ones(shape, dtype) if affine else None
         self.bias = np.zeros(shape, dtype) if affine else None
-        self.running_mean = self.running_var = self.num_batches_tracked = None
-        self.reset_running_stats()
+        self.running: RunningStatistics | None = None
+        self.momentum = checked_momentum(momentum, who)
+        self.running_correction = checked_correction(running_correction, who)
+        self.on_nonfinite = checked_on_nonfinite(on_nonfinite, who)
+        if track_running_stats:
+            self.running = RunningStatistics(
+                shape,
+                momentum=momentum,
+                correction=running_correction,
+                keep_count=keep_count,
+                on_nonfinite=on_nonfinite,
+                dtype=dtype,
+                who=who,
+            )
+        self._switches()
 
     def reset_running_stats(self) -> None:
         """Set the running statistics to mean 0, variance 1, no batches."""
-        if self.track_running_stats:
-            self.running_mean = np.zeros(self._shape, self.dtype)
-            self.running_var = np.ones(self._shape, self.dtype)
-            self.num_batches_tracked = np.zeros((), np.int64)
+        if self.running is not None:
+            self.running.reset()
 
     def train(self, mode: bool = True) -> BatchNorm:
         """Normalise with the batch's statistics from now on, and update the running ones; return the layer."""
@@ -171,14 +250,47 @@ class BatchNorm:
     ) -> Array:
         """The same as calling the layer."""
         d = _checks.data(x, type(self).__name__, self._channel_axis(x), self._shape)
-        updates = self.training and self.track_running_stats
-        use_batch = self.training or not self.track_running_stats
-        m = None if use_batch else self._running_moments()
-        y, m = run_forward(d, self._arguments(mask, weights, residual), m)
-        if updates:
-            self._update(m)
-        self._last = _Forward(d, m, mask, weights, residual, use_batch)
+        uses_batch, updates = self._switches()
+        a = self._arguments(mask, weights, residual)
+        known: Moments | None = None
+        if uses_batch:
+            a = a._replace(virtual_batch_size=self.virtual_batch_size if self.training else None)
+            if self.renorm is not None and self.training:
+                known, a = self._renormalized(d, a)
+        else:
+            assert self.running is not None
+            known = self.running.moments()
+        y, m = run_forward(d, a, known)
+        if updates and self.running is not None:
+            batch = m if uses_batch else run_moments(d, a)
+            self.running.update(batch if len(batch.shape) == len(self._shape) else batch.merged())
+        self._last = _Forward(d, m, mask, weights, residual, uses_batch, a.virtual_batch_size, a.correction)
         return y
+
+    def _switches(self) -> tuple[bool, bool]:
+        """Whether to normalise with the batch's statistics, and whether to move the running ones."""
+        who = type(self).__name__
+        if self.statistics not in ("auto", "batch", "running"):
+            raise ValueError(f"{who}: statistics must be 'auto', 'batch' or 'running'; got {self.statistics!r}")
+        if self.update not in (None, True, False):
+            raise ValueError(f"{who}: update must be None (in training), True or False; got {self.update!r}")
+        if self.virtual_batch_size is not None:
+            _ghosts.checked_size(self.virtual_batch_size, who)
+        wants = renorm.checked(self.renorm, who) is not None, self.statistics == "running", self.update is True
+        if self.running is None and any(wants):
+            option = ("renorm", "statistics='running'", "update=True")[wants.index(True)]
+            raise ValueError(f"{who}: {option} needs running statistics; build the layer with track_running_stats=True")
+        uses_batch = self.running is None or self.statistics == "batch"
+        return uses_batch or (self.statistics == "auto" and self.training), (
+            self.training if self.update is None else bool(self.update)
+        )
+
+    def _renormalized(self, d: _checks.Data, a: Arguments) -> tuple[Moments, Arguments]:
+        """The batch's moments, and the arguments with the correction towards the running ones."""
+        assert self.renorm is not None
+        assert self.running is not None
+        m, step = run_moments(d, a), int(self.running.num_batches_tracked)
+        return m, a._replace(correction=self.renorm.correction(m, self.running.moments(), self.eps, step))
 
     def backward(self, grad_y: ArrayLike) -> Gradients:
         """Gradients through the last forward, by x, weight, bias and residual; parameters are left as they are.
@@ -193,39 +305,19 @@ class BatchNorm:
                 f"{type(self).__name__}: backward needs a forward before it, whose input it differentiates; call the "
                 "layer on x first"
             )
-        d, m, mask, weights, residual, training = self._last
-        return run_backward(d, grad_y, m, self._arguments(mask, weights, residual), training)
+        d, m, mask, weights, residual, training, ghosts, correction = self._last
+        a = self._arguments(mask, weights, residual)._replace(virtual_batch_size=ghosts, correction=correction)
+        gradients = run_backward(d, grad_y, m, a, training)
+        return gradients if self.train_affine else gradients._replace(weight=None, bias=None)
 
     def _arguments(self, mask: ArrayLike | None, weights: ArrayLike | None, residual: ArrayLike | None) -> Arguments:
         return Arguments(self.weight, self.bias, self.eps, mask, weights, residual, self.activation)
 
-    def _running_moments(self) -> Moments:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        return Moments.from_statistics(self.running_mean, self.running_var)
+    def _checked_axis(self, axis: Axis) -> Axis:
+        return channel_axes(axis)
 
     def _channel_axis(self, x: ArrayLike) -> Axis:
         return self.axis
-
-    def _update(self, m: Moments) -> None:
-        """Move the running statistics towards the batch's; all of them, or none."""
-        if self.running_correction and not (m.count > 1).all():
-            raise ValueError(
-                f"{type(self).__name__}: running_var is M2 / (count - 1), which needs weights that sum to more than 1; "
-                f"got a sum of {m.count.min():g}. Scale the weights (only their ratios matter for y), or use "
-                "running_correction=0"
-            )
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        batches = self.num_batches_tracked + 1
-        a = 1 / float(batches) if self.momentum is None else self.momentum
-        with np.errstate(over="ignore", invalid="ignore"):  # a variance beyond float32 is infinite there, as in PyTorch
-            mean = ((1 - a) * self.running_mean.astype(np.float64) + a * m.mean).astype(self.dtype)
-            var = ((1 - a) * self.running_var.astype(np.float64) + a * m.var(self.running_correction)).astype(
-                self.dtype
-            )
-        self.running_mean[...], self.running_var[...], self.num_batches_tracked[...] = mean, var, batches
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of parameters and running statistics, under PyTorch's names."""
@@ -234,6 +326,9 @@ class BatchNorm:
     def load_state_dict(self, state: Mapping[str, ArrayLike]) -> None:
         """Take parameters and running statistics from `state_dict()` of a layer like this one, here or in PyTorch.
 
+        `running_count` may be missing: then it becomes infinite, as for a fresh layer. Where the layer keeps none, it
+        is left out.
+
         Raises
         ------
         ValueError
@@ -241,7 +336,8 @@ class BatchNorm:
         """
         who = type(self).__name__
         own = self._state()
-        missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
+        missing = own.keys() - state.keys() - {"running_count"}
+        unexpected = state.keys() - own.keys() - {"running_count"}
         if missing or unexpected:
             differences = {"missing": missing, "unexpected": unexpected}
             parts = [f"{what} {sorted(names)}" for what, names in differences.items() if names]
@@ -249,13 +345,14 @@ class BatchNorm:
                 f"{who}: a state must have the names {sorted(own)}; {', '.join(parts)}. affine and track_running_stats "
                 "decide which names a layer has"
             )
-        new = {name: _loaded(who, name, state[name], value) for name, value in own.items()}
-        for name, value in new.items():
+        for name, value in taken(who, own, state).items():
             own[name][...] = value
+        if self.running_count is not None and "running_count" not in state:
+            self.running_count[...] = np.inf
 
     def _state(self) -> dict[str, Array]:
-        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        parameters = {name: value for name in ("weight", "bias") if (value := getattr(self, name)) is not None}
+        return parameters if self.running is None else parameters | self.running.state()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}  # a copy has its own forward before its backward
@@ -266,8 +363,8 @@ class BatchNorm:
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchNorm:
         new = object.__new__(type(self))
         new.__dict__.update(self.__getstate__())
-        for name, value in self._state().items():
-            setattr(new, name, value.copy())
+        for name in ("weight", "bias", "running"):
+            setattr(new, name, copy.deepcopy(getattr(self, name), memo))
         return new
 
     def __repr__(self) -> str:
@@ -276,130 +373,6 @@ class BatchNorm:
             options.append(f"axis={self.axis}")
         options += [f"eps={self.eps:g}", f"momentum={self.momentum}", f"affine={self.affine}"]
         options.append(f"track_running_stats={self.track_running_stats}")
-        if self.activation is not None:
-            options.append(f"activation={self.activation!r}")
-        return f"{type(self).__name__}({', '.join(options)}; {self._rule()})"
-
-    def _rule(self) -> str:
-        if not self.track_running_stats:
-            return "no running statistics: always the batch's"
-        var = "batch var * m/(m-1)" if self.running_correction else "batch var"
-        if self.momentum is None:
-            return f"running = mean over all batches of (batch mean, {var})"
-        return f"running = {1 - self.momentum:g} * running + {self.momentum:g} * (batch mean, {var})"
-
-
-def _checked_momentum(momentum: object, who: str) -> float | None:
-    if momentum is None:
-        return None
-    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real) or not 0 <= float(momentum) <= 1:
-        raise ValueError(
-            f"{who}: momentum is the weight of the new batch, from 0 to 1, or None for the mean over all batches; got "
-            f"{momentum!r}. (Keras, Flax and ONNX name the weight of the old value: use 1 minus it)"
-        )
-    return float(momentum)
-
-
-def _loaded(who: str, name: str, value: ArrayLike, own: Array) -> Array:
-    a = np.asarray(value)
-    kinds = "iu" if own.dtype.kind == "i" else "f"
-    if a.dtype.kind not in kinds or a.shape != own.shape:
-        raise ValueError(
-            f"{who}: {name} must have shape {own.shape} and hold {own.dtype.name}; got {_checks.described(a)}"
-        )
-    return a.astype(own.dtype)
-
-
-class _Ranked(BatchNorm):
-    """A layer with channels on axis 1 that takes certain ranks only."""
-
-    _shapes: dict[int, str] = {}  # noqa: RUF012  # a constant of each subclass
-
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        running_correction: int = 1,
-        activation: Activation = None,
-        dtype: DTypeLike = np.float32,
-    ) -> None:
-        super().__init__(
-            num_features,
-            axis=1,
-            eps=eps,
-            momentum=momentum,
-            affine=affine,
-            track_running_stats=track_running_stats,
-            running_correction=running_correction,
-            activation=activation,
-            dtype=dtype,
-        )
-
-    def _channel_axis(self, x: ArrayLike) -> Axis:
-        shape = np.shape(x)
-        if len(shape) in self._shapes:
-            return 1
-        self._refuse(shape)
-
-    def _refuse(self, shape: tuple[int, ...]) -> NoReturn:
-        accepted = " or ".join(self._shapes.values())
-        others = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
-        other = others.get(len(shape), "BatchNorm")
-        raise ValueError(
-            f"{type(self).__name__}: expected an input of shape {accepted}; got {len(shape)} axes, shape {shape}. "
-            f"Use {other if other != type(self).__name__ else 'BatchNorm'}, or BatchNorm(C, axis=...) for any shape"
-        )
-
-
-class BatchNorm1d(_Ranked):
-    """`BatchNorm` for (N, C) and (N, C, L), channels on axis 1.
-
-    Also takes a shape that becomes one of these when its axes of length one are dropped, as the worked example does.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import batchnorm as bn
-    >>> B = np.array([[i + j for j in range(5)] for i in range(1, 6)], dtype=np.float32).reshape(5, 1, 5, 1)
-    >>> bn.BatchNorm1d(5)(B)[:, 0, 0, 0].round(4)
-    array([-1.4142, -0.7071,  0.    ,  0.7071,  1.4142], dtype=float32)
-    """
-
-    _shapes = {2: "(N, C)", 3: "(N, C, L)"}  # noqa: RUF012
-
-    def _channel_axis(self, x: ArrayLike) -> Axis:
-        shape = np.shape(x)
-        if len(shape) not in self._shapes:
-            long = [i for i, n in enumerate(shape) if n != 1]
-            if len(long) not in self._shapes:
-                self._refuse(shape)
-            return long[1]
-        return 1
-
-
-class BatchNorm2d(_Ranked):
-    """`BatchNorm` for (N, C, H, W), channels on axis 1.
-
-    >>> import numpy as np
-    >>> import batchnorm as bn
-    >>> bn.BatchNorm2d(3)(np.zeros((2, 3, 4, 4), np.float32)).shape
-    (2, 3, 4, 4)
-    """
-
-    _shapes = {4: "(N, C, H, W)"}  # noqa: RUF012
-
-
-class BatchNorm3d(_Ranked):
-    """`BatchNorm` for (N, C, D, H, W), channels on axis 1.
-
-    >>> import numpy as np
-    >>> import batchnorm as bn
-    >>> bn.BatchNorm3d(3)(np.zeros((2, 3, 4, 4, 4), np.float32)).shape
-    (2, 3, 4, 4, 4)
-    """
-
-    _shapes = {5: "(N, C, D, H, W)"}  # noqa: RUF012
+        options += [f"{name}={value!r}" for name, usual in _RARE.items() if (value := getattr(self, name)) != usual]
+        rule = "no running statistics: always the batch's" if self.running is None else self.running.rule()
+        return f"{type(self).__name__}({', '.join(options)}; {rule})"

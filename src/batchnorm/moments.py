@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _checks, _native
+from . import _checks, _ghosts, _native
 from ._plan import Axis
 
 Doubles = NDArray[np.float64]
@@ -188,6 +188,24 @@ class Moments:
             table = _merge(table, other._table)
         return Moments._of_table(table.copy() if table is self._table else table)
 
+    def merged(self, axis: int = 0) -> Moments:
+        """Moments of everything along an axis, as of the ghosts of a batch: their merge, without that axis.
+
+        The parts are merged pairwise, neighbours first, in a tree that depends on their number alone.
+
+        >>> import numpy as np
+        >>> import batchnorm as bn
+        >>> ghosts = bn.moments(np.array([[1.0], [3.0], [8.0]]), virtual_batch_size=2)
+        >>> ghosts.mean.tolist(), ghosts.merged().mean.tolist()
+        ([[2.0], [8.0]], [4.0])
+        """
+        if not -len(self.shape) <= axis < len(self.shape):
+            raise ValueError(f"Moments of shape {self.shape} have no axis {axis} to merge along")
+        table = np.ascontiguousarray(np.moveaxis(self._table, 1 + axis % len(self.shape), 1))
+        merged = np.empty((4, *table.shape[2:]))
+        _native.merge(table, merged, table.shape[1])
+        return Moments._of_table(merged)
+
     def __add__(self, other: Moments) -> Moments:
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
 
@@ -249,7 +267,12 @@ def _merge(a: Doubles, b: Doubles) -> Doubles:
 
 
 def moments(
-    x: ArrayLike, axis: Axis = 1, *, mask: ArrayLike | None = None, weights: ArrayLike | None = None
+    x: ArrayLike,
+    axis: Axis = 1,
+    *,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    virtual_batch_size: int | None = None,
 ) -> Moments:
     """Count, mean and M2 of every channel of `x`.
 
@@ -263,6 +286,9 @@ def moments(
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count.
     weights
         Non-negative floats, shaped like `mask`; the weight of each position. A position of weight 0 does not count.
+    virtual_batch_size
+        Gather the moments of each ghost batch: so many samples of the first reduced axis; the last ghost may have
+        fewer. The result has an axis of ghosts before the channels; `Moments.merged` makes the whole of them.
 
     Returns
     -------
@@ -285,10 +311,15 @@ def moments(
     """
     data = _checks.data(x, "moments", axis)
     selection = _checks.selection(data, mask, weights)
-    table = np.zeros((4, *data.plan.channel_shape))
-    if data.x.size:  # else the table of nothing, all zeros
+    return gathered(data, selection, _ghosts.of(virtual_batch_size, data))
+
+
+def gathered(d: _checks.Data, s: _checks.Selection, ghosts: _ghosts.Ghosts | None) -> Moments:
+    """`moments` of what has been checked."""
+    table = np.zeros((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
+    if d.x.size:  # else the table of nothing, all zeros
         _native.forward(
-            data.buffer, None, data.code, data.plan.kept, None, selection.weights, selection.code, table, True,
-            None, None, 1.0, (0, 0.0),
+            d.buffer, None, d.code, d.plan.kept, None, s.weights, s.code, table, True, None, None, 1.0, (0, 0.0),
+            0 if ghosts is None else ghosts.size,
         )  # fmt: skip
     return Moments._of_table(table)

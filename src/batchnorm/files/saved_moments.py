@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ..moments import Moments
+from ..moments import Doubles, Moments
 from .refused import Refused
 from .table import columns_option
 
 FORMAT = "batchnorm moments"
 VERSION = 1
-_ARRAYS = ("count", "mean", "mean_low", "m2")
+ARRAYS = ("count", "mean", "mean_low", "m2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class SavedMoments:
 def write_moments(path: Path, saved: SavedMoments) -> None:
     """Write ``saved`` to ``path``; NaN and infinity, which JSON lacks, become the strings "nan", "inf" and "-inf"."""
     content = {"format": FORMAT, "version": VERSION, "axis": list(saved.axis), "names": saved.names}
-    content |= {name: _listed(getattr(saved.moments, name).tolist()) for name in _ARRAYS}
+    content |= {name: _listed(getattr(saved.moments, name).tolist()) for name in ARRAYS}
     lines = [
         f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
         for name, value in content.items()
@@ -99,10 +99,14 @@ def _numbers(value: Any) -> Any:
 
 
 def _parsed(content: dict[str, Any]) -> SavedMoments:
-    arrays = {name: np.array(_numbers(content[name]), dtype=np.float64) for name in _ARRAYS}
-    axis, names = content["axis"], content["names"]
-    if not isinstance(axis, list) or not all(type(a) is int for a in axis):
-        raise TypeError(f"axis is {axis!r}, not a list of integers")
+    arrays = {name: np.array(_numbers(content[name]), dtype=np.float64) for name in ARRAYS}
+    return assembled(arrays, content["axis"], content["names"])
+
+
+def assembled(arrays: dict[str, Doubles], axis: object, names: object) -> SavedMoments:
+    """Check the parts of saved moments, and put them together."""
+    if not isinstance(axis, list) or not all(type(a) is int and a >= 0 for a in axis):
+        raise TypeError(f"axis is {axis!r}, not a list of integers from 0 on")
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
         raise TypeError("names is not a list of texts")
     if len({a.shape for a in arrays.values()}) != 1 or arrays["mean"].ndim != len(axis):

@@ -1,0 +1,82 @@
+"""Ghost batches: consecutive parts of the batch axis, each with moments of its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _checks
+
+
+class Ghosts(NamedTuple):
+    """The batch axis cut into `number` parts of `size` samples, the last of which may have fewer."""
+
+    size: int
+    number: int
+
+
+def of(virtual_batch_size: object, d: _checks.Data) -> Ghosts | None:
+    """Check a ghost size; None where the batch is not cut."""
+    if virtual_batch_size is None:
+        return None
+    size = checked_size(virtual_batch_size, d.who)
+    if not d.plan.reduced:
+        raise ValueError(
+            f"{d.who}: virtual_batch_size cuts the first axis that is averaged over; every axis of the input "
+            f"{d.x.shape} is a channel axis, so there is none. Leave virtual_batch_size out"
+        )
+    size = min(size, max(d.plan.N, 1))
+    return Ghosts(size, -(-d.plan.N // size))
+
+
+def checked_size(value: object, who: str) -> int:
+    """Return a ghost size as an int of at least 1."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"{who}: virtual_batch_size must be an int, the samples of a ghost batch, or None for the whole batch; got "
+            f"{value!r} of type {type(value).__name__}"
+        )
+    if value < 1:
+        raise ValueError(f"{who}: virtual_batch_size must be at least 1 (None: the whole batch); got {value}")
+    return int(value)
+
+
+def rows(g: Ghosts | None) -> tuple[int, ...]:
+    """Return the axis that ghosts add in front of the channels."""
+    return () if g is None else (g.number,)
+
+
+def trainable(d: _checks.Data, s: _checks.Selection, g: Ghosts | None) -> None:
+    """Refuse a batch, or a ghost, that has no variance."""
+    _checks.trainable(d, s)
+    if g is None or g.number == 1:
+        return
+    positions = _positions(d, s, g)
+    if positions.min() >= 2:
+        return
+    i = int(positions.argmin())
+    first, last = i * g.size, min((i + 1) * g.size, d.plan.N) - 1
+    raise ValueError(
+        f"{d.who}: every ghost batch needs at least two values per channel that count; ghost {i} of {g.number} "
+        f"({_samples(first, last)} of the input {d.x.shape}, virtual_batch_size={g.size}) has {positions[i]}, so its "
+        "variance would be 0. Use another virtual_batch_size, leave out the samples that remain, or normalise with known "
+        "moments (evaluation)"
+    )
+
+
+def _samples(first: int, last: int) -> str:
+    return f"sample {first}" if first == last else f"samples {first} to {last}"
+
+
+def _positions(d: _checks.Data, s: _checks.Selection, g: Ghosts) -> np.ndarray:
+    """How many positions of a channel count in each ghost."""
+    axis, N = d.plan.reduced[0], d.plan.N
+    if s.weights is None:
+        return np.diff(np.append(np.arange(0, N, g.size), N)) * d.plan.S
+    w = s.weights  # broadcast to x: along an axis of stride 0, and along the channels, it is looked at once
+    once = w[tuple(slice(0, 1) if w.strides[i] == 0 or i in d.plan.axis else slice(None) for i in range(w.ndim))]
+    others = tuple(i for i in range(w.ndim) if i != axis)
+    repeats = d.plan.S // (once.size // once.shape[axis])
+    of_sample = np.broadcast_to(np.count_nonzero(once, axis=others) * repeats, (N,))
+    return np.add.reduceat(of_sample, np.arange(0, N, g.size))

@@ -1,0 +1,275 @@
+"""Running statistics: mean and variance of every channel, moved by the moments of one batch after another."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from . import _checks
+from .moments import Moments
+
+Array = NDArray[Any]
+
+ON_NONFINITE = ("propagate", "skip", "raise")
+
+
+class RunningStatistics:
+    """Running mean and variance of every channel, as a layer keeps them.
+
+    Each batch moves them by its moments (mean, M2, m)::
+
+        running_mean = (1 - momentum) * running_mean + momentum * mean
+        running_var  = (1 - momentum) * running_var  + momentum * M2 / (m - correction)
+
+    Parameters
+    ----------
+    num_features
+        Number of channels; for several channel axes, a tuple of their lengths.
+    momentum
+        Weight of the *new* batch, from 0 to 1; None weighs all batches so far equally.
+    correction
+        1: running_var is unbiased (PyTorch's rule). 0: biased (Keras, Flax, ONNX).
+    keep_count
+        Keep `running_count` as well, so that `var` gives the biased and the unbiased variance, whatever the sizes of
+        the batches were.
+    on_nonfinite
+        What a batch with NaN or infinity in its moments does: "propagate" into the statistics, be left out ("skip"), or
+        "raise" ValueError.
+    frozen
+        True: `update` does nothing.
+    dtype
+        Of running_mean and running_var: float32 or float64.
+
+    Attributes
+    ----------
+    running_mean, running_var
+        Arrays of `num_features` values; at first 0 and 1.
+    num_batches_tracked
+        int64 array of no axes.
+    running_count
+        With `keep_count`, float64: the count n of each channel for which ``running_var * (n - 1) / n`` is the biased
+        running variance (with ``correction=0``: ``running_var * n / (n - 1)`` the unbiased one). At first infinite: the
+        initial 1 is neither.
+
+    Notes
+    -----
+    The two running variances are both averages with the same weights, so their difference is one, too: it moves towards
+    ``M2 / (m (m - 1))``, and n is the unbiased one divided by it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> running = bn.RunningStatistics(1, momentum=None, keep_count=True, dtype=np.float64)
+    >>> for batch in ([[1.0], [3.0]], [[2.0], [5.0], [8.0]]):
+    ...     running.update(bn.moments(np.array(batch)))
+    True
+    True
+    >>> running.running_mean, running.var(correction=1), running.var(correction=0)
+    (array([3.5]), array([5.5]), array([3.5]))
+    """
+
+    def __init__(
+        self,
+        num_features: int | tuple[int, ...],
+        *,
+        momentum: float | None = 0.1,
+        correction: int = 1,
+        keep_count: bool = False,
+        on_nonfinite: str = "propagate",
+        frozen: bool = False,
+        dtype: DTypeLike = np.float32,
+        who: str = "RunningStatistics",
+    ) -> None:
+        self._who = who
+        self._shape = _checks.channel_shape(num_features, who)
+        self.dtype = checked_dtype(dtype, who)
+        self.momentum = checked_momentum(momentum, who)
+        self.correction = checked_correction(correction, who)
+        self.on_nonfinite = checked_on_nonfinite(on_nonfinite, who)
+        self.frozen = bool(frozen)
+        self.running_mean: Array = np.zeros(self._shape, self.dtype)
+        self.running_var: Array = np.ones(self._shape, self.dtype)
+        self.num_batches_tracked: Array = np.zeros((), np.int64)
+        self.running_count: Array | None = np.full(self._shape, np.inf) if keep_count else None
+
+    def reset(self) -> None:
+        """Set them to mean 0, variance 1, no batches."""
+        self.running_mean[...], self.running_var[...], self.num_batches_tracked[...] = 0, 1, 0
+        if self.running_count is not None:
+            self.running_count[...] = np.inf
+
+    def update(self, m: Moments) -> bool:
+        """Move them towards the moments of a batch: all of them, or none.
+
+        Returns
+        -------
+        bool
+            Whether they moved: not when frozen, nor when the batch was skipped.
+
+        Raises
+        ------
+        ValueError
+            For moments of other channels, of too few values for a variance, or, with ``on_nonfinite="raise"``, that are
+            not finite.
+        """
+        if self.frozen or not self._accepts(m):
+            return False
+        batches = self.num_batches_tracked + 1
+        a = 1 / float(batches) if self.momentum is None else self.momentum
+        with np.errstate(all="ignore"):  # a variance beyond float32 is infinite there, as in PyTorch
+            mean = ((1 - a) * self.running_mean.astype(np.float64) + a * m.mean).astype(self.running_mean.dtype)
+            var = (1 - a) * self.running_var.astype(np.float64) + a * (m.m2 / (m.count - self.correction))
+            new = [mean, var.astype(self.running_var.dtype), batches]
+            if self.running_count is not None:
+                new.append(self._moved_count(m, a, var))
+        for own, value in zip(self.state().values(), new, strict=True):
+            own[...] = value
+        return True
+
+    def _accepts(self, m: Moments) -> bool:
+        """Whether a batch moves them; ValueError where it may not."""
+        if m.shape != self.running_mean.shape:
+            raise ValueError(
+                f"{self._who}: the moments must have one value for each channel, shape {self.running_mean.shape}; got "
+                f"{m.shape}; those of ghost batches become one with m.merged()"
+            )
+        for name, value in self.state().items():
+            fits = value.shape == (() if name == "num_batches_tracked" else m.shape)
+            if not (fits and value.flags.writeable):
+                raise ValueError(
+                    f"{self._who}: {name} must be a writeable array with one value for each channel; got "
+                    f"{_checks.described(value)}, writeable={value.flags.writeable}"
+                )
+        least = self.correction if self.running_count is None else 1
+        if not (m.count > least).all():
+            rule = "running_var is M2 / (count - 1)" if least else "running_var is M2 / count"
+            raise ValueError(
+                f"{self._who}: {rule}, which needs weights that sum to more than {least}; got a sum of "
+                f"{m.count.min():g}. Scale the weights (only their ratios matter for y)"
+                + (", or use running_correction=0" if self.correction else "")
+            )
+        if self.on_nonfinite == "propagate":
+            return True
+        bad = ~(np.isfinite(m.mean) & np.isfinite(m.m2))
+        if not bad.any():
+            return True
+        if self.on_nonfinite == "skip":
+            return False
+        c = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))
+        mean, var = (np.atleast_1d(v)[c] for v in (m.mean, m.m2 / m.count))
+        raise ValueError(
+            f"{self._who}: channel {c[0] if len(c) == 1 else c} of the batch has mean {mean:g} and variance {var:g}; "
+            "running statistics are left as they were (on_nonfinite='raise'). Look upstream, or "
+            "use on_nonfinite='skip'"
+        )
+
+    def _gap(self) -> Array:
+        """The unbiased running variance less the biased one."""
+        assert self.running_count is not None
+        gap: Array = self.running_var.astype(np.float64) / (self.running_count - (1 - self.correction))
+        return gap
+
+    def _moved_count(self, m: Moments, a: float, var: Array) -> Array:
+        """The count that belongs to the moved running_var."""
+        gap = (1 - a) * self._gap() + a * (m.m2 / (m.count * (m.count - 1)))
+        count: Array = np.where(gap == 0, np.inf, var / gap + (1 - self.correction))
+        return count
+
+    def var(self, correction: int = 0) -> Array:
+        """The biased (0) or unbiased (1) running variance, in float64.
+
+        Raises
+        ------
+        ValueError
+            Where it is not the one that running_var holds, and `keep_count` is off.
+        """
+        var: Array = self.running_var.astype(np.float64)
+        if checked_correction(correction, self._who) == self.correction:
+            return var
+        if self.running_count is None:
+            held = "unbiased (correction 1)" if self.correction else "biased (correction 0)"
+            raise ValueError(
+                f"{self._who}: running_var is {held}, and how many values its batches had was not kept; ask for "
+                f"correction={self.correction}, or build with keep_count=True"
+            )
+        with np.errstate(invalid="ignore"):
+            return var - self._gap() if self.correction else var + self._gap()
+
+    def moments(self) -> Moments:
+        """Moments to normalise with in evaluation: mean and variance as they are kept."""
+        return Moments.from_statistics(self.running_mean, self.running_var)
+
+    def state(self) -> dict[str, Array]:
+        """The arrays themselves, under the names of `state_dict`."""
+        names = ("running_mean", "running_var", "num_batches_tracked", "running_count")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def rule(self) -> str:
+        """How a batch moves them, as a formula."""
+        if self.frozen:
+            return "running statistics are frozen"
+        var = "batch var * m/(m-1)" if self.correction else "batch var"
+        if self.momentum is None:
+            return f"running = mean over all batches of (batch mean, {var})"
+        return f"running = {1 - self.momentum:g} * running + {self.momentum:g} * (batch mean, {var})"
+
+    def __repr__(self) -> str:
+        return f"RunningStatistics({self._shape}, batches={self.num_batches_tracked}; {self.rule()})"
+
+
+def checked_momentum(momentum: object, who: str) -> float | None:
+    """Check momentum: a number from 0 to 1, or None."""
+    if momentum is None:
+        return None
+    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real) or not 0 <= float(momentum) <= 1:
+        raise ValueError(
+            f"{who}: momentum is the weight of the new batch, from 0 to 1, or None for the mean over all batches; got "
+            f"{momentum!r}. (Keras, Flax and ONNX name the weight of the old value: use 1 minus it)"
+        )
+    return float(momentum)
+
+
+def checked_dtype(dtype: DTypeLike, who: str) -> np.dtype[Any]:
+    """Check the dtype of parameters and running statistics."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise TypeError(
+            f"{who}: dtype (of parameters and running statistics) must be float32 or float64; got {np.dtype(dtype)}; "
+            "inputs may be float16 or bfloat16 all the same"
+        )
+    return np.dtype(dtype)
+
+
+def checked_correction(correction: object, who: str) -> int:
+    """Check which variance is meant."""
+    if correction not in (0, 1):
+        raise ValueError(
+            f"{who}: running_correction must be 1 (unbiased, as PyTorch) or 0 (biased); got {correction!r}"
+        )
+    return int(correction)
+
+
+def checked_on_nonfinite(value: object, who: str) -> str:
+    """Check what a batch that is not finite does."""
+    if value not in ON_NONFINITE:
+        raise ValueError(f"{who}: on_nonfinite must be 'propagate', 'skip' or 'raise'; got {value!r}")
+    return str(value)
+
+
+def taken(who: str, own: Mapping[str, Array], state: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    """Check a state against the arrays that are there; return their new values, changing nothing."""
+    return {name: _loaded(who, name, state[name], value) for name, value in own.items() if name in state}
+
+
+def _loaded(who: str, name: str, value: ArrayLike, own: Array) -> Array:
+    a = np.asarray(value)
+    kinds = "iu" if own.dtype.kind == "i" else "f"
+    if a.dtype.kind not in kinds or a.shape != own.shape:
+        raise ValueError(
+            f"{who}: {name} must have shape {own.shape} and hold {own.dtype.name}; got {_checks.described(a)}"
+        )
+    return a.astype(own.dtype)
