@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._blocks import Block, Gathered, blocks, load
-from ._plan import Axis, make_plan
+from ._plan import Axis, Plan, make_plan
 from .functional import checked_threads, get_num_threads
 from .moments import Moments, moments
 
@@ -56,16 +56,16 @@ def gather_moments(source: Array | Iterable[Array], axis: Axis = 1, *, threads: 
     array([1., 1.])
     """
     workers = get_num_threads() if threads is None else checked_threads(threads)
-    pieces = _pieces(source, axis)
     gathered: Gathered | None = None
     running: deque[tuple[Block, Future[Moments]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        for x, kept, block in pieces:
-            gathered = gathered or Gathered(tuple(x.shape[a] for a in kept))
-            running.append((tuple(block[a] for a in kept), pool.submit(_moments, x, block, kept)))
-            if len(running) == 2 * workers:
-                _take(running, gathered)
+        for x, plan in _arrays(source, axis):
+            gathered = gathered or Gathered(plan.channel_shape)
+            for block in blocks(x):
+                running.append((tuple(block[a] for a in plan.axis), pool.submit(_moments, x, block, plan.axis)))
+                if len(running) == 2 * workers:
+                    _take(running, gathered)
         if gathered is None:
             raise ValueError(f"{_WHO}: source must have at least one array, so that its channels are known; got none")
         while running:
@@ -84,8 +84,8 @@ def _moments(x: Array, block: Block, kept: tuple[int, ...]) -> Moments:
     return moments(load(x, block), kept)
 
 
-def _pieces(source: object, axis: Axis) -> Iterator[tuple[Array, tuple[int, ...], Block]]:
-    """Each array in blocks, with its channel axes."""
+def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan]]:
+    """Each array, with its plan."""
     if not isinstance(source, (np.ndarray, Iterable)):
         raise TypeError(f"{_WHO}: source must be an array or an iterable of arrays; got {type(source).__name__}")
     channels: tuple[int, ...] | None = None
@@ -102,5 +102,4 @@ def _pieces(source: object, axis: Axis) -> Iterator[tuple[Array, tuple[int, ...]
                 f"the first has {channels}"
             )
         channels = plan.channel_shape
-        for block in blocks(x):
-            yield x, plan.axis, block
+        yield x, plan

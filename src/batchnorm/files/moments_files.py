@@ -46,9 +46,7 @@ def load(path: str | os.PathLike[str]) -> SavedMoments:
 def _suffix(path: str | os.PathLike[str], who: str) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in (".json", ".safetensors"):
-        raise Refused(
-            f"{who}: the file's name must end in .json or .safetensors, the two formats; got {os.fspath(path)}"
-        )
+        raise Refused(f"{who}: the file's name must end in .json or .safetensors; got {os.fspath(path)}")
     return suffix
 
 
@@ -64,7 +62,7 @@ def _safetensors() -> ModuleType:
 
 
 def _write_safetensors(path: Path, saved: SavedMoments) -> None:
-    arrays = {name: np.ascontiguousarray(getattr(saved.moments, name)) for name in ARRAYS}
+    arrays = {name: np.asarray(getattr(saved.moments, name), order="C") for name in ARRAYS}
     about = {"format": FORMAT, "version": VERSION, "axis": list(saved.axis), "names": saved.names}
     content = _safetensors().numpy.save(arrays, {name: json.dumps(value) for name, value in about.items()})
     path.write_bytes(content)
