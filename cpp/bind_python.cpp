@@ -2,13 +2,14 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <unistd.h>
 
 #include <string>
 #include <vector>
 
+#include "bind_lock.h"
 #include "bind_memory.h"
 #include "bind_torch.h"
+#include "bind_usual.h"
 #include "groups.h"
 #include "parallel.h"
 #include "select.h"
@@ -49,25 +50,6 @@ class Buffer {
   Py_buffer view_{};
   mutable int64_t strides_[kMaxDims];
   bool held_ = false;
-};
-
-// Lets other Python threads run. A daemon thread that wants the lock back while the interpreter shuts down must not return: Python
-// before 3.14 ends it by unwinding its stack, which would leave this destructor, so it waits for the process to end instead.
-class WithoutLock {
- public:
-  WithoutLock() : state_(PyEval_SaveThread()) {}
-  WithoutLock(const WithoutLock&) = delete;
-  WithoutLock& operator=(const WithoutLock&) = delete;
-  ~WithoutLock() {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {  // not an exception: the unwinding of pthread_exit
-      for (;;) pause();
-    }
-  }
-
- private:
-  PyThreadState* state_;
 };
 
 // Groups of so many samples (0: all); a table with a row for each has one more axis, and so more values.
@@ -184,4 +166,5 @@ NB_MODULE(_native, m) {
   m.def("force_isa", &force_isa, nb::arg("name"));
   bind_memory(m);
   bind_torch(m);
+  bind_usual(m);
 }

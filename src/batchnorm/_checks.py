@@ -21,7 +21,7 @@ _CODES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.float16)
 _BFLOAT16, _BOOL = 3, 4
 _PARAMETER_CODES = (0, 1)
 _DTYPES = "float64, float32, float16 or bfloat16"
-_ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4}
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4}
 _MAX_EXACT_COUNT = 2**53  # counts are float64
 
 
@@ -303,7 +303,7 @@ def activation(value: object, who: str) -> tuple[int, float]:
         name, slope = value
         if not isinstance(slope, (numbers.Real, np.floating)) or not math.isfinite(slope):
             raise ValueError(f"{who}: the slope of leaky_relu must be a finite number; got {value!r}")
-    code = _ACTIVATIONS.get(name) if name is None or isinstance(name, str) else None
+    code = ACTIVATIONS.get(name) if name is None or isinstance(name, str) else None
     if code is None:
         raise ValueError(
             f"{who}: activation must be None, 'relu', 'relu6', 'leaky_relu', ('leaky_relu', slope) or 'silu'; got "

@@ -64,6 +64,46 @@ def isa() -> str: ...
 def available_isas() -> list[str]: ...
 def force_isa(name: str) -> None: ...
 
+class usual:
+    """Calls of the usual kind; False, with nothing changed, for others."""
+
+    @staticmethod
+    def forward(
+        x: _Array,
+        y: _Array | None,
+        given: bool,
+        table: _Doubles,
+        gathers: bool,
+        weight: _Array | None,
+        bias: _Array | None,
+        axis: int,
+        eps: float,
+        activation: int,
+        slope: float,
+    ) -> bool: ...
+    @staticmethod
+    def backward(
+        grad_y: _Array,
+        x: _Array,
+        grad_x: _Array,
+        table: _Doubles,
+        weight: _Array | None,
+        bias: _Array | None,
+        grad_weight: _Array | None,
+        grad_bias: _Array | None,
+        axis: int,
+        eps: float,
+        activation: int,
+        slope: float,
+        training: bool,
+    ) -> bool: ...
+    @staticmethod
+    def move_running(
+        mean: _Array, var: _Array, batches: _Array, table: _Doubles, momentum: float, correction: int
+    ) -> bool: ...
+    @staticmethod
+    def table_of_running(mean: _Array, var: _Array, table: _Doubles) -> bool: ...
+
 class torch:
     """The submodule of the PyTorch front end: kernels in PyTorch's dispatcher."""
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _ghosts, renorm
+from . import _checks, _ghosts, _usual, renorm
 from ._checks import Activation
 from ._plan import Axis, channel_axes
 from .functional import Arguments, Gradients, run_backward, run_forward, run_moments
@@ -31,7 +31,8 @@ Array = NDArray[Any]
 class _Forward(NamedTuple):
     """What backward needs of the last forward: references, no copies."""
 
-    data: _checks.Data
+    x: Array
+    axis: Axis
     moments: Moments
     mask: ArrayLike | None
     weights: ArrayLike | None
@@ -249,7 +250,12 @@ class BatchNorm:
         residual: ArrayLike | None = None,
     ) -> Array:
         """The same as calling the layer."""
-        d = _checks.data(x, type(self).__name__, self._channel_axis(x), self._shape)
+        if mask is None and weights is None and residual is None:
+            y = self._usual_forward(x)
+            if y is not None:
+                return y
+        axis = self._channel_axis(x)
+        d = _checks.data(x, type(self).__name__, axis, self._shape)
         uses_batch, updates = self._switches()
         a = self._arguments(mask, weights, residual)
         known: Moments | None = None
@@ -264,7 +270,30 @@ class BatchNorm:
         if updates and self.running is not None:
             batch = m if uses_batch else run_moments(d, a)
             self.running.update(batch if len(batch.shape) == len(self._shape) else batch.merged())
-        self._last = _Forward(d, m, mask, weights, residual, uses_batch, a.virtual_batch_size, a.correction)
+        self._last = _Forward(d.x, axis, m, mask, weights, residual, uses_batch, a.virtual_batch_size, a.correction)
+        return y
+
+    def _usual_forward(self, x: ArrayLike) -> Array | None:
+        """The call that `_usual` takes, where no rare option is set; None for any other."""
+        running = self.running
+        if type(x) is not np.ndarray or running is None or self.statistics != "auto" or self.update is not None:
+            return None
+        axis = self._channel_axis(x)
+        if type(axis) is not int or not -x.ndim <= axis < x.ndim or (x.shape[axis],) != self._shape:
+            return None
+        if not self.training:
+            m = running.moments()
+            y = _usual.normalize(x, m._table, self.weight, self.bias, axis, self.eps, self.activation, None)
+        elif self.virtual_batch_size is not None or self.renorm is not None:
+            return None
+        else:
+            made = _usual.batch_norm(x, self.weight, self.bias, axis, self.eps, self.activation, None)
+            if made is None:
+                return None
+            y, m = made[0], Moments._of_table(made[1])
+            running.update(m)
+        if y is not None:
+            self._last = _Forward(x, axis, m, None, None, None, self.training, None, None)
         return y
 
     def _switches(self) -> tuple[bool, bool]:
@@ -305,7 +334,14 @@ class BatchNorm:
                 f"{type(self).__name__}: backward needs a forward before it, whose input it differentiates; call the "
                 "layer on x first"
             )
-        d, m, mask, weights, residual, training, ghosts, correction = self._last
+        x, axis, m, mask, weights, residual, training, ghosts, correction = self._last
+        if mask is None and weights is None and residual is None and ghosts is None and correction is None:
+            usual = _usual.backward(
+                grad_y, x, m._table, self.weight, self.bias, axis, self.eps, self.activation, training
+            )
+            if usual is not None:
+                return Gradients(*usual, None) if self.train_affine else Gradients(usual[0], None, None, None)
+        d = _checks.data(x, type(self).__name__, axis, self._shape)
         a = self._arguments(mask, weights, residual)._replace(virtual_batch_size=ghosts, correction=correction)
         gradients = run_backward(d, grad_y, m, a, training)
         return gradients if self.train_affine else gradients._replace(weight=None, bias=None)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _checks, _ghosts, _native
+from . import _checks, _ghosts, _native, _usual
 from ._plan import Axis
 
 Doubles = NDArray[np.float64]
@@ -79,7 +79,7 @@ class Moments:
 
     def _set(self, table: Doubles) -> None:
         table.flags.writeable = False
-        object.__setattr__(self, "_table", table)
+        _set_table(self, table)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Moments are immutable: cannot set {name!r}; build new ones")
@@ -87,7 +87,8 @@ class Moments:
     @classmethod
     def _of_table(cls, table: Doubles) -> Moments:
         moments = object.__new__(cls)
-        moments._set(table)
+        table.flags.writeable = False
+        _set_table(moments, table)
         return moments
 
     @classmethod
@@ -238,6 +239,9 @@ class Moments:
         return "Moments(count={}, mean={}, std={})".format(*shown)
 
 
+_set_table = Moments._table.__set__  # type: ignore[attr-defined, misc]  # the slot's own, past __setattr__
+
+
 def _unpickle(table: Doubles) -> Moments:
     return Moments._of_table(table)
 
@@ -309,6 +313,10 @@ def moments(
     >>> m.count, m.mean, m.var()
     (array([2., 2.]), array([2., 4.]), array([1., 4.]))
     """
+    if mask is None and weights is None and virtual_batch_size is None:
+        usual = _usual.moments(x, axis)
+        if usual is not None:
+            return Moments._of_table(usual)
     data = _checks.data(x, "moments", axis)
     selection = _checks.selection(data, mask, weights)
     return gathered(data, selection, _ghosts.of(virtual_batch_size, data))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks
+from . import _checks, _native
 from .moments import Moments
 
 Array = NDArray[Any]
@@ -117,6 +117,8 @@ class RunningStatistics:
             For moments of other channels, of too few values for a variance, or, with ``on_nonfinite="raise"``, that are
             not finite.
         """
+        if self._moves_natively(m):
+            return True
         if self.frozen or not self._accepts(m):
             return False
         batches = self.num_batches_tracked + 1
@@ -130,6 +132,15 @@ class RunningStatistics:
         for own, value in zip(self.state().values(), new, strict=True):
             own[...] = value
         return True
+
+    def _moves_natively(self, m: Moments) -> bool:
+        """The usual update in one native call; False, with nothing changed, where there is more to it."""
+        if self.frozen or self.running_count is not None or self.on_nonfinite != "propagate":
+            return False
+        momentum = -1.0 if self.momentum is None else self.momentum
+        return _native.usual.move_running(
+            self.running_mean, self.running_var, self.num_batches_tracked, m._table, momentum, self.correction
+        )
 
     def _accepts(self, m: Moments) -> bool:
         """Whether a batch moves them; ValueError where it may not."""
@@ -202,6 +213,9 @@ class RunningStatistics:
 
     def moments(self) -> Moments:
         """Moments to normalise with in evaluation: mean and variance as they are kept."""
+        table = np.empty((4, *self._shape))
+        if _native.usual.table_of_running(self.running_mean, self.running_var, table):
+            return Moments._of_table(table)
         return Moments.from_statistics(self.running_mean, self.running_var)
 
     def state(self) -> dict[str, Array]:
