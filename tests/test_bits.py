@@ -218,25 +218,30 @@ def test_kernels_sum_in_the_canonical_order(shape, dtype, isa):
     assert same_bits(found.weight, sum_gd * (1.0 / np.sqrt(m.var() + 1e-5)))
 
 
-def _in_halves(arrays: dict[str, np.ndarray], m: bn.Moments, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """The kernels' backward by parts: the sums alone, group by group; then, of their total, the gradient by x."""
+def _half(arrays: dict[str, np.ndarray], m: bn.Moments, sums: np.ndarray, **options) -> np.ndarray | None:
+    """One half of the backward: with a `group` size `sums` is filled, else the gradient by x follows from it."""
     d = _checks.data(arrays["x"], "test", 1)
-    g, channels = _checks.like(arrays["grad"], "grad", d), arrays["x"].shape[1]
+    grad, weights = _checks.like(arrays["grad"], "grad", d), _checks.selection(d, None, arrays["weights"])
     weight, bias = (arrays[name].astype(np.float64) for name in ("weight", "bias"))
-    weights = _checks.selection(d, None, arrays["weights"])
-    groups = -(-len(arrays["x"]) // group)
-    parts, sums = np.zeros((2, groups, channels)), np.zeros((2, channels))
-    end = (m._table, weight, bias, 1e-5, (1, 0.0), True)
+    out, buffer = (None, None) if "group" in options else _checks.output(None, d, {})
     bn._native.backward(
-        g, d.buffer, None, d.code, d.plan.kept, None, None, weights.weights, weights.code, *end, *parts, group=group
-    )
-    bn._native.merge(parts, sums, groups)
-    out, buffer = _checks.output(None, d, {})
-    bn._native.backward(
-        g, d.buffer, buffer, d.code, d.plan.kept, None, None, weights.weights, weights.code, *end, *sums,
-        compute_sums=False,
+        grad, d.buffer, buffer, d.code, d.plan.kept, None, None, weights.weights, weights.code, m._table, weight, bias,
+        1e-5, (1, 0.0), True, *sums, compute_sums=out is None, **options,
     )  # fmt: skip
-    return out, sums
+    return out
+
+
+def _sums(arrays: dict[str, np.ndarray], m: bn.Moments, group: int) -> np.ndarray:
+    """The sums of each group of samples; all groups are normalised with the same moments."""
+    sums = np.zeros((2, -(-len(arrays["x"]) // group), arrays["x"].shape[1]))
+    _half(arrays, m, sums, group=group)
+    return sums
+
+
+def _merged(sums: np.ndarray) -> np.ndarray:
+    merged = np.empty((2, sums.shape[2]))
+    bn._native.merge(sums, merged, sums.shape[1])
+    return merged
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -246,20 +251,51 @@ def test_backward_in_two_halves(shape, dtype):
     values = _values(shape, dtype)
     options = {"weights": values["weights"], "activation": "relu"}
     m = bn.moments(values["x"], weights=values["weights"])
-    expected_by_samples = None
+    expected = None
     for layout, isa, threads in itertools.product(LAYOUTS[:3], ISAS, (1, 3)):
         arrays = _laid_out(values, layout)
         bn._native.force_isa(isa)
         bn.set_num_threads(threads)
         whole = bn.batch_norm_backward(arrays["grad"], arrays["x"], m, values["weight"], values["bias"], **options)
-        found, sums = _in_halves(arrays, m, len(values["x"]))
-        assert same_bits(found, whole.x)
+        sums = _merged(_sums(arrays, m, len(values["x"])))
+        assert same_bits(_half(arrays, m, sums), whole.x)
         assert same_bits(sums[0].astype(whole.weight.dtype), whole.weight)
-        by_samples = _in_halves(arrays, m, 1)
-        np.testing.assert_allclose(by_samples[1], sums, rtol=1e-11, atol=1e-11)
-        expected_by_samples = expected_by_samples or by_samples
-        assert same_bits(by_samples[0], expected_by_samples[0])
-        assert same_bits(by_samples[1], expected_by_samples[1])
+        by_samples = _sums(arrays, m, 1)
+        np.testing.assert_allclose(_merged(by_samples), sums, rtol=1e-11, atol=1e-11)
+        expected = by_samples if expected is None else expected
+        assert same_bits(by_samples, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(33, 3), (5, 16, 7, 7), (7, 3, 14, 14)], ids=str)
+@pytest.mark.parametrize("cuts", [[2], [1, 3], [0, 2, 4]], ids=str)
+def test_any_split_over_processes(shape, dtype, cuts):
+    """Moments and sums of single samples, gathered in their order: the bits of one process, on any contiguous split."""
+    values = _values(shape, dtype)
+    names = ("x", "grad", "weights")
+    parts = [
+        values | {name: values[name][a:b] for name in names}
+        for a, b in itertools.pairwise([0, *cuts, len(values["x"])])
+    ]
+    parts = [part for part in parts if len(part["x"])]
+
+    def run(pieces: list[dict[str, np.ndarray]]) -> tuple[bn.Moments, np.ndarray, np.ndarray]:
+        tables = [bn.moments(p["x"], weights=p["weights"], virtual_batch_size=1)._table for p in pieces]
+        m = bn.Moments._of_table(np.concatenate(tables, axis=1)).merged()
+        sums = _merged(np.concatenate([_sums(p, m, 1) for p in pieces], axis=1))
+        return m, sums, np.concatenate([_half(p, m, sums) for p in pieces])
+
+    expected, found = run([values]), run(parts)
+    assert found[0] == expected[0]
+    assert same_bits(found[1], expected[1])
+    assert same_bits(found[2], expected[2])
+    options = {"weights": values["weights"], "activation": "relu"}
+    plain = bn.batch_norm_backward(
+        values["grad"], values["x"], expected[0], values["weight"], values["bias"], **options
+    )
+    size = float(np.abs(plain.x.astype(np.float64)).max())
+    tolerance = {"float64": 1e-12, "float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}[dtype] * size
+    np.testing.assert_allclose(found[2].astype(np.float64), plain.x.astype(np.float64), atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
