@@ -159,6 +159,14 @@ def test_refused_batches_change_nothing(case):
     assert _unchanged(running, before)
 
 
+def test_a_count_needs_weights_that_sum_to_more_than_one():
+    """Without the unbiased variance of a batch there is no count; the biased one alone can do without."""
+    m = bn.moments(np.eye(3), weights=np.full(3, 0.2))
+    assert bn.RunningStatistics(3, correction=0).update(m)
+    with pytest.raises(ValueError, match="more than 1; got a sum of"):
+        bn.RunningStatistics(3, correction=0, keep_count=True).update(m)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

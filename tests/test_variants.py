@@ -277,6 +277,37 @@ def test_ghosts_that_are_refused(rng, options, error, message):
     assert (out == 0).all()
 
 
+@pytest.mark.parametrize("shape", [(6, 1), (1, 5), (6, 5), (1, 1)])
+def test_masks_that_repeat_count_in_every_ghost(rng, shape):
+    """A mask with an axis of length one says the same for all of it."""
+    x, mask = rng.standard_normal((6, 3, 5)), np.ones(shape, dtype=bool)
+    mask[0, 1:] = False  # where the mask has positions of its own, ghost 0 keeps one
+    if shape[1] == 5:
+        with pytest.raises(ValueError, match="ghost 0 of 6"):
+            bn.batch_norm(x, mask=mask, virtual_batch_size=1)
+    y, m = bn.batch_norm(x, mask=mask, virtual_batch_size=2)
+    assert (m.count[0] == np.broadcast_to(mask, (6, 5))[:2].sum()).all()
+    expected = plain_formulas.batch_norm(x, x, np.ones(3), np.zeros(3), counted=np.broadcast_to(mask, (6, 5)), size=2)
+    np.testing.assert_allclose(y, expected.y, rtol=1e-10, atol=1e-10)
+
+
+def test_evaluation_ignores_ghosts(rng):
+    """Constant moments have no parts: one row for each channel, whatever the ghost size."""
+    x, m = rng.standard_normal((7, 3)), bn.Moments.from_statistics(np.ones(3), np.full(3, 2.0))
+    g = bn.batch_norm_backward(x, x, m, training=False, virtual_batch_size=3)
+    assert same_bits(g.x, bn.batch_norm_backward(x, x, m, training=False).x)
+    layer = bn.BatchNorm1d(3, track_running_stats=False, virtual_batch_size=3, dtype=np.float64).eval()
+    assert same_bits(layer(x), bn.batch_norm(x)[0])
+
+
+def test_ghosts_of_nothing(rng):
+    empty = bn.moments(np.zeros((0, 3)), virtual_batch_size=2)
+    assert empty.shape == (0, 3)
+    assert empty.merged() == bn.Moments.empty(3)
+    with pytest.raises(ValueError, match=r"every axis of the input .* is a channel axis"):
+        bn.moments(np.eye(3), axis=(0, 1), virtual_batch_size=2)
+
+
 def test_moments_of_other_ghosts_are_refused(rng):
     x = rng.standard_normal((8, 2))
     _, m = bn.batch_norm(x, virtual_batch_size=4)
