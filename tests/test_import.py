@@ -16,7 +16,7 @@ import pytest
 import batchnorm as bn
 
 PACKAGE = Path(bn.__file__).parent
-HEAVY = ("torch", "rich", "matplotlib", "pandas", "sklearn", "pyarrow", "scipy", "ml_dtypes")
+HEAVY = ("torch", "rich", "matplotlib", "pandas", "sklearn", "pyarrow", "scipy", "ml_dtypes", "safetensors")
 
 
 def _run(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -294,6 +294,16 @@ def test_switches(switches):
     assert same_bits(layer.backward(grad).x, g.x)
 
 
+def test_a_layer_whose_running_statistics_are_frozen():
+    """It trains, also on a batch that could not move them."""
+    layer = bn.BatchNorm1d(3, statistics="running", dtype=np.float64)
+    before = layer.state_dict()
+    layer.running.frozen = True
+    x = np.ones((1, 3))
+    assert same_bits(layer(x), bn.normalize(x, layer.running.moments()))
+    assert all(same_bits(value, before[name]) for name, value in layer.state_dict().items())
+
+
 def test_affine_parameters_that_are_not_trained():
     layer = bn.BatchNorm1d(3, train_affine=False)
     trained = bn.BatchNorm1d(3)

@@ -211,8 +211,8 @@ class BatchNorm:
                 keep_count=keep_count,
                 on_nonfinite=on_nonfinite,
                 dtype=dtype,
-                who=who,
             )
+            self.running._who = who
         self._switches()
 
     def reset_running_stats(self) -> None:
@@ -267,7 +267,7 @@ class BatchNorm:
             assert self.running is not None
             known = self.running.moments()
         y, m = run_forward(d, a, known)
-        if updates and self.running is not None:
+        if updates and self.running is not None and not self.running.frozen:
             batch = m if uses_batch else run_moments(d, a)
             self.running.update(batch if len(batch.shape) == len(self._shape) else batch.merged())
         self._last = _Forward(d.x, axis, m, mask, weights, residual, uses_batch, a.virtual_batch_size, a.correction)
@@ -309,10 +309,9 @@ class BatchNorm:
         if self.running is None and any(wants):
             option = ("renorm", "statistics='running'", "update=True")[wants.index(True)]
             raise ValueError(f"{who}: {option} needs running statistics; build the layer with track_running_stats=True")
-        uses_batch = self.running is None or self.statistics == "batch"
-        return uses_batch or (self.statistics == "auto" and self.training), (
-            self.training if self.update is None else bool(self.update)
-        )
+        uses_batch = self.training if self.statistics == "auto" else self.statistics == "batch"
+        updates = self.training if self.update is None else bool(self.update)
+        return uses_batch or self.running is None, updates
 
     def _renormalized(self, d: _checks.Data, a: Arguments) -> tuple[Moments, Arguments]:
         """The batch's moments, and the arguments with the correction towards the running ones."""

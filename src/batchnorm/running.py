@@ -83,9 +83,8 @@ class RunningStatistics:
         on_nonfinite: str = "propagate",
         frozen: bool = False,
         dtype: DTypeLike = np.float32,
-        who: str = "RunningStatistics",
     ) -> None:
-        self._who = who
+        self._who = who = type(self).__name__  # a layer puts its own name here
         self._shape = _checks.channel_shape(num_features, who)
         self.dtype = checked_dtype(dtype, who)
         self.momentum = checked_momentum(momentum, who)
