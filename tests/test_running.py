@@ -149,10 +149,11 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("keep_count", [False, True])
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_batches_change_nothing(case):
+def test_refused_batches_change_nothing(case, keep_count):
     make, message = REFUSED[case]
-    running = bn.RunningStatistics(3, keep_count=True)
+    running = bn.RunningStatistics(3, keep_count=keep_count)
     before = _snapshot(running)
     with pytest.raises(ValueError, match=message):
         running.update(make(running))
