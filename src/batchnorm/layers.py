@@ -17,6 +17,7 @@ from .functional import Arguments, Gradients, run_backward, run_forward, run_mom
 from .moments import Moments
 from .renorm import Correction, Renorm
 from .running import (
+    KeptAttribute,
     RunningStatistics,
     checked_correction,
     checked_dtype,
@@ -52,29 +53,6 @@ _RARE = {
     "train_affine": True,
     "on_nonfinite": "propagate",
 }
-
-
-class _Running:
-    """An attribute that the layer's running statistics hold; where there are none, the layer does."""
-
-    def __init__(self, name: str | None = None) -> None:
-        self._name = name
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._own, self._name = name, self._name or name
-
-    def __get__(self, layer: Any, owner: type) -> Any:
-        if layer is None:
-            return self
-        running = layer.__dict__.get("running")
-        return layer.__dict__.get(self._own) if running is None else getattr(running, str(self._name))
-
-    def __set__(self, layer: Any, value: Any) -> None:
-        running = layer.__dict__.get("running")
-        if running is None:
-            layer.__dict__[self._own] = value
-        else:
-            setattr(running, str(self._name), value)
 
 
 class BatchNorm:
@@ -149,13 +127,13 @@ class BatchNorm:
 
     weight: Array | None
     bias: Array | None
-    running_mean = _Running()
-    running_var = _Running()
-    num_batches_tracked = _Running()
-    running_count = _Running()
-    momentum = _Running()
-    running_correction = _Running("correction")
-    on_nonfinite = _Running()
+    running_mean = KeptAttribute()
+    running_var = KeptAttribute()
+    num_batches_tracked = KeptAttribute()
+    running_count = KeptAttribute()
+    momentum = KeptAttribute()
+    running_correction = KeptAttribute("correction")
+    on_nonfinite = KeptAttribute()
 
     def __init__(
         self,

@@ -235,6 +235,29 @@ class RunningStatistics:
         return f"RunningStatistics({self._shape}, batches={self.num_batches_tracked}; {self.rule()})"
 
 
+class KeptAttribute:
+    """An attribute of a layer that its running statistics hold; where it has none, the layer itself does."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._own, self._name = name, self._name or name
+
+    def __get__(self, layer: Any, owner: type) -> Any:
+        if layer is None:
+            return self
+        running = layer.__dict__.get("running")
+        return layer.__dict__.get(self._own) if running is None else getattr(running, str(self._name))
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        running = layer.__dict__.get("running")
+        if running is None:
+            layer.__dict__[self._own] = value
+        else:
+            setattr(running, str(self._name), value)
+
+
 def checked_momentum(momentum: object, who: str) -> float | None:
     """Check momentum: a number from 0 to 1, or None."""
     if momentum is None:
