@@ -1,51 +1,72 @@
-"""Write the speed tables of the READMEs from the results of run.py core.
+"""Write the tables of the READMEs and the docs from results/, between their marks, and draw the figures.
 
-python benchmarks/render.py benchmarks/results/core.json
+    python benchmarks/render.py
+
+It measures nothing. What has not been measured stays as it is.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 
-from batchnorm.bench.document import read
-from batchnorm.bench.ratios import by_shape
+import tables
+import tables_layers
+from batchnorm.bench.problem import read_shapes
+from record import RESULTS, ROOT, Document
+from run import HERE, NETWORKS, OTHERS
 
-ROOT = Path(__file__).parent.parent
-KINDS = ("forward", "evaluation", "backward")
-PAGES = {
-    "README.md": (
-        ["shape", "layout", "forward / copy", "backward / copy", "forward", "evaluation", "backward"],
-        "{cpu}, {threads} threads, {kernels}, PyTorch {torch}, commit {commit}; medians, new outputs for both. "
-        "Third and fourth column: time as a multiple of a plain copy of the input. "
-        "The last three: PyTorch's time divided by ours; below 1 PyTorch is faster.",
-    ),
-    "README.zh-CN.md": (
-        ["形状", "布局", "前向 / 复制", "反向 / 复制", "前向", "评估", "反向"],
-        "{cpu}，{threads} 个线程，{kernels}，PyTorch {torch}，提交 {commit}；取中位数，双方都写入新分配的输出。"
-        "第三、四列：耗时是单纯复制输入的几倍。后三列：PyTorch 的耗时除以我们的耗时，小于 1 表示 PyTorch 更快。",
-    ),
-}
+PERFORMANCE = "docs/performance.md"
+FIGURES = "docs/figures/performance.py"
 
 
-def cells(row: dict) -> list[str]:
-    t = row["median_s"]
-    shape = "×".join(map(str, row["shape"]))
-    to_copy = [f"{t[kind] / t['copy']:.1f}" for kind in ("forward", "backward")]
-    to_torch = [f"{t[kind + ' torch'] / t[kind]:.1f}" for kind in KINDS]
-    return [shape, row["layout"].replace("_", "-"), *to_copy, *to_torch]
+def result(name: str) -> Document | None:
+    """A part's document, or None where it has not been measured."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def parts() -> Iterator[tuple[str, str, str]]:
+    """Page, mark and text of all that can be written."""
+    core, layers = result("core"), result("torch_layers")
+    if core:
+        yield "README.md", "speed-table", tables.readme(core, "en")
+        yield "README.zh-CN.md", "speed-table", tables.readme(core, "zh")
+        yield PERFORMANCE, "functions-summary", tables.summary(core)
+        yield PERFORMANCE, "functions-table", tables.functions(core)
+    if layers:
+        yield "README.md", "torch-speed-table", tables_layers.ways(layers, "en", short=True)
+        yield "README.zh-CN.md", "torch-speed-table", tables_layers.ways(layers, "zh", short=True)
+        yield "docs/pytorch.md", "torch-speed-table", tables_layers.ways(layers, "en", short=False)
+    if core and layers:
+        yield PERFORMANCE, "losses", tables.losses(core, layers)
+    if networks := result("networks"):
+        lists = {name: read_shapes(HERE / "shapes" / f"{name}.txt") for name in NETWORKS}
+        yield PERFORMANCE, "networks", tables.networks(networks, lists)
+    if dtypes := result("dtypes"):
+        yield PERFORMANCE, "dtypes", tables.dtypes(dtypes)
+    if sizes := result("sizes"):
+        yield PERFORMANCE, "sizes", tables.sizes(sizes)
+    for name, other in OTHERS.items():
+        if document := result(name):
+            for mark, text in other.call(other.tables, document).items():
+                yield PERFORMANCE, mark, text
+
+
+def fill(text: str, mark: str, part: str) -> str:
+    """The page with this between its marks."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
-    result = by_shape(read(Path(sys.argv[1])))
-    for page, (head, note) in PAGES.items():
-        lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2), *map(cells, result["rows"])]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    for page, mark, text in parts():
         path = ROOT / page
-        before, rest = path.read_text().split("<!-- speed-table -->")
-        after = rest.split("<!-- /speed-table -->")[1]
-        filled = f"{table}\n\n{note.format(**result['machine'])}"
-        path.write_text(f"{before}<!-- speed-table -->\n\n{filled}\n\n<!-- /speed-table -->{after}")
+        path.write_text(fill(path.read_text(encoding="utf-8"), mark, text), encoding="utf-8")
+    subprocess.run([sys.executable, str(ROOT / FIGURES)], check=True)
 
 
 if __name__ == "__main__":

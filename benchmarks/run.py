@@ -1,10 +1,14 @@
 """Measure and write the results that the documents show; needs an idle machine.
 
-    python benchmarks/run.py               # all three, one after the other
-    python benchmarks/run.py core          # or one: core, dtypes, networks
+    python benchmarks/run.py                  # everything, one part after the other: about an hour
+    python benchmarks/run.py sizes threads    # or some parts
+    python benchmarks/render.py               # then writes the tables and draws the figures
 
-core: the named shapes, every operation, 1 thread and all, every contestant. dtypes: the same shapes in 64 and 16 bits.
-networks: every distinct batch-norm layer of the networks in shapes/, beside the copies and PyTorch.
+Single calls, verified and timed in turn with copies and other libraries: core (the named shapes, all operations, 1
+thread and all), dtypes (the same in 64 and 16 bits), networks (every distinct batch-norm layer of the networks in
+shapes/), sizes (64 KiB to 200 MiB).
+More than single calls: torch_layers (forward and backward through autograd), end_to_end and compiled (training steps),
+saved (bytes kept for the backward), threads, overhead.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from batchnorm import get_num_threads
 from batchnorm.bench.contestants import everybody
+from batchnorm.bench.contestants.contract import Contestant
 from batchnorm.bench.document import Settings, run, written
 from batchnorm.bench.problem import OPERATIONS, Shape, problems, read_shapes
 from batchnorm.bench.table import table
@@ -38,7 +44,7 @@ class Part(NamedTuple):
     dtypes: tuple[str, ...]
     operations: tuple[str, ...]
     one_thread: bool
-    who: tuple[str, ...] | None  # contestants; None for all
+    who: tuple[str, ...] | None  # contestants, by name or by key; None for all
     settings: Settings
 
 
@@ -52,7 +58,34 @@ PARTS = {
         NETWORKS, ("float32",), ("forward", "backward"), False,
         ("memcpy", "streaming copy", "ours", "eager"), Settings(rounds=7, budget=0.3),
     ),
+    "sizes": Part(
+        ("sizes",), ("float32",), ("forward", "backward"), False,
+        ("memcpy reused", "streaming copy reused", "ours", "eager fresh", "onednn fresh"),
+        Settings(rounds=11, budget=0.5),
+    ),
 }  # fmt: skip
+
+
+class Other(NamedTuple):
+    """A part that measures more than single calls: the module beside this one, and its functions."""
+
+    module: str
+    measure: str = "measure"
+    tables: str = "tables"
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call one of its functions; the module is imported now, since it imports PyTorch."""
+        return getattr(import_module(self.module), function)(*arguments)
+
+
+OTHERS = {
+    "torch_layers": Other("torch_layers"),
+    "end_to_end": Other("end_to_end"),
+    "compiled": Other("end_to_end", "measure_compiled", "tables_compiled"),
+    "saved": Other("saved"),
+    "threads": Other("threads"),
+    "overhead": Other("overhead"),
+}
 
 
 def distinct(lists: tuple[str, ...]) -> list[Shape]:
@@ -64,30 +97,49 @@ def distinct(lists: tuple[str, ...]) -> list[Shape]:
     return list(found.values())
 
 
-def measure(name: str) -> None:
-    """One part: measured, written, printed."""
-    part, most, start = PARTS[name], get_num_threads(), time.perf_counter()
+def contestants(part: Part, most: int) -> list[Contestant]:
+    """Those that take part."""
+    all_of_them = everybody({(operation, most) for operation in part.operations})
+    return [c for c in all_of_them if part.who is None or c.name in part.who or c.key in part.who]
+
+
+def measure_calls(name: str) -> tuple[dict[str, Any], str]:
+    """A part of single calls: the document, and its table as text."""
+    part, most = PARTS[name], get_num_threads()
     threads = sorted({1, most}) if part.one_thread else [most]
     rows = list(problems(distinct(part.lists), part.dtypes, part.operations, threads))
-    compiled = {(operation, most) for operation in part.operations}
-    contestants = [c for c in everybody(compiled) if part.who is None or c.name in part.who]
     with progress_on(sys.stderr, still=True) as progress:
-        document = run(rows, contestants, part.settings, progress(name, len(rows)), HERE.parent)
+        document = run(rows, contestants(part, most), part.settings, progress(name, len(rows)), HERE.parent)
+    return document, "\n".join(map(plain, table(document, 130)))
+
+
+def measure_other(name: str) -> tuple[dict[str, Any], str]:
+    """Another part: the document, and its tables in Markdown."""
+    part = OTHERS[name]
+    document = part.call(part.measure)
+    return document, "\n\n".join(part.call(part.tables, document).values())
+
+
+def measure(name: str) -> None:
+    """One part: measured, written, printed."""
+    start = time.perf_counter()
+    document, text = measure_calls(name) if name in PARTS else measure_other(name)
     target = HERE / "results" / f"{name}.json"
     target.write_text(written(document), encoding="utf-8")
-    for one in table(document, 130):
-        print(plain(one))
-    print(f"{target.relative_to(HERE.parent)}: {len(rows)} rows in {(time.perf_counter() - start) / 60:.1f} minutes\n")
+    print(text)
+    minutes = (time.perf_counter() - start) / 60
+    print(f"{target.relative_to(HERE.parent)}: {len(document['rows'])} rows in {minutes:.1f} minutes\n")
 
 
 def main() -> None:
+    names = [*PARTS, *OTHERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(names)}; default all")
     options = parser.parse_args()
-    unknown = set(options.parts) - set(PARTS)
+    unknown = set(options.parts) - set(names)
     if unknown:
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    for name in options.parts or PARTS:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    for name in options.parts or names:
         measure(name)
 
 

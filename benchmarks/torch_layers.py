@@ -1,30 +1,27 @@
 """Time forward + backward of PyTorch's layers, of the same accelerated, and of our modules; also with ReLU and add.
 
-python benchmarks/torch_layers.py --json benchmarks/results/torch_layers.json
+python benchmarks/run.py torch_layers
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
-import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 import batchnorm.torch as bnt
-from batchnorm.bench.contestants.pytorch import EAGER
-from batchnorm.bench.machine import describe
-from batchnorm.bench.problem import read_shapes
+from batchnorm.bench.problem import Shape, read_shapes
 from batchnorm.bench.timing import SETTLE
+from batchnorm.files.progress import progress_on
+from record import Document, document
+from tables_layers import accelerated
 
 HERE = Path(__file__).parent
 
@@ -114,7 +111,7 @@ def timed(run: Callable[[], object], least: float, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def measure(problem: Problem, kind: str, repeats: int) -> dict[str, object]:
+def measured(problem: Problem, kind: str, repeats: int) -> dict[str, object]:
     runs = {way: step(problem, way, kind) for way in WAYS}
     context = {way: bnt.accelerate if way == "accelerated" else contextlib.nullcontext for way in WAYS}
     results = {}
@@ -140,20 +137,6 @@ def measure(problem: Problem, kind: str, repeats: int) -> dict[str, object]:
     }
 
 
-def show(rows: list[dict], console: Console) -> None:
-    table = Table(title="forward + backward of a layer: how many times faster than stock PyTorch (median, quartiles)")
-    for heading in ("shape", "layout", "what", "stock ms", "accelerated", "module"):
-        table.add_column(heading)
-    for row in rows:
-        cells = [
-            f"{row['times_faster'][way]:.2f}  ({row['quartiles'][way][0]:.2f}-{row['quartiles'][way][1]:.2f})"
-            for way in WAYS[1:]
-        ]
-        shape = "x".join(map(str, row["shape"]))
-        table.add_row(shape, row["layout"], row["kind"], f"{row['median_s']['stock'] * 1e3:.3f}", *cells)
-    console.print(table)
-
-
 def keep_memory() -> None:
     """Ask glibc to keep freed memory up to its limit for blocks of its heap, 32 MiB: no page faults by luck."""
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -163,25 +146,21 @@ def keep_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--shapes", type=Path, default=HERE / "shapes" / "torch.txt")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def measure(shapes: Sequence[Shape] | None = None, repeats: int = 15) -> Document:
+    """All shapes, layouts and kinds."""
     keep_memory()
-    console = Console(width=150)
-    shapes = [Problem(s.name, s.sizes, layout) for s in read_shapes(options.shapes) for layout in s.layouts]
-    problems = [(p, kind) for p in shapes for kind in KINDS]
-    rows = [measure(p, kind, options.repeats) for p, kind in track(problems, "measuring", console=console)]
-    machine = {**describe(EAGER, HERE.parent), "threads": options.threads}
-    show(rows, console)
-    console.print(machine)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    given = shapes if shapes is not None else read_shapes(HERE / "shapes" / "torch.txt")
+    problems = [(Problem(s.name, s.sizes, layout), kind) for s in given for layout in s.layouts for kind in KINDS]
+    rows = []
+    with progress_on(sys.stderr, still=True) as progress:
+        advance = progress("torch_layers", len(problems))
+        for problem, kind in problems:
+            rows.append(measured(problem, kind, repeats))
+            advance(1)
+    results = document(rows)
+    results["machine"]["threads"] = torch.get_num_threads()
+    return results
 
 
-if __name__ == "__main__":
-    main()
+def tables(results: Document) -> dict[str, str]:
+    return {"layers-table": accelerated(results)}

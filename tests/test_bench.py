@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -261,6 +262,23 @@ def test_calls_take_turns_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> Non
     times = measure(runners, 2, 1.0)
     assert "".join(said) == "aaabbbccc" + "cccbbbaaa"  # each once untimed, twice timed
     assert {t.rounds for t in times.values()} == {2}
+
+
+def test_turns_happen_inside_of_what_a_runner_asks_for() -> None:
+    inside, seen = [False], []
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    runners = {
+        "a": Runner(lambda: seen.append(("a", inside[0])), "", within),
+        "b": Runner(lambda: seen.append(("b", inside[0])), ""),
+    }
+    measure(runners, 2, 1.0)
+    assert set(seen) == {("a", True), ("b", False)}
 
 
 def test_the_budget_ends_the_rounds_but_not_before_three() -> None:
@@ -533,50 +551,6 @@ def test_resnets_in_the_lists_are_those_of_the_tests(derive: ModuleType) -> None
             model.eval()(torch.zeros(1, 3, 64, 64))
         expected = [(channels // thinner, side) for channels, side in derive.NETWORKS[name].layers(64)]
         assert Counter(seen) == Counter(expected)
-
-
-@in_a_checkout
-def test_results_of_the_repository_are_documents() -> None:
-    results = ROOT / "benchmarks" / "results"
-    for name in ("core", "dtypes", "networks"):
-        if (results / f"{name}.json").exists():
-            assert read(results / f"{name}.json")["rows"]
-    assert (results / "core.json").exists()
-
-
-@in_a_checkout
-def test_the_full_run_measures_each_shape_once() -> None:
-    full = script(ROOT / "benchmarks" / "run.py")
-    shapes = full.distinct(full.NETWORKS)
-    assert len({shape.sizes for shape in shapes}) == len(shapes) > 100
-    assert set(full.NETWORKS) <= {path.stem for path in SHAPES.glob("*.txt")}
-    everybody_there = {c.name for c in everybody()}
-    assert all(set(part.who or ()) <= everybody_there for part in full.PARTS.values())
-
-
-@in_a_checkout
-def test_tables_of_networks_and_dtypes_add_up(small: dict[str, Any], tiny: Path) -> None:
-    more = script(ROOT / "benchmarks" / "render_more.py")
-    text = more.networks(small, {"a network": read_shapes(tiny)})
-    time_of = {
-        (len(row["shape"]), row["layout"], row["operation"]): ratios.seconds(row, "eager", "fresh")
-        for row in small["rows"]
-    }
-    total = 3 * time_of[4, "contiguous", "forward"] + time_of[2, "contiguous", "forward"]  # three layers and one
-    line = next(one for one in text.splitlines() if one.startswith("| a network | 4 | contiguous |"))
-    assert float(line.split("|")[4]) == pytest.approx(total * 1e3, rel=0.01)
-    assert "| a network | 3 | channels-last |" in text  # the table has one layout
-    rows = [one for one in more.dtypes(small).splitlines() if one.startswith("| float32 |")]
-    assert len(rows) == 2
-    page = "a\n<!-- dtypes -->\nold\n<!-- /dtypes -->\nb"
-    assert more.fill(page, "dtypes", "new") == "a\n<!-- dtypes -->\n\nnew\n\n<!-- /dtypes -->\nb"
-
-
-@in_a_checkout
-def test_the_page_has_a_place_for_each_table() -> None:
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    for name in ("networks", "dtypes"):
-        assert page.count(f"<!-- {name} -->") == page.count(f"<!-- /{name} -->") == 1
 
 
 def test_contestants_have_distinct_names_and_say_what_they_are() -> None:

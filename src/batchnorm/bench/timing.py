@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 try:
@@ -25,10 +25,11 @@ SLOW = 0.1  # seconds: such a call is a turn, and warms nothing that it would no
 
 
 class Runner(NamedTuple):
-    """A call, and the pool of threads that spins after it ("" if none does)."""
+    """A call, the pool of threads that spins after it ("" if none does), and what its turns happen inside of."""
 
     call: Callable[[], Any]
     pool: str
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Times(NamedTuple):
@@ -45,7 +46,10 @@ def measure(runners: Mapping[str, Runner], rounds: int, budget: float) -> dict[s
 
     At least three rounds are made, whatever they take, unless fewer are asked for.
     """
-    counts = {name: _calls(runner.call) for name, runner in runners.items()}
+    counts = {}
+    for name, (call, _, within) in runners.items():
+        with within():
+            counts[name] = _calls(call)
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     faults: dict[str, list[float]] = {name: [] for name in runners}
     until = time.perf_counter() + budget
@@ -55,19 +59,26 @@ def measure(runners: Mapping[str, Runner], rounds: int, budget: float) -> dict[s
             if number >= FEWEST_ROUNDS and time.perf_counter() > until:
                 break
             for name in list(runners) if number % 2 == 0 else reversed(list(runners)):
-                call, pool = runners[name]
-                if counts[name] > 1:
-                    _settle(call, SETTLE if spinning not in ("", pool) else 0.0)
-                elif spinning not in ("", pool):
-                    time.sleep(SETTLE)
-                before, start = _faults(), time.perf_counter()
-                for _ in range(counts[name]):
-                    call()
-                end, after = time.perf_counter(), _faults()
-                seconds[name].append((end - start) / counts[name])
-                faults[name].append((after - before) / counts[name])
-                spinning = pool
+                runner = runners[name]
+                with runner.within():
+                    took, faulted = _turn(runner.call, counts[name], spinning not in ("", runner.pool))
+                seconds[name].append(took)
+                faults[name].append(faulted)
+                spinning = runner.pool
     return {name: summary(seconds[name], faults[name]) for name in runners}
+
+
+def _turn(call: Callable[[], Any], count: int, disturbed: bool) -> tuple[float, float]:
+    """Seconds and page faults a call; `disturbed`: another pool's threads are still spinning."""
+    if count > 1:
+        _settle(call, SETTLE if disturbed else 0.0)
+    elif disturbed:
+        time.sleep(SETTLE)
+    before, start = _faults(), time.perf_counter()
+    for _ in range(count):
+        call()
+    end, after = time.perf_counter(), _faults()
+    return (end - start) / count, (after - before) / count
 
 
 @contextmanager
