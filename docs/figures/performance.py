@@ -134,19 +134,28 @@ def draw_sizes(result: Document) -> None:
                 ax.set_title(title, loc="left", fontsize=10)
         axes[0].set_ylabel(f"{operation}, in copies")
     for ax in panels[1]:
-        ax.xaxis.set_major_locator(FixedLocator([2**-4, 2**-1, 2**2, 2**5, 200]))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x * 1024:g} KiB" if x < 1 else f"{x:g} MiB"))
+        ax.xaxis.set_major_locator(FixedLocator([2**-4, 1, 16, 200]))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "1/16" if x < 1 else f"{x:g}"))
         ax.xaxis.set_minor_locator(NullLocator())
-    panels[1][1].set_xlabel("size of the tensor")
+    panels[1][1].set_xlabel("size of the tensor, MiB")
     figure.align_ylabels(panels[:, 0])
     key = [
-        plt.Line2D([], [], color=colour, linestyle=line, marker=marker, markersize=4, label=words)
-        for colour, line, marker, words in reversed(CONTESTANTS.values())
+        plt.Line2D([], [], label=words, **look(name, colour, line, marker))
+        for (name, _), (colour, line, marker, words) in reversed(CONTESTANTS.items())
     ]
     key.append(Patch(color=GREEN, alpha=0.3, linewidth=0, label="the floor"))
     figure.legend(handles=key, frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, -0.05))
     figure.subplots_adjust(wspace=0.08, hspace=0.12)
     save(figure, "performance-sizes")
+
+
+def look(name: str, colour: str, line: object, marker: str) -> dict[str, object]:
+    """Of a curve; hollow for PyTorch, so that it can be told from ours without colours, too."""
+    face = "white" if name == "eager" else colour
+    return {
+        "color": colour, "linestyle": line, "marker": marker, "markersize": 5, "markerfacecolor": face,
+        "linewidth": 1.4,
+    }  # fmt: skip
 
 
 def curves(ax: Axes, rows: list[Row], operation: str) -> None:
@@ -155,10 +164,9 @@ def curves(ax: Axes, rows: list[Row], operation: str) -> None:
     for (name, outputs), (colour, line, marker, _) in CONTESTANTS.items():
         points = [(mib(r), s / copy_seconds(r)) for r in rows if (s := seconds(r, name, outputs)) is not None]
         if points:
-            ax.plot(
-                *zip(*points, strict=True), color=colour, linestyle=line, marker=marker, markersize=4, linewidth=1.4
-            )
+            ax.plot(*zip(*points, strict=True), **look(name, colour, line, marker))
     ax.set_xscale("log")
+    ax.set_xlim(2**-4 / 1.4, 200 * 1.4)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(FixedLocator(COPIES))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
