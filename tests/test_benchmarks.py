@@ -19,8 +19,9 @@ import batchnorm as bn
 import batchnorm.torch as bnt
 from batchnorm.bench import ratios, timing
 from batchnorm.bench.contestants import everybody
+from batchnorm.bench.data import Data
 from batchnorm.bench.document import Settings, read, run, written
-from batchnorm.bench.problem import OPERATIONS, Shape, problems, read_shapes
+from batchnorm.bench.problem import OPERATIONS, Problem, Shape, problems, read_shapes
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS, FIGURES = ROOT / "benchmarks", ROOT / "docs" / "figures"
@@ -205,6 +206,28 @@ def test_calls_are_tabled_beside_their_kernels(tmp_path: Path) -> None:
     survives_json(document, tmp_path)
 
 
+def test_variants_are_verified_and_tabled(tmp_path: Path) -> None:
+    variants = part("variants")
+    document = variants.measure([Shape("a", (6, 4, 3, 5)), Shape("b", (9, 3))], variants.Settings(1, 0.0))
+    assert len(document["rows"]) == 3 * 2
+    for row in document["rows"]:
+        assert set(row["times"]) == {"plain", "mask, random", "mask, padding", "weights", "ghost batches"}
+    assert len(cells(variants.tables(document)["variants"])) == 6
+    survives_json(document, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plain", "mask, random", "mask, padding", "weights", "ghost batches"])
+def test_a_variant_that_is_wrong_is_not_timed(name: str) -> None:
+    variants = part("variants")
+    data = Data(Problem("p", (8, 3, 2, 4), "channels_last", "float32", "forward", 1))
+    options = variants.choices(data.x)[name]
+    y = bn.batch_norm(data.x, data.weight, data.bias, **options)[0]
+    variants.verify(name, data, y, options)
+    for off, given in [(1e-3, options), *((0.0, o) for other, o in variants.choices(data.x).items() if other != name)]:
+        with pytest.raises(SystemExit, match=f"{name} on 8×3×2×4: y is off"):
+            variants.verify(name, data, y + off, given)
+
+
 def test_torch_layers_are_timed_and_tabled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layers = part("torch_layers")
     monkeypatch.setattr(layers, "SETTLE", 0.0)
@@ -243,13 +266,12 @@ def test_sizes_reach_from_64_kib_to_200_mib() -> None:
         assert all(after <= 2 * before * 1.6 for before, after in itertools.pairwise(sizes))
 
 
-@pytest.mark.parametrize("name", ["core", "dtypes", "networks", "sizes", "end_to_end", "saved", "threads", "overhead"])
-def test_results_of_the_repository_are_documents(name: str) -> None:
-    path = BENCHMARKS / "results" / f"{name}.json"
-    if path.exists():
+def test_results_of_the_repository_are_documents() -> None:
+    full = part("run")
+    paths = {path.stem: path for path in (BENCHMARKS / "results").glob("*.json")}
+    assert {"core", "torch_layers"} <= paths.keys() <= {*full.PARTS, *full.OTHERS}
+    for path in paths.values():
         assert read(path)["rows"]
-    else:
-        assert name != "core"
 
 
 def test_the_page_has_a_place_for_each_table() -> None:
@@ -258,7 +280,7 @@ def test_the_page_has_a_place_for_each_table() -> None:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert text.count(f"<!-- {mark} -->") == text.count(f"<!-- /{mark} -->") == 1, (page, mark)
     text = (ROOT / PAGE).read_text(encoding="utf-8")
-    marks = ("networks", "dtypes", "sizes", "end-to-end", "compiled", "saved", "threads", "overhead", "layers-table")
+    marks = ("networks", "dtypes", "sizes", "end-to-end", "compiled", "saved", "threads", "overhead", "variants")
     for mark in marks:
         assert text.count(f"<!-- {mark} -->") == text.count(f"<!-- /{mark} -->") == 1, mark
 
