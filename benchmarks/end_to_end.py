@@ -34,7 +34,7 @@ class Sizes(NamedTuple):
     count: int = 16
     side: int = 128
     rounds: int = 9
-    budget: float = 25.0  # seconds, of a network and layout
+    budget: float = 40.0  # seconds, of a network and layout
 
 
 def measure(
