@@ -181,6 +181,8 @@ def test_the_kernel_beside_a_call_is_the_one_it_makes(call: str) -> None:
         overhead.numpy_calls((6, 3))[call]()
     assert recorder.last[0] is getattr(native, "backward" if "backward" in call else "forward")
     assert overhead.functional._native is native
+    assert overhead._usual._forward is native.usual.forward
+    assert overhead._usual._backward is native.usual.backward
     kernel = overhead.kernel_of(overhead.numpy_calls((6, 3))[call])
     kernel()
     kernel()
