@@ -90,4 +90,5 @@ def tables(results: Document) -> dict[str, str]:
         [row["what"], shape(row["input"]), *(digits(row["saved"][key] / 2**20) for key in EAGER)]
         for row in results["rows"]
     ]
-    return {"saved": markdown(head, rows, 2)}
+    note = "PyTorch {torch}, commit {commit}; the same on every machine.".format(**results["machine"])
+    return {"saved": f"{markdown(head, rows, 2)}\n\n{note}"}
