@@ -141,22 +141,22 @@ def several_callers(sizes: Sizes, count: int) -> list[Row]:
 
 def rate(call: Callable[[int], object], callers: int, least: float) -> tuple[float, int | None]:
     """Calls a second of all callers together, and the process's threads while they called."""
-    done = [0] * callers
+    done, stop = [0] * callers, threading.Event()
     call(0)
-    until = time.perf_counter() + least
 
     def work(i: int) -> None:
         with torch.no_grad():
-            while time.perf_counter() < until:
+            while not stop.is_set():
                 call(i)
                 done[i] += 1
 
-    start = time.perf_counter()
     workers = [threading.Thread(target=work, args=(i,)) for i in range(callers)]
+    start = time.perf_counter()
     for worker in workers:
         worker.start()
-    time.sleep(least / 2)
+    time.sleep(least)
     most = len(os.listdir(TASKS)) if TASKS.exists() else None
+    stop.set()
     for worker in workers:
         worker.join()
     return sum(done) / (time.perf_counter() - start), most

@@ -170,7 +170,7 @@ def test_two_callers_make_no_more_threads() -> None:
     x = np.random.default_rng(0).normal(size=(8, 32, 28, 28)).astype(np.float32)
     _, one = threads.rate(lambda i: bn.batch_norm(x), 1, 0.3)
     _, four = threads.rate(lambda i: bn.batch_norm(x), 4, 0.3)
-    assert four - one == 3  # the callers
+    assert four - one <= 3  # the callers
 
 
 @pytest.mark.parametrize("call", ["batch_norm", "normalize", "batch_norm_backward", "layer", "layer.backward"])
