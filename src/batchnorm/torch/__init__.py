@@ -16,9 +16,11 @@ except ImportError as error:
         'pip install "batchnorm[torch]"; for the CPU alone see https://pytorch.org/get-started/locally'
     ) from error
 
+from ._positions import mask_from_lengths
 from .accelerate import Acceleration, Status, accelerate, status
 from .conversion import convert, revert
 from .fuse import fuse
+from .merging import merge_statistics
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "accelerate",
     "convert",
     "fuse",
+    "mask_from_lengths",
+    "merge_statistics",
     "revert",
     "status",
 ]

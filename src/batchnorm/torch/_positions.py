@@ -1,10 +1,61 @@
-"""Mask and weights to one tensor that says how much each position counts."""
+"""Which positions count: masks from lengths; mask and weights as one tensor that says how much each counts."""
 
 from __future__ import annotations
 
 import torch
 
 Tensor = torch.Tensor
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def mask_from_lengths(lengths: Tensor, max_length: int | None = None) -> Tensor:
+    """Mask of a padded batch: the first ``lengths[n]`` places of sequence n count.
+
+    Parameters
+    ----------
+    lengths
+        One integer for each sequence, (N,).
+    max_length
+        Length L of the padded sequences; default the longest.
+
+    Returns
+    -------
+    Tensor
+        Bool, (N, L), ``mask[n, l] = l < lengths[n]``, on the device of `lengths`. Masks are given without the channel
+        axis, so it serves (N, C, L) and (N, L, C) alike.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where lengths are not integers of one axis, or not from 0 to max_length.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import batchnorm.torch as bnt
+    >>> bnt.mask_from_lengths(torch.tensor([2, 0, 3]))
+    tensor([[ True,  True, False],
+            [False, False, False],
+            [ True,  True,  True]])
+    """
+    if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
+        got = f"dtype {lengths.dtype}" if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise TypeError(f"mask_from_lengths: lengths must be a tensor of integers; got {got}; use lengths.long()")
+    if lengths.dim() != 1:
+        raise ValueError(
+            "mask_from_lengths: lengths must have one axis, a length for each sequence; got shape "
+            f"{tuple(lengths.shape)}"
+        )
+    longest = int(lengths.max()) if lengths.numel() else 0
+    length = longest if max_length is None else max_length
+    if lengths.numel() and (int(lengths.min()) < 0 or longest > length):
+        bad = int(lengths.min()) if int(lengths.min()) < 0 else longest
+        raise ValueError(
+            f"mask_from_lengths: a length is from 0 to max_length ({length}); got {bad}. max_length is the padded "
+            "length, x.shape[-1] of (N, C, L)"
+        )
+    return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: str) -> Tensor:
