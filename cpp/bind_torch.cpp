@@ -6,8 +6,7 @@
 
 #include <atomic>
 
-#include "parallel.h"
-#include "stable_tensor.h"
+#include "bind_operations.h"
 #include "torch_calls.h"
 #include "torch_errors.h"
 
@@ -20,22 +19,6 @@ using stable::abi;
 using stable::Arguments;
 using stable::Handle;
 using stable::Value;
-
-void on_pool_of_torch(int64_t tasks, void (*work)(int64_t, int64_t, void*), void* context) {
-  abi().torch_parallel_for(0, tasks, 1, work, context);
-}
-
-int threads_of_torch() {
-  uint32_t threads = 1;
-  abi().torch_get_num_threads(&threads);
-  return static_cast<int>(threads);
-}
-
-bool all_readable(std::initializer_list<const Handle*> tensors) {
-  for (const Handle* t : tensors)
-    if (*t && !t->readable()) return false;
-  return true;
-}
 
 // --- ATen ---
 
@@ -63,11 +46,11 @@ constexpr Signature kSignatures[] = {
     {"native_batch_norm_backward", Signature::backward, Signature::optional_stats, Signature::given, false},
     {"batch_norm_backward", Signature::backward, Signature::optional_stats, Signature::given, true},
 };
-constexpr int kOperations = sizeof kSignatures / sizeof *kSignatures;
+constexpr int kAtenCount = sizeof kSignatures / sizeof *kSignatures;
 
 struct Counts {
   std::atomic<int64_t> served{0}, passed{0};
-} counts[kOperations];
+} counts[kAtenCount];
 
 // An argument list for PyTorch's own kernel. Needs Python's lock.
 nb::tuple tuple_of(const std::vector<nb::object>& items) { return nb::steal<nb::tuple>(PySequence_Tuple(nb::cast(items).ptr())); }
@@ -202,112 +185,12 @@ template <int operation> void aten_kernel(Value* stack, uint64_t, uint64_t) {
   else run<Forward>(operation, stack);
 }
 
-// --- our own operations (src/batchnorm/torch/_operations.py) ---
-
-void refuse_if(const std::string& why) {
-  if (!why.empty()) refuse(why);
-}
-
-void require_readable(std::initializer_list<const Handle*> tensors) {
-  if (!all_readable(tensors)) refuse("tensors must be strided, on the CPU, and float64, float32, float16, bfloat16 or bool");
-}
-
-struct FusedArguments {
-  Channels channels;
-  Handle weights, residual;
-  double eps = 0, slope = 0;
-  Activation activation = Activation::none;
-
-  Extras extras() const { return {weights.view(), residual.view(), activation, slope}; }
-  void read_options(Arguments& in) {
-    eps = in.number();
-    activation = static_cast<Activation>(in.integer());
-    slope = in.number();
-  }
-};
-
-void fused_forward_kernel(Value* stack, uint64_t, uint64_t) {
-  const OnHostPool pool(on_pool_of_torch);
-  Arguments in(stack);
-  Handle x = in.tensor();
-  FusedArguments a;
-  a.channels.weight = in.optional_tensor(), a.channels.bias = in.optional_tensor();
-  a.channels.mean = in.optional_tensor(), a.channels.var = in.optional_tensor();
-  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
-  a.read_options(in);
-  require_readable({&x, &a.channels.weight, &a.channels.bias, &a.channels.mean, &a.channels.var, &a.weights, &a.residual});
-  const View from = x.view();
-  refuse_if(refused_operands(from, {a.residual.view()}, a.channels.views(false), View()));
-  if (a.weights) refuse_if(refused_weights(from, a.weights.view()));
-  Handle y = stable::empty_like(x, from);
-  Handle stats = stable::empty_table(4, from.sizes[1]);
-  fused_forward(from, y.view(true), a.channels.views(false), a.extras(), a.eps, reinterpret_cast<double*>(stats.view(true).data),
-                threads_of_torch());
-  stable::give(stack, {&y, &stats});
-}
-
-void fused_backward_kernel(Value* stack, uint64_t, uint64_t) {
-  const OnHostPool pool(on_pool_of_torch);
-  Arguments in(stack);
-  Handle grad_y = in.tensor(), x = in.tensor(), stats = in.tensor();
-  FusedArguments a;
-  a.channels.weight = in.optional_tensor(), a.channels.bias = in.optional_tensor();
-  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
-  a.read_options(in);
-  const bool training = in.boolean();
-  require_readable({&grad_y, &x, &stats, &a.channels.weight, &a.channels.bias, &a.weights, &a.residual});
-  const View from = x.view();
-  refuse_if(refused_operands(from, {grad_y.view(), a.residual.view()}, a.channels.views(false), stats.view()));
-  if (a.weights) refuse_if(refused_weights(from, a.weights.view()));
-  const auto like = [&](const Handle& parameter) {
-    return stable::empty_vector(from.sizes[1], parameter ? parameter.view().dtype : DType::f64);
-  };
-  Handle grad_x = stable::empty_like(x, from), grad_weight = like(a.channels.weight), grad_bias = like(a.channels.bias);
-  Handle grad_residual = a.residual ? stable::empty_like(x, from) : stable::empty_vector(0, from.dtype);
-  fused_backward(grad_y.view(), from, reinterpret_cast<const double*>(stats.view().data), a.channels.views(false), a.extras(),
-                 a.eps, training,
-                 {grad_x.view(true), a.residual ? grad_residual.view(true) : View(), grad_weight.view(true), grad_bias.view(true)},
-                 threads_of_torch());
-  stable::give(stack, {&grad_x, &grad_weight, &grad_bias, &grad_residual});
-}
-
-void update_kernel(Value* stack, uint64_t, uint64_t) {
-  Arguments in(stack);
-  Handle mean = in.tensor(), var = in.tensor(), batches = in.tensor(), stats = in.tensor();
-  double momentum = 0;
-  const bool given = in.optional_number(&momentum);
-  const auto correction = static_cast<int>(in.integer());
-  const auto on = static_cast<OnNonfinite>(in.integer());
-  require_readable({&mean, &var, &stats});
-  const View table = stats.view();
-  const Running running{mean.view(true), var.view(true), batches.int64()};
-  refuse_if(update_running(table, running, given ? &momentum : nullptr, correction, on));
-}
-
-struct Registered {
-  const char* name;
-  stable::Kernel kernel;
-};
-
 constexpr Registered kAten[] = {
     {kSignatures[0].name, aten_kernel<0>}, {kSignatures[1].name, aten_kernel<1>}, {kSignatures[2].name, aten_kernel<2>},
     {kSignatures[3].name, aten_kernel<3>}, {kSignatures[4].name, aten_kernel<4>}, {kSignatures[5].name, aten_kernel<5>},
     {kSignatures[6].name, aten_kernel<6>},
 };
-static_assert(sizeof kAten / sizeof *kAten == kOperations);
-
-constexpr Registered kOurs[] = {
-    {"forward", fused_forward_kernel},
-    {"backward", fused_backward_kernel},
-    {"update_", update_kernel},
-};
-
-template <size_t n> stable::Library add(const char* ns, const Registered (&kernels)[n]) {
-  stable::Library library;
-  stable::check(abi().aoti_torch_library_init_impl(ns, "CPU", "batchnorm", 0, &library), "a library");
-  for (const Registered& r : kernels) stable::check(abi().torch_library_impl(library, r.name, r.kernel, stable::kVersion), r.name);
-  return library;
-}
+static_assert(sizeof kAten / sizeof *kAten == kAtenCount);
 
 stable::Library aten_library = nullptr;  // while ATen's kernels are ours
 
@@ -324,8 +207,8 @@ void bind_torch(nb::module_& m) {
   nb::module_ t = m.def_submodule("torch");
   t.def("connect", &connect, nb::arg("libtorch"));
   t.def("use_python", &use_python, nb::arg("fallback"), nb::arg("raiser"), nb::arg("libtorch_python"));
-  t.def("add_ours", [] { add("batchnorm", kOurs); });  // for good
-  t.def("add_aten", [] { aten_library = add("aten", kAten); });
+  t.def("add_ours", [] { add("batchnorm", kOperations, kOperationCount); });  // for good
+  t.def("add_aten", [] { aten_library = add("aten", kAten, kAtenCount); });
   t.def("remove_aten", [] { abi().aoti_torch_delete_library_object(std::exchange(aten_library, nullptr)); });
   t.def("names", [] {
     std::vector<std::string> names;
@@ -334,7 +217,7 @@ void bind_torch(nb::module_& m) {
   });
   t.def("counts", [] {
     nb::dict all;
-    for (int i = 0; i < kOperations; ++i)
+    for (int i = 0; i < kAtenCount; ++i)
       all[kSignatures[i].name] = nb::make_tuple(counts[i].served.load(), counts[i].passed.load());
     return all;
   });

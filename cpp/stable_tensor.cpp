@@ -180,9 +180,15 @@ Handle empty_bytes() {
   return empty(1, &none, &one, codes.uint8);
 }
 
-Handle empty_table(int64_t rows, int64_t columns) {
+Handle empty_matrix(int64_t rows, int64_t columns, DType dtype) {
   const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
-  return empty(2, sizes, strides, code_of(DType::f64));
+  return empty(2, sizes, strides, code_of(dtype));
+}
+
+Handle empty_table(int64_t rows, int64_t groups, int64_t columns) {
+  if (groups == 0) return empty_matrix(rows, columns, DType::f64);
+  const int64_t sizes[] = {rows, groups, columns}, strides[] = {groups * columns, columns, 1};
+  return empty(3, sizes, strides, code_of(DType::f64));
 }
 
 Handle empty_in_suggested_format(const View& x) {

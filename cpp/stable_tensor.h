@@ -50,9 +50,10 @@ class Handle {
 
 Handle undefined();
 Handle empty_vector(int64_t n, DType dtype);
+Handle empty_matrix(int64_t rows, int64_t columns, DType dtype);
 Handle empty_vector_with_tail(int64_t n, DType dtype, int64_t tail_bytes);  // n values in a larger storage
 Handle empty_bytes();                                                       // uint8, no elements
-Handle empty_table(int64_t rows, int64_t columns);                          // float64
+Handle empty_table(int64_t rows, int64_t groups, int64_t columns);          // float64; of no groups, without their axis
 Handle empty_in_suggested_format(const View& x);         // as PyTorch's batch norm does: contiguous, or like x in channels-last
 Handle empty_like(const Handle& tensor, const View& x);  // as torch.empty_like(x): a dense array keeps its strides
 

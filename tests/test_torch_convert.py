@@ -108,7 +108,7 @@ def test_what_is_left_is_named_by_class_and_reason(capsys):
     bnt.convert(model)
     assert capsys.readouterr().out.splitlines() == [
         "converted 1 batch normalization",
-        "left synced (SyncBatchNorm): it gathers statistics from several processes, which ours do not",
+        "left synced (SyncBatchNorm): it gathers statistics from several processes; convert_sync makes it ours",
         "left own, also_own (Centred): a class of its own, which may compute something else",
         "left lazy (LazyBatchNorm2d): it has no parameters yet; call the model once, then convert",
         "left frozen (FrozenBatchNorm2d): not a class of torch.nn, whatever it computes",

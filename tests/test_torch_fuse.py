@@ -405,7 +405,7 @@ def test_other_batch_norms_are_left_and_named(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "fused 0 of 2 batch normalizations",
         "left 2 (BatchNorm2d): it has an activation already ('silu')",
-        "left 0 (SyncBatchNorm): it gathers statistics from several processes, which ours do not",
+        "left 0 (SyncBatchNorm): it gathers statistics from several processes; convert_sync makes it ours",
     ]
     assert [type(m) for m in fused] == [type(m) for m in model]
 

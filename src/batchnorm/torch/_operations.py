@@ -15,25 +15,27 @@ from . import _plain
 Tensor = torch.Tensor
 
 LIBRARY = torch.library.Library("batchnorm", "DEF")
-_TAGS = (torch.Tag.pt2_compliant_tag,)
+TAGS = (torch.Tag.pt2_compliant_tag,)
 
 # With running_mean and running_var: evaluation. `weights` is bool or float and broadcasts to x, with one channel. The
 # second result is a (4, C) float64 table: count, mean, what rounding the mean left out, sum of squared deviations.
+# `stats` is such a table, known before: nothing is gathered, and derivatives are those of x's own moments. With a
+# `group`, every so many samples are normalised by themselves: tables are (4, G, C), weight and bias may be (G, C).
 LIBRARY.define(
     "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? weights, "
-    "Tensor? residual, float eps, int activation, float slope) -> (Tensor, Tensor)",
-    tags=_TAGS,
+    "Tensor? residual, float eps, int activation, float slope, Tensor? stats=None, int group=0) -> (Tensor, Tensor)",
+    tags=TAGS,
 )
 # Gradients by x, weight, bias and residual; the last is empty where there is no residual.
 LIBRARY.define(
     "backward(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? weights, Tensor? residual, "
-    "float eps, int activation, float slope, bool training) -> (Tensor, Tensor, Tensor, Tensor)",
-    tags=_TAGS,
+    "float eps, int activation, float slope, bool training, int group=0) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=TAGS,
 )
 LIBRARY.define(
     "update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, Tensor stats, "
     "float? momentum, int correction, int on_nonfinite) -> ()",
-    tags=_TAGS,
+    tags=TAGS,
 )
 
 forward = torch.ops.batchnorm.forward.default
@@ -41,9 +43,15 @@ backward = torch.ops.batchnorm.backward.default
 update_ = torch.ops.batchnorm.update_.default
 
 
+def fake_table(x: Tensor, rows: int, group: Any) -> Tensor:
+    """A table of statistics of x, without values."""
+    groups = (-(-x.shape[0] // group),) if group else ()
+    return x.new_empty((rows, *groups, x.shape[1]), dtype=torch.float64)
+
+
 @torch.library.register_fake("batchnorm::forward", lib=LIBRARY)
-def _(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((4, x.shape[1]), dtype=torch.float64)
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), fake_table(x, 4, rest[10] if len(rest) > 10 else 0)
 
 
 @torch.library.register_fake("batchnorm::backward", lib=LIBRARY)
@@ -51,8 +59,9 @@ def _(
     grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
     residual: Tensor | None, *_: object,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    C = x.shape[1]
-    by_weight, by_bias = (x.new_empty(C, dtype=torch.float64 if p is None else p.dtype) for p in (weight, bias))
+    by_weight, by_bias = (
+        x.new_empty(x.shape[1], dtype=torch.float64) if p is None else p.new_empty(p.shape) for p in (weight, bias)
+    )
     return torch.empty_like(x), by_weight, by_bias, x.new_empty(0) if residual is None else torch.empty_like(x)
 
 
@@ -67,12 +76,18 @@ def _kernel(operation: Any, *args: Any) -> Any:
         return operation(*args)
 
 
+def _with_defaults(inputs: tuple[Any, ...], defaults: tuple[Any, ...], n: int) -> tuple[Any, ...]:
+    """All n arguments of an operation, where the last may have been left out."""
+    missing = n - len(inputs)
+    return inputs + defaults[len(defaults) - missing :]
+
+
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, running_mean, _, weights, residual, *options = inputs
+    x, weight, bias, running_mean, _, weights, residual, *options, _, group = _with_defaults(inputs, (None, 0), 12)
     stats = output[1]
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.training, ctx.has_residual = options, running_mean is None, residual is not None
+    ctx.options, ctx.rest, ctx.has_residual = options, (running_mean is None, group), residual is not None
     activated = options[1] != 0  # else what the activation was applied to is not needed again
     ctx.save_for_backward(x, stats, weight, bias, weights, residual if activated else None)
 
@@ -82,13 +97,13 @@ def _forward_backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor 
     if grad_y is None:
         return (None,) * len(needs)
     x, stats, weight, bias, weights, residual = ctx.saved_tensors
-    arguments = (grad_y, x, stats, weight, bias, weights, residual, *ctx.options, ctx.training)
+    arguments = (grad_y, x, stats, weight, bias, weights, residual, *ctx.options, *ctx.rest)
     differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
     by_x, by_weight, by_bias, by_residual = backward(*arguments) if differentiable else _kernel(backward, *arguments)
     if residual is None and ctx.has_residual:
         by_residual = grad_y
-    found = (by_x, by_weight, by_bias, None, None, None, by_residual, None, None, None)
-    return tuple(g if n else None for g, n in zip(found, needs, strict=True))
+    found = (by_x, by_weight, by_bias, None, None, None, by_residual, None, None, None, None, None)
+    return tuple(g if n else None for g, n in zip(found, needs, strict=False))
 
 
 torch.library.register_autograd("batchnorm::forward", _forward_backward, setup_context=_save_forward, lib=LIBRARY)
@@ -113,22 +128,24 @@ def differentiable_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_y, x, stats, weight, bias, weights, residual, *options, training = inputs
+    grad_y, x, stats, weight, bias, weights, residual, *options, training, group = _with_defaults(inputs, (0,), 12)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.training = options, training
+    ctx.options, ctx.training, ctx.group = options, training, group
     ctx.save_for_backward(grad_y, x, stats, weight, bias, weights, residual)
 
 
 def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate the backward: the forward in PyTorch's operations, differentiated once and then once more."""
     grad_y, x, stats, weight, bias, weights, residual = ctx.saved_tensors
+    eps, activation, slope = ctx.options
     with torch.enable_grad():
-        leaves = {name: _leaf(t) for name, t in (("grad_y", grad_y), ("x", x), ("weight", weight), ("bias", bias),
+        leaves = {name: leaf(t) for name, t in (("grad_y", grad_y), ("x", x), ("weight", weight), ("bias", bias),
                                                  ("residual", residual)) if t is not None}  # fmt: skip
-        data = leaves["x"]
-        _, mean, var = _plain.moments(data, weights) if ctx.training else (None, stats[1], stats[3] / stats[0])
-        parameters = (leaves.get("weight"), leaves.get("bias"), leaves.get("residual"))
-        y = _plain.normalize(data, mean, var, *parameters, *ctx.options)
+        mean, var = (None, None) if ctx.training else (stats[1], stats[3] / stats[0])
+        y, _ = _plain.forward(
+            leaves["x"], leaves.get("weight"), leaves.get("bias"), mean, var, weights, leaves.get("residual"), eps,
+            activation, slope, None, ctx.group,
+        )  # fmt: skip
         by = [name for name in leaves if name != "grad_y"]
         first = torch.autograd.grad(
             y, [leaves[name] for name in by], leaves["grad_y"], create_graph=True, materialize_grads=True
@@ -144,13 +161,13 @@ def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
             create_graph=True, allow_unused=True,
         )  # fmt: skip
     found = dict(zip(leaves, second, strict=True))
-    names = ("grad_y", "x", None, "weight", "bias", None, "residual", None, None, None, None)
+    names = ("grad_y", "x", None, "weight", "bias", None, "residual", None, None, None, None, None)
     return tuple(
-        found.get(name) if name and needed else None for name, needed in zip(names, ctx.needs_input_grad, strict=True)
+        found.get(name) if name and needed else None for name, needed in zip(names, ctx.needs_input_grad, strict=False)
     )
 
 
-def _leaf(t: Tensor) -> Tensor:
+def leaf(t: Tensor) -> Tensor:
     """A stand-in, so that gradients by x do not include what reaches it through grad_y, which depends on x.
 
     Where the tensor needs gradients it is a view: a third derivative finds the way.

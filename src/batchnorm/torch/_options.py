@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
-from .. import _checks
+from .. import _checks, renorm
 from .._checks import Activation
 
 ON_NONFINITE = {"propagate": 0, "skip": 1, "raise": 2}
 ON_SINGLE_VALUE = ("error", "running")
+STATISTICS = ("auto", "batch", "running")
 
 
 def activation(value: Activation, who: str) -> tuple[int, float]:
@@ -28,20 +32,59 @@ def activate(z: torch.Tensor, code: int, slope: float) -> torch.Tensor:
     return functional.silu(z) if code == 4 else z
 
 
-def check(who: str, on_single_value: object, on_nonfinite: object, running_correction: object) -> None:
+DEFAULTS: dict[str, Any] = {  # PyTorch's behaviour
+    "activation": None,
+    "on_single_value": "error",
+    "on_nonfinite": "propagate",
+    "running_correction": 1,
+    "virtual_batch_size": None,
+    "renorm": None,
+    "statistics": "auto",
+    "update": None,
+    "train_affine": True,
+    "keep_count": False,
+}
+
+
+def check(who: str, options: Mapping[str, Any]) -> None:
     """Refuse an option that does not exist."""
-    if on_single_value not in ON_SINGLE_VALUE:
-        raise ValueError(
-            f"{who}: on_single_value says what one value per channel in training does: 'error', or 'running' "
-            f"(normalise with the running statistics); got {on_single_value!r}"
-        )
-    if on_nonfinite not in ON_NONFINITE:
-        raise ValueError(
-            f"{who}: on_nonfinite says what a batch with NaN or infinity does to the running statistics: 'propagate' "
-            f"(as PyTorch), 'skip' or 'raise'; got {on_nonfinite!r}"
-        )
-    if isinstance(running_correction, bool) or running_correction not in (0, 1):
+    activation(options["activation"], who)
+    _check_choice(
+        who, options, "on_single_value", ON_SINGLE_VALUE,
+        "says what one value per channel in training does: 'error', or 'running' (normalise with the running "
+        "statistics)",
+    )  # fmt: skip
+    _check_choice(
+        who, options, "on_nonfinite", tuple(ON_NONFINITE),
+        "says what a batch with NaN or infinity does to the running statistics: 'propagate' (as PyTorch), 'skip' or "
+        "'raise'",
+    )  # fmt: skip
+    _check_choice(
+        who, options, "statistics", STATISTICS,
+        "says what normalises: 'auto' (the batch's in training, the running ones in evaluation), 'batch' or 'running'",
+    )  # fmt: skip
+    correction = options["running_correction"]
+    if isinstance(correction, bool) or correction not in (0, 1):
         raise ValueError(
             f"{who}: running_correction must be 1 (unbiased running_var, as PyTorch) or 0 (biased, as Keras, Flax and "
-            f"ONNX); got {running_correction!r}"
+            f"ONNX); got {correction!r}"
         )
+    size = options["virtual_batch_size"]
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(
+            f"{who}: virtual_batch_size must be an int of at least 1, the samples of a ghost batch, or None for the "
+            f"whole batch; got {size!r}"
+        )
+    for name, values in (
+        ("update", (None, True, False)),
+        ("train_affine", (True, False)),
+        ("keep_count", (True, False)),
+    ):
+        if not any(options[name] is value for value in values):
+            raise ValueError(f"{who}: {name} must be {' or '.join(map(str, values))}; got {options[name]!r}")
+    renorm.checked(options["renorm"], who)
+
+
+def _check_choice(who: str, options: Mapping[str, Any], name: str, values: tuple[str, ...], rule: str) -> None:
+    if options[name] not in values:
+        raise ValueError(f"{who}: {name} {rule}; got {options[name]!r}")

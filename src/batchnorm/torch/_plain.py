@@ -1,4 +1,7 @@
-"""The same mathematics in PyTorch's own operations: for other devices, transforms and higher derivatives."""
+"""The same mathematics in PyTorch's own operations: for other devices, transforms and higher derivatives.
+
+`forward`, `moments`, `normalize`, `sums` and `input_gradients` mean what our operations of those names mean.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,17 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
+def table_dtype(x: Tensor) -> torch.dtype:
+    """Of tables of statistics: float64, where the device has it."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
 def over_channels(values: Tensor, x: Tensor) -> Tensor:
     """View one value per channel so that it broadcasts against x, whose channels are on axis 1."""
     return values.to(compute_dtype(x)).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
-def moments(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def mean_and_variance(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and biased variance of each channel; a position of weight 0 is not there."""
     over = [d for d in range(x.dim()) if d != 1]
     v = x.to(compute_dtype(x))
@@ -35,16 +43,118 @@ def moments(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return count, mean, (w * deviation * deviation).sum(over) / count
 
 
-def normalize(
+def standardise(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
     eps: float, activation: int, slope: float,
 ) -> Tensor:  # fmt: skip
     """``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in x's dtype."""
-    z = (x.to(compute_dtype(x)) - over_channels(mean, x)) * torch.rsqrt(over_channels(var, x) + eps)
-    if weight is not None:
-        z = z * over_channels(weight, x)
+    xhat = (x.to(compute_dtype(x)) - over_channels(mean, x)) * torch.rsqrt(over_channels(var, x) + eps)
+    return _options.activate(_affine(xhat, x, weight, bias, residual), activation, slope).to(x.dtype)
+
+
+def _affine(xhat: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    z = xhat if weight is None else xhat * over_channels(weight, x)
     if bias is not None:
         z = z + over_channels(bias, x)
-    if residual is not None:
-        z = z + residual.to(z.dtype)
-    return _options.activate(z, activation, slope).to(x.dtype)
+    return z if residual is None else z + residual.to(z.dtype)
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+    stats: Tensor | None = None, group: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """y, and the table of what normalised it. Statistics that are given are x's own: gradients flow through them."""
+    options = (eps, activation, slope)
+    if running_mean is not None and running_var is not None:
+        y = standardise(x, running_mean, running_var, weight, bias, residual, *options)
+        return y, _table(x, torch.ones_like(running_mean), running_mean, running_var)
+    parts, tables = [], []
+    for i, (part, w, r) in enumerate(zip(*(_cut(t, x, group) for t in (x, weights, residual)), strict=True)):
+        assert part is not None
+        count, mean, var = mean_and_variance(part, w)
+        parts.append(standardise(part, mean, var, _row(weight, i), _row(bias, i), r, *options))
+        tables.append(_table(x, count, mean, var))
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return y, torch.stack(tables, 1) if group else tables[0]
+
+
+def _row(parameter: Tensor | None, i: int) -> Tensor | None:
+    """Of group i, where each has its own."""
+    return parameter if parameter is None or parameter.dim() == 1 else parameter[i]
+
+
+def _cut(t: Tensor | None, x: Tensor, group: int) -> list[Tensor | None]:
+    """Consecutive parts of that many samples; of what is broadcast over samples, or absent, the same for all."""
+    size = min(group, x.shape[0]) if group else x.shape[0]
+    parts = 1 if size == 0 else -(-x.shape[0] // size)
+    if t is None or t.shape[0] != x.shape[0] or parts == 1:
+        return [t] * parts
+    return list(t.split(size))
+
+
+def _table(x: Tensor, count: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    n, m, v = (t.detach().to(table_dtype(x)) for t in (count, mean, var))
+    counts = n > 0  # what divides by a count of 0 is not there
+    zero = torch.zeros_like(m)
+    return torch.stack([n, torch.where(counts, m, zero), zero, torch.where(counts, v * n, zero)])
+
+
+def moments(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:
+    """The table of x, or of each of its parts of `group` samples."""
+    cut = zip(_cut(x, x, group), _cut(weights, x, group), strict=True)
+    tables = [_table(x, *mean_and_variance(part, w)) for part, w in cut if part is not None]
+    return torch.stack(tables, 1) if group else tables[0]
+
+
+def normalize(
+    x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float,
+    activation: int, slope: float,
+) -> Tensor:  # fmt: skip
+    """y by the statistics of a table."""
+    return standardise(x, stats[1], stats[3] / stats[0], weight, bias, residual, eps, activation, slope)
+
+
+def sums(
+    grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    eps: float, activation: int, slope: float, group: int = 0,
+) -> Tensor:  # fmt: skip
+    """Sums of g·xhat and of g, a table as that of `moments`, where g is the gradient before the activation."""
+    tables = []
+    for g_y, part, r in zip(*(_cut(t, x, group) for t in (grad_y, x, residual)), strict=True):
+        assert g_y is not None
+        assert part is not None
+        g, xhat = _before_activation(g_y, part, stats, weight, bias, r, eps, activation, slope)
+        over = [d for d in range(x.dim()) if d != 1]
+        tables.append(torch.stack([(g * xhat).sum(over), g.sum(over)]).to(table_dtype(x)))
+    return torch.stack(tables, 1) if group else tables[0]
+
+
+def input_gradients(
+    grad_y: Tensor, x: Tensor, stats: Tensor, given: Tensor, weight: Tensor | None, bias: Tensor | None,
+    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients by x and by the residual (empty where there is none), with the sums given."""
+    g, xhat = _before_activation(grad_y, x, stats, weight, bias, residual, eps, activation, slope)
+    by_x = over_channels(given[1] / stats[0], x) + xhat * over_channels(given[0] / stats[0], x)
+    if weights is not None:
+        by_x = by_x * weights.to(by_x.dtype)
+    scale = torch.rsqrt(stats[3] / stats[0] + eps)
+    by_x = (g - by_x) * over_channels(scale if weight is None else scale * weight, x)
+    return by_x.to(x.dtype), x.new_empty(0) if residual is None else g.to(residual.dtype)
+
+
+def _before_activation(
+    grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    eps: float, activation: int, slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradient by what the activation is applied to, and xhat."""
+    with torch.no_grad():
+        xhat = standardise(x.to(compute_dtype(x)), stats[1], stats[3] / stats[0], None, None, None, eps, 0, 0.0)
+        g = grad_y.to(xhat.dtype)
+        z = _affine(xhat, x, weight, bias, residual)
+    if activation:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            (g,) = torch.autograd.grad(_options.activate(z, activation, slope), z, g)
+    return g, xhat

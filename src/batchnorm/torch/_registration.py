@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import _native
-from . import _operations, _python_kernels
+from . import _operations, _python_kernels, _python_operations, _table_operations  # noqa: F401
 
 _native_torch = _native.torch
 _ATEN = tuple(_native_torch.names())
@@ -104,8 +104,8 @@ class _Python:
     def __init__(self) -> None:
         self.library: torch.library.Library | None = None
         self.counted = {name: [0, 0] for name in _ATEN}
-        for name in ("forward", "backward", "update_"):
-            _operations.LIBRARY.impl(name, getattr(_python_kernels, name), "CPU")
+        for name, kernel in _python_operations.KERNELS.items():
+            _operations.LIBRARY.impl(name, kernel, "CPU")
 
     def add_aten(self) -> None:
         self.library = torch.library.Library("aten", "IMPL")

@@ -1,9 +1,9 @@
-"""`convert` and `revert`: batch normalizations of torch.nn become ours, and ours torch.nn's, by a change of class."""
+"""`convert`, `convert_sync`, `revert`: batch normalizations become ours, and torch.nn's again, by a change of class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -11,14 +11,16 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._fused_forward import FusedForward
-from .modules import OPTIONS, BatchNorm1d, BatchNorm2d, BatchNorm3d, _Extended
+from ._options import DEFAULTS
+from .modules import OPTIONS, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .sync import SyncBatchNorm
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
 }
-THEIRS = {ours: theirs for theirs, ours in OURS.items()}
+THEIRS = {ours: theirs for theirs, ours in OURS.items()} | {SyncBatchNorm: nn.SyncBatchNorm}
 
 Model = TypeVar("Model", bound=nn.Module)
 Left = tuple[str, str, str]  # a module's name, its class, and why it is left as it is
@@ -56,7 +58,7 @@ def convert(model: Model, *, verbose: bool = True) -> Model:
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.SyncBatchNorm(4))
     >>> model = bnt.convert(model)
     converted 1 batch normalization
-    left 2 (SyncBatchNorm): it gathers statistics from several processes, which ours do not
+    left 2 (SyncBatchNorm): it gathers statistics from several processes; convert_sync makes it ours
     >>> type(model[1])
     <class 'batchnorm.torch.modules.BatchNorm1d'>
     """
@@ -70,10 +72,73 @@ def convert(model: Model, *, verbose: bool = True) -> Model:
     return model
 
 
-def revert(model: Model, *, verbose: bool = True) -> Model:
-    """Make every batch normalization of ours one of torch.nn's, in place: what `convert` and `fuse` did is undone.
+def convert_sync(
+    model: Model, process_group: Any | None = None, *, reproducible: bool = False, verbose: bool = True
+) -> Model:
+    """Make every batch normalization of a model a `SyncBatchNorm` of ours, in place: torch.nn's, and ours.
 
-    A layer that uses what torch.nn's has not (`activation`, say) is left, and named.
+    Only classes change, as in `convert`, and each layer goes on to take inputs of the rank it took. `revert` undoes it.
+
+    Parameters
+    ----------
+    model
+        Any module; a batch normalization by itself, too.
+    process_group
+        The processes whose batches are one. None: all; layers of torch.nn.SyncBatchNorm keep the group they have.
+    reproducible
+        See `SyncBatchNorm`.
+    verbose
+        Print what was converted, and what was left and why.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same model.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+    ValueError
+        For a layer with ghost batches (virtual_batch_size); nothing is converted then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import batchnorm.torch as bnt
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    >>> model = bnt.convert_sync(model)  # then wrap it in DistributedDataParallel
+    converted 1 batch normalization
+    >>> isinstance(model[1], torch.nn.SyncBatchNorm)
+    True
+    """
+    check_model(model, "convert_sync")
+    kinds = (*OURS, *OURS.values(), nn.SyncBatchNorm)
+    found = [(name, module) for name, module in model.named_modules() if type(module) in kinds]
+    for name, module in found:
+        if getattr(module, "virtual_batch_size", None) is not None:
+            raise ValueError(
+                f"convert_sync: {name or 'the model itself'} has ghost batches (virtual_batch_size="
+                f"{module.virtual_batch_size}), which are parts of one process's batch; set it to None first"
+            )
+    for _, module in found:
+        own_group = module.__dict__.get("process_group")
+        module.__dict__["_kind"] = type(module)
+        module.__class__ = SyncBatchNorm
+        module.process_group = own_group if process_group is None else process_group
+        if reproducible:
+            module.reproducible = True
+    if verbose:
+        print(f"converted {counted(len(found))}")
+        print_left(left for left in not_ours(model) if left[1] != "SyncBatchNorm")
+    return model
+
+
+def revert(model: Model, *, verbose: bool = True) -> Model:
+    """Make every batch normalization of ours one of torch.nn's, in place: `convert`, `convert_sync`, `fuse` are undone.
+
+    A layer that uses what torch.nn's has not (`activation`, say) is left, and named; one that `convert_sync` made of
+    it is no longer synchronised.
 
     Parameters
     ----------
@@ -108,6 +173,8 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
     for name, module in model.named_modules():
         if isinstance(module.__dict__.get("forward"), FusedForward):
             del module.forward
+        if type(module) is SyncBatchNorm:
+            _unsynchronise(module)
         if type(module) not in THEIRS:
             continue
         if extras := _extras_of(module):
@@ -115,6 +182,8 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
             continue
         for extra in OPTIONS:
             module.__dict__.pop(extra, None)
+        for own in ("reproducible", "_kind"):
+            module.__dict__.pop(own, None)
         module.__class__ = THEIRS[type(module)]
         reverted += 1
     if verbose:
@@ -123,9 +192,21 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
     return model
 
 
+def _unsynchronise(layer: SyncBatchNorm) -> None:
+    """Give a layer back the class that `convert_sync` found; one that was built as it is stays."""
+    if layer._kind is None or layer._kind is nn.SyncBatchNorm:
+        return
+    kind: Any = OURS.get(layer._kind, layer._kind)
+    for own in ("process_group", "reproducible", "_kind"):
+        layer.__dict__.pop(own, None)
+    layer.__class__ = kind
+
+
 def _extras_of(module: nn.Module) -> str:
     used = {extra: getattr(module, extra) for extra in OPTIONS}
-    return ", ".join(f"{extra}={value!r}" for extra, value in used.items() if value != getattr(_Extended, extra))
+    if getattr(module, "reproducible", False):
+        used["reproducible"] = True
+    return ", ".join(f"{extra}={value!r}" for extra, value in used.items() if value != DEFAULTS.get(extra))
 
 
 def check_model(model: object, who: str) -> None:
@@ -146,10 +227,10 @@ def not_ours(model: nn.Module) -> Iterator[Left]:
 
 
 def _why_left(module: nn.Module) -> str:
-    if type(module) in OURS or type(module) in THEIRS:
+    if type(module) in OURS or type(module) in THEIRS or type(module) is SyncBatchNorm:
         return ""
     if isinstance(module, nn.SyncBatchNorm):
-        return "it gathers statistics from several processes, which ours do not"
+        return "it gathers statistics from several processes; convert_sync makes it ours"
     if isinstance(module, _BatchNorm):
         if isinstance(module, LazyModuleMixin):
             return "it has no parameters yet; call the model once, then convert"

@@ -8,41 +8,13 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import Activation
-from . import _operations, _options, _plain, _positions
+from ..renorm import Renorm
+from . import _operations, _options, _plain, _positions, _running, _table_operations
+from ._paths import is_jit_trace, is_ours, is_recomputation, is_traced
 
 Tensor = torch.Tensor
 
-OPTIONS = ("activation", "on_single_value", "on_nonfinite", "running_correction")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def _is_jit_trace() -> bool:
-    """Whether torch.jit.trace runs this; sizes are tensors then, and a decision on one would be frozen."""
-    return torch._C._get_tracing_state() is not None
-
-
-def _is_ours(x: Tensor) -> bool:
-    """Whether our CPU kernels compute this; else PyTorch's own operations do, with the same meaning."""
-    if x.device.type != "cpu" or x.dtype not in _DTYPES:
-        return False
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()  # an exported model must not need us
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and not _is_jit_trace()
-    )
-
-
-def _is_traced(x: object) -> bool:
-    """Whether torch.fx records what is done to it."""
-    return isinstance(x, torch.fx.Proxy)
-
-
-def _is_recomputation() -> bool:
-    """Whether a backward pass is running, as it is when a checkpoint computes its forward again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+OPTIONS = tuple(_options.DEFAULTS)
 
 
 class _Extended(_BatchNorm):
@@ -52,6 +24,11 @@ class _Extended(_BatchNorm):
     on_single_value: str = "error"
     on_nonfinite: str = "propagate"
     running_correction: int = 1
+    virtual_batch_size: int | None = None
+    renorm: Renorm | None = None
+    statistics: str = "auto"
+    update: bool | None = None
+    train_affine: bool = True
 
     def __init__(
         self,
@@ -60,16 +37,80 @@ class _Extended(_BatchNorm):
         on_single_value: str = "error",
         on_nonfinite: str = "propagate",
         running_correction: int = 1,
+        virtual_batch_size: int | None = None,
+        renorm: Renorm | None = None,
+        statistics: str = "auto",
+        update: bool | None = None,
+        train_affine: bool = True,
+        keep_count: bool = False,
         **kwargs: Any,
     ) -> None:
-        who = type(self).__name__
-        _options.activation(activation, who)
-        _options.check(who, on_single_value, on_nonfinite, running_correction)
+        given = locals()
+        options = {name: given[name] for name in OPTIONS}
+        _options.check(type(self).__name__, options)
         super().__init__(*args, **kwargs)
-        self.activation = activation
-        self.on_single_value = on_single_value
-        self.on_nonfinite = on_nonfinite
-        self.running_correction = running_correction
+        for name, value in options.items():
+            setattr(self, name, value)
+        self._check_running_statistics()
+
+    @property
+    def running_count(self) -> Tensor | None:
+        """With `keep_count`: the count n of each channel for which running_var * (n - 1) / n is the biased variance."""
+        return self._buffers.get("running_count")
+
+    @property
+    def keep_count(self) -> bool:
+        """Whether there is a buffer `running_count`; setting it makes one, or takes it away."""
+        return "running_count" in self._buffers
+
+    @keep_count.setter
+    def keep_count(self, keep: bool) -> None:
+        if not keep:
+            self._buffers.pop("running_count", None)
+        elif not self.keep_count:
+            if self.running_var is None:
+                raise ValueError(f"{type(self).__name__}: keep_count=True needs track_running_stats=True")
+            count = torch.full_like(self.running_var, torch.inf, dtype=_plain.table_dtype(self.running_var))
+            self._buffers["running_count"] = count
+
+    def running_variance(self, correction: int = 0) -> Tensor:
+        """The biased (0) or unbiased (1) running variance, in float64; with `keep_count`, either is exact.
+
+        Raises
+        ------
+        ValueError
+            Where it is not the one that running_var holds, and `keep_count` is off.
+        """
+        return _running.variance(self, correction)
+
+    def reset_running_stats(self) -> None:
+        """As torch.nn's; a `running_count` is infinite again: the initial variance is neither biased nor unbiased."""
+        super().reset_running_stats()
+        if self.running_count is not None:
+            self.running_count.fill_(torch.inf)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """As torch.nn's; a state without `running_count` (of a layer that kept none) leaves it unknown: infinite."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        missing: list[str] = args[2]
+        name = f"{prefix}running_count"
+        if self.running_count is not None and name in missing:
+            missing.remove(name)
+            self.running_count.fill_(torch.inf)
+
+    def _check_running_statistics(self) -> None:
+        if self.running_mean is None:
+            needs = {
+                "renorm": self.renorm,
+                "update=True": self.update,
+                "statistics='running'": self.statistics == "running",
+            }
+            for what, asked in needs.items():
+                if asked:
+                    raise ValueError(
+                        f"{type(self).__name__}: {what} needs running statistics, and the layer has none "
+                        "(track_running_stats=False)"
+                    )
 
     def forward(
         self,
@@ -92,21 +133,25 @@ class _Extended(_BatchNorm):
         residual
             Added before the activation. With the input's shape and dtype in the same pass, else as PyTorch adds.
         """
-        if _is_traced(input):
+        if is_traced(input):
             node: Tensor = self._as_leaf(input, mask, weights, residual)
             return node
-        self._check_input_dim(input)
-        if not _is_jit_trace() and input.shape[1] != self.num_features:
-            raise ValueError(
-                f"{type(self).__name__}: expected {self.num_features} channels on axis 1; got an input of shape "
-                f"{tuple(input.shape)}. Build the layer for {input.shape[1]} channels, or move the channels to axis 1"
-            )
+        self._check_input(input)
         if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
             z = self._normalise(input, mask, weights, None, (0, 0.0)) + residual
             return _options.activate(z, *_options.activation(self.activation, type(self).__name__))
         return self._normalise(
             input, mask, weights, residual, _options.activation(self.activation, type(self).__name__)
         )
+
+    def _check_input(self, input: Tensor) -> None:
+        """Refuse another rank or number of channels than the layer's."""
+        self._check_input_dim(input)
+        if not is_jit_trace() and input.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: expected {self.num_features} channels on axis 1; got an input of shape "
+                f"{tuple(input.shape)}. Build the layer for {input.shape[1]} channels, or move the channels to axis 1"
+            )
 
     def _normalise(
         self,
@@ -119,15 +164,79 @@ class _Extended(_BatchNorm):
         selection = None
         if mask is not None or weights is not None:
             selection = _positions.weights_like(x, mask, weights, type(self).__name__)
-        batch = self.training or (self.running_mean is None and self.running_var is None)
-        empty = not _is_jit_trace() and x.numel() == 0
-        updates = self.training and self.track_running_stats and not empty
-        if self.training and not _is_jit_trace() and self._has_single_value(x, selection):
+        batch, updates = self._choices()
+        empty = not is_jit_trace() and x.numel() == 0
+        if (self.training or updates) and not is_jit_trace() and self._has_single_value(x, selection):
             batch = updates = False
-        updates = updates and not _is_recomputation()
-        if _is_ours(x) and not empty:
-            return self._by_kernels(x, selection if batch else None, residual, activation, batch, updates)
-        return self._by_torch(x, selection if batch else None, residual, activation, batch, updates)
+        updates = updates and not empty and not is_recomputation()
+        selection = selection if batch or updates else None
+        group = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
+        if group:
+            self._check_ghosts(x, group)
+        ours = is_ours(x) and not empty
+        if not ours and self._is_as_torch(selection, batch, updates):
+            y = self._by_torch_batch_norm(x, batch, updates)
+            return _options.activate(y if residual is None else y + residual, *activation)
+        y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, ours)
+        if updates:
+            _running.move(self, table, ours)
+        return y
+
+    def _choices(self) -> tuple[bool, bool]:
+        """Whether the batch's statistics normalise, and whether the running ones move."""
+        self._check_running_statistics()
+        batch = self.training or self.running_mean is None
+        if self.statistics != "auto":
+            batch = self.statistics == "batch"
+        return batch, (self.training and self.track_running_stats) if self.update is None else self.update
+
+    def _check_ghosts(self, x: Tensor, group: int) -> None:
+        """Refuse a last ghost batch of one value; where there is a selection, the kernels count."""
+        N, C = x.shape[:2]
+        last = ((N - 1) % group + 1) * (x.numel() // (N * C))
+        if last < 2:
+            raise ValueError(
+                f"{type(self).__name__}: every ghost batch needs at least two values per channel in training; the last "
+                f"of an input {tuple(x.shape)} with virtual_batch_size={group} has one, so its variance would be 0. "
+                "Use another virtual_batch_size, or leave out the samples that remain"
+            )
+
+    def _is_as_torch(self, selection: Tensor | None, batch: bool, updates: bool) -> bool:
+        """Whether PyTorch's own function, as a whole, does what the options ask for."""
+        options = (self.running_correction, self.on_nonfinite, self.keep_count, self.train_affine)
+        variant = batch and (self.virtual_batch_size is not None or self.renorm is not None)
+        return selection is None and options == (1, "propagate", False, True) and not variant and (batch or not updates)
+
+    def _by_tables(
+        self,
+        x: Tensor,
+        selection: Tensor | None,
+        residual: Tensor | None,
+        activation: tuple[int, float],
+        batch: bool,
+        updates: bool,
+        group: int,
+        ours: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """y, and the moments that move the running statistics."""
+        forward = _operations.differentiable_forward if ours else _plain.forward
+        moments = _table_operations.moments if ours else _plain.moments
+        weight, bias = self._affine()
+        options = (self.eps, *activation)
+        if not batch:
+            y, table = forward(x, weight, bias, self.running_mean, self.running_var, None, residual, *options)
+            return y, moments(x.detach(), selection) if updates else table
+        if self.renorm is None:
+            return forward(x, weight, bias, None, None, selection, residual, *options, None, group)
+        table = moments(x.detach(), selection, group)
+        weight, bias = _running.renormalized(self, table, weight, bias)
+        return forward(x, weight, bias, None, None, selection, residual, *options, table, group)
+
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias; constants where they are not to be trained."""
+        if self.train_affine:
+            return self.weight, self.bias
+        return tuple(None if p is None else p.detach() for p in (self.weight, self.bias))  # type: ignore[return-value]
 
     def _has_single_value(self, x: Tensor, selection: Tensor | None) -> bool:
         """Whether running statistics stand in for those of one value a channel; ValueError where they may not."""
@@ -149,49 +258,6 @@ class _Extended(_BatchNorm):
             + ("" if self.on_single_value == "error" else ", which needs track_running_stats=True")
         )
 
-    def _by_kernels(
-        self,
-        x: Tensor,
-        selection: Tensor | None,
-        residual: Tensor | None,
-        activation: tuple[int, float],
-        batch: bool,
-        updates: bool,
-    ) -> Tensor:
-        mean, var = (None, None) if batch else (self.running_mean, self.running_var)
-        y, stats = _operations.differentiable_forward(
-            x, self.weight, self.bias, mean, var, selection, residual, self.eps, *activation
-        )
-        if updates:
-            _operations.update_(
-                self.running_mean, self.running_var, self.num_batches_tracked, stats, self.momentum,
-                self.running_correction, _options.ON_NONFINITE[self.on_nonfinite],
-            )  # fmt: skip
-        return y
-
-    def _by_torch(
-        self,
-        x: Tensor,
-        selection: Tensor | None,
-        residual: Tensor | None,
-        activation: tuple[int, float],
-        batch: bool,
-        updates: bool,
-    ) -> Tensor:
-        if selection is None and self.running_correction == 1 and self.on_nonfinite == "propagate":
-            y = self._by_torch_batch_norm(x, batch, updates)
-            return _options.activate(y if residual is None else y + residual, *activation)
-        if batch:
-            count, mean, var = _plain.moments(x, selection)
-            if updates:
-                with torch.no_grad():
-                    self._update(count, mean, var)
-        else:
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            mean, var = self.running_mean, self.running_var
-        return _plain.normalize(x, mean, var, self.weight, self.bias, residual, self.eps, *activation)
-
     def _by_torch_batch_norm(self, x: Tensor, batch: bool, updates: bool) -> Tensor:
         """As torch.nn's layer does it."""
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -203,25 +269,6 @@ class _Extended(_BatchNorm):
         mean, var = (self.running_mean, self.running_var) if updates or not batch else (None, None)
         return torch.nn.functional.batch_norm(x, mean, var, self.weight, self.bias, batch, momentum, self.eps)
 
-    def _update(self, count: Tensor, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics: all of them, or none."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
-        if self.on_nonfinite == "raise" and not bool(finite):
-            raise ValueError(
-                f"{type(self).__name__}: the batch's mean or variance is not finite; running statistics are left as "
-                "they were (on_nonfinite='raise')"
-            )
-        moves = finite | (self.on_nonfinite == "propagate")
-        batches = self.num_batches_tracked + moves.to(self.num_batches_tracked.dtype)
-        a = 1.0 / batches.to(mean.dtype) if self.momentum is None else self.momentum
-        unbiased = var * (count / (count - self.running_correction))
-        for running, value in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running.copy_(torch.where(moves, a * value + (1 - a) * running, running))
-        self.num_batches_tracked.copy_(batches)
-
     def _as_leaf(self, x: Any, *rest: object) -> Any:
         """One node of the graph that torch.fx traces, as torch.nn's own layers are."""
         names = ("mask", "weights", "residual")
@@ -230,11 +277,8 @@ class _Extended(_BatchNorm):
 
     def extra_repr(self) -> str:
         """As torch.nn's, and the extra options that are not at their defaults."""
-        own = {
-            name: getattr(self, name)
-            for name in ("activation", "on_single_value", "on_nonfinite", "running_correction")
-        }
-        said = [f"{name}={value!r}" for name, value in own.items() if value != getattr(_Extended, name)]
+        own = {name: getattr(self, name) for name in OPTIONS}
+        said = [f"{name}={value!r}" for name, value in own.items() if value != _options.DEFAULTS[name]]
         return ", ".join([super().extra_repr(), *said])
 
 

@@ -1,0 +1,60 @@
+"""Our operations on tables of statistics: `batchnorm::moments`, `sums`, `input_gradients` and `merge`.
+
+The two halves of a forward and of a backward, for statistics that are merged with others in between: parts of a batch,
+ranks, renormalization. They have no derivatives; who uses them knows what they are part of (`_shared.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import _operations
+
+Tensor = torch.Tensor
+
+_define = _operations.LIBRARY.define
+_TAGS = _operations.TAGS
+
+# `group` is a number of samples: each group of so many has a row of its own, (4, G, C). 0: (4, C).
+_define("moments(Tensor x, Tensor? weights, int group=0) -> Tensor", tags=_TAGS)
+# Of g·xhat and of g, where g is the gradient before the activation: (2, C) or (2, G, C).
+_define(
+    "sums(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
+    "int activation, float slope, int group=0) -> Tensor",
+    tags=_TAGS,
+)
+# By x, and by the residual (empty where there is none), with the sums of a batch that x is a part of.
+_define(
+    "input_gradients(Tensor grad_y, Tensor x, Tensor stats, Tensor sums, Tensor? weight, Tensor? bias, "
+    "Tensor? weights, Tensor? residual, float eps, int activation, float slope) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+# Up the canonical tree: moments (4, G, C) to (4, C), sums (2, G, C) to (2, C).
+_define("merge(Tensor parts) -> Tensor", tags=_TAGS)
+
+moments = torch.ops.batchnorm.moments.default
+sums = torch.ops.batchnorm.sums.default
+input_gradients = torch.ops.batchnorm.input_gradients.default
+merge = torch.ops.batchnorm.merge.default
+
+
+@torch.library.register_fake("batchnorm::moments", lib=_operations.LIBRARY)
+def _(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:
+    return _operations.fake_table(x, 4, group)
+
+
+@torch.library.register_fake("batchnorm::sums", lib=_operations.LIBRARY)
+def _(grad_y: Tensor, x: Tensor, *rest: object, group: int = 0) -> Tensor:
+    given = rest[7] if len(rest) > 7 else group
+    assert isinstance(given, (int, torch.SymInt))
+    return _operations.fake_table(x, 2, given)
+
+
+@torch.library.register_fake("batchnorm::input_gradients", lib=_operations.LIBRARY)
+def _(grad_y: Tensor, x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(0) if rest[5] is None else torch.empty_like(x)
+
+
+@torch.library.register_fake("batchnorm::merge", lib=_operations.LIBRARY)
+def _(parts: Tensor) -> Tensor:
+    return parts.new_empty(parts.shape[0], parts.shape[2])
