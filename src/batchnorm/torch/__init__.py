@@ -18,10 +18,11 @@ except ImportError as error:
 
 from ._positions import mask_from_lengths
 from .accelerate import Acceleration, Status, accelerate, status
-from .conversion import convert, revert
+from .conversion import convert, convert_sync, revert
 from .fuse import fuse
 from .merging import merge_statistics
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .sync import SyncBatchNorm
 
 __all__ = [
     "Acceleration",
@@ -29,8 +30,10 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Status",
+    "SyncBatchNorm",
     "accelerate",
     "convert",
+    "convert_sync",
     "fuse",
     "mask_from_lengths",
     "merge_statistics",

@@ -80,6 +80,13 @@ def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: st
     return w if mask is None else torch.where(mask, w, 0.0)
 
 
+def counted(x: Tensor, selection: Tensor | None) -> Tensor | int:
+    """How many positions of a channel count; of a selection as a tensor, so that no device has to wait."""
+    if selection is None:
+        return x.numel() // x.shape[1]
+    return (selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum()
+
+
 def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:
     """View `given` with x's number of axes, the channels' of length one."""
     shape, own = tuple(x.shape), tuple(given.shape)

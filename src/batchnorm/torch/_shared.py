@@ -1,0 +1,247 @@
+"""Parts of a batch normalised with the statistics of all of it, wherever the parts are.
+
+An `Exchange` says what "all of it" is: it makes one table of moments, and one of the backward's sums, of those of the
+parts at hand: of the micro-batches of one process (`Here`), or of the ranks of a process group (`sync.Ranks`). All else
+is the same: gather moments, normalise; gather sums, differentiate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from . import _operations, _plain, _table_operations, _tables
+from ._paths import is_ours
+
+Tensor = torch.Tensor
+
+
+class Exchange(Protocol):
+    """What the parts at hand are parts of."""
+
+    group: int  # samples that have moments and sums of their own; 0: a part as a whole
+
+    def sums(self, parts: list[Tensor]) -> Tensor:
+        """Of the backward's sums of the parts at hand, those of the whole."""
+
+    def own_sums(self, parts: list[Tensor]) -> Tensor:
+        """Those that are this process's gradients of weight and bias."""
+
+    def total(self, parts: list[Tensor]) -> Tensor:
+        """Differentiable sum of a value of each part over the whole; for higher derivatives."""
+
+
+def merged(parts: Tensor) -> Tensor:
+    """Moments (4, G, C) or sums (2, G, C) of parts as those of the whole."""
+    if is_ours(parts) and parts.numel():
+        whole: Tensor = _table_operations.merge(parts.contiguous())
+        return whole
+    return (_tables.merge_moments if parts.shape[0] == 4 else _tables.add_sums)(parts)
+
+
+class Here:
+    """The parts at hand are all there are."""
+
+    group = 0
+
+    def moments(self, parts: list[Tensor]) -> Tensor:
+        """Merge the moments of the parts."""
+        return merged(torch.stack(parts, 1))
+
+    def sums(self, parts: list[Tensor]) -> Tensor:
+        """Add the sums of the parts."""
+        return merged(torch.stack(parts, 1))
+
+    own_sums = sums
+
+    def total(self, parts: list[Tensor]) -> Tensor:
+        """Add a value of each part."""
+        return torch.stack(parts).sum(0)
+
+
+class Part(NamedTuple):
+    """What is normalised, which of its positions count, and what is added before the activation."""
+
+    x: Tensor
+    weights: Tensor | None
+    residual: Tensor | None
+
+
+class Options(NamedTuple):
+    """Of the operations, as they take them."""
+
+    eps: float
+    activation: int
+    slope: float
+
+
+def gather(part: Part, group: int = 0) -> Tensor:
+    """Moments of the positions of a part that count, (4, C) or (4, G, C); zeros of those of none."""
+    x = part.x.detach()
+    if x.numel() == 0:
+        shape = (4, 0, x.shape[1]) if group else (4, x.shape[1])
+        return x.new_zeros(shape, dtype=_plain.table_dtype(x))
+    if is_ours(x):
+        table: Tensor = _table_operations.moments(x, part.weights, group)
+        return table
+    return _plain.moments(x, part.weights, group)
+
+
+def normalize(
+    exchange: Exchange,
+    stats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    parts: Sequence[Part],
+    options: Options,
+) -> list[Tensor]:
+    """y of each part, with the moments of the whole, which depend on x: gradients flow through them."""
+    given = [t for part in parts for t in part]
+    return list(_Normalize.apply(exchange, options, stats, weight, bias, *given))
+
+
+def _parts(given: Sequence[Any]) -> list[Part]:
+    return [Part(*given[i : i + 3]) for i in range(0, len(given), 3)]
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, exchange: Exchange, options: Options, stats: Tensor, weight: Tensor | None, bias: Tensor | None,
+        *given: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.exchange, ctx.options = exchange, options
+        ctx.save_for_backward(stats, weight, bias, *given)
+        return tuple(_normalize(part, stats, weight, bias, options) for part in _parts(given))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        stats, weight, bias, *given = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        by = _Gradients.apply(ctx.exchange, ctx.options, wanted, stats, weight, bias, len(grads), *grads, *given)
+        return (None, None, None, *(g if w else None for g, w in zip(by, wanted, strict=True)))
+
+
+class _Gradients(torch.autograd.Function):
+    """Gradients by weight, bias, and each part's x, weights (there are none) and residual."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, exchange: Exchange, options: Options, wanted: tuple[bool, ...], stats: Tensor, weight: Tensor | None,
+        bias: Tensor | None, n: int, *tensors: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        grads, parts = [t for t in tensors[:n] if t is not None], _parts(tensors[n:])
+        ctx.set_materialize_grads(False)
+        ctx.exchange, ctx.options, ctx.n = exchange, options, n
+        ctx.save_for_backward(stats, weight, bias, *tensors)
+        own = [
+            _sums(g, part, stats, weight, bias, options, exchange.group) for g, part in zip(grads, parts, strict=True)
+        ]
+        by_weight, by_bias = exchange.own_sums(own)
+        found: list[Tensor | None] = [
+            None if parameter is None else by.to(parameter.dtype, copy=True)
+            for parameter, by in ((weight, by_weight), (bias, by_bias))
+        ]
+        of_inputs = any(wanted[2:])  # by x; or by a residual, in the same pass
+        sums = exchange.sums(own) if of_inputs else None
+        for g, part in zip(grads, parts, strict=True):
+            by_x, by_residual = (None, None) if sums is None else _inputs(g, part, stats, sums, weight, bias, options)
+            found += [by_x, None, by_residual]
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *second: Tensor | None) -> tuple[Any, ...]:
+        stats, weight, bias, *tensors = ctx.saved_tensors
+        grads, parts = tensors[: ctx.n], _parts(tensors[ctx.n :])
+        with torch.enable_grad():
+            found = _differentiate_again(ctx.exchange, ctx.options, stats, weight, bias, grads, parts, second)
+        needed = ctx.needs_input_grad[4:]
+        found.insert(2, None)  # of n
+        return (None, None, None, None, *(g if w else None for g, w in zip(found, needed, strict=True)))
+
+
+def _normalize(part: Part, stats: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> Tensor:
+    x, _, residual = part
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    if is_ours(x):
+        y: Tensor = _operations.forward(x, weight, bias, None, None, None, residual, *options, stats)[0]
+        return y
+    return _plain.normalize(x, stats, weight, bias, residual, *options)
+
+
+def _sums(
+    grad: Tensor, part: Part, stats: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options, group: int
+) -> Tensor:
+    x, _, residual = part
+    if x.numel() == 0:
+        return stats.new_zeros((2, 0, x.shape[1]) if group else (2, x.shape[1]))
+    if is_ours(x):
+        sums: Tensor = _table_operations.sums(grad.to(x.dtype), x, stats, weight, bias, residual, *options, group)
+        return sums
+    return _plain.sums(grad, x, stats, weight, bias, residual, *options, group)
+
+
+def _inputs(
+    grad: Tensor, part: Part, stats: Tensor, sums: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor | None]:
+    x, weights, residual = part
+    if x.numel() == 0:
+        by_x, by_residual = torch.zeros_like(x), torch.zeros_like(x)
+    else:
+        arguments = (grad.to(x.dtype), x, stats, sums, weight, bias, weights, residual, *options)
+        ours = is_ours(x)
+        by_x, by_residual = (_table_operations if ours else _plain).input_gradients(*arguments)
+    return by_x, None if residual is None else by_residual
+
+
+def _differentiate_again(
+    exchange: Exchange, options: Options, stats: Tensor, weight: Tensor | None, bias: Tensor | None,
+    grads: list[Tensor], parts: list[Part], second: Sequence[Tensor | None],
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients by weight, bias, grads and parts: the forward in plain operations, differentiated twice."""
+    w, b = (None if t is None else _operations.leaf(t) for t in (weight, bias))
+    leaves = [
+        Part(_operations.leaf(p.x), p.weights, None if p.residual is None else _operations.leaf(p.residual))
+        for p in parts
+    ]
+    upon = [_operations.leaf(g) for g in grads]
+    mean, var = _moments_of_whole(exchange, stats, leaves)
+    ys = [_plain.standardise(p.x, mean, var, w, b, p.residual, *options) for p in leaves]
+    by: list[Tensor | None] = [w, b, *(t for p in leaves for t in (p.x, None, p.residual))]
+    known = [t for t in by if t is not None]
+    first = torch.autograd.grad(ys, known, upon, create_graph=True, materialize_grads=True)
+    pairs = [
+        (f, g.to(f.dtype))
+        for f, g in zip(first, (g for t, g in zip(by, second, strict=True) if t is not None), strict=True)
+        if g is not None and f.requires_grad
+    ]
+    if not pairs:
+        return [None] * (len(by) + len(upon))
+    found = torch.autograd.grad(
+        [f for f, _ in pairs], [*known, *upon], [g for _, g in pairs], create_graph=True, allow_unused=True
+    )
+    of = iter(found)
+    by_parameters_and_parts = [None if t is None else next(of) for t in by]
+    return [*by_parameters_and_parts[:2], *of, *by_parameters_and_parts[2:]]
+
+
+def _moments_of_whole(exchange: Exchange, stats: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance as functions of x: their values are in the table, but not their derivatives."""
+    dtype = _plain.compute_dtype(parts[0].x)
+    count = stats[0].to(dtype)
+    mean = exchange.total([_sum(p, lambda x: x) for p in parts]) / count
+    deviation = exchange.total([_sum(p, lambda x: (x - _plain.over_channels(mean, x)).square()) for p in parts])
+    return mean, deviation / count
+
+
+def _sum(part: Part, of: Any) -> Tensor:
+    x = part.x.to(_plain.compute_dtype(part.x))
+    over = [d for d in range(x.dim()) if d != 1]
+    if part.weights is None:
+        return of(x).sum(over)  # type: ignore[no-any-return]
+    w = part.weights.to(x.dtype).expand_as(x)
+    zero = torch.zeros((), dtype=x.dtype, device=x.device)
+    return (w * of(torch.where(w > 0, x, zero))).sum(over)  # type: ignore[no-any-return]

@@ -1,0 +1,175 @@
+"""`SyncBatchNorm`: statistics of the batch of all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import _operations, _options, _paths, _plain, _positions, _running, _shared
+from ._ranks import Ranks, Whole, world_size
+from .modules import _Extended
+
+Tensor = torch.Tensor
+
+
+class SyncBatchNorm(_Extended, torch.nn.SyncBatchNorm):
+    """`torch.nn.SyncBatchNorm` on any device, with more to it: statistics of all processes' batches together.
+
+    In training every rank gathers the moments of all (one collective of O(num_features) numbers), and in the backward
+    the two sums of the gradient (another one). They are merged in the order of ranks, so that all ranks have the same
+    bits. Batches may differ in size, or be empty; masks and weights count as they would in one batch. Evaluation needs
+    no other process, and without a process group, or with one process, this is `BatchNorm1d`, `2d` or `3d`.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype
+        As torch.nn's. `process_group` None: all processes.
+    reproducible
+        The same bits of y, of the gradient by x and of the running statistics for any number of processes, one
+        included, and any contiguous split of a batch: moments are gathered sample by sample and merged in one order.
+        Costs a collective more in the forward, and O(N num_features) numbers.
+    activation, on_single_value, on_nonfinite, running_correction, renorm, statistics, update, train_affine, keep_count
+        As of `BatchNorm1d`. (Not virtual_batch_size: a ghost batch is a part of one process's.)
+
+    Notes
+    -----
+    A rank whose input is refused says so to the others, and all raise together. Where a rank ends, or does not come
+    within the timeout of the process group, the others raise RuntimeError. In either case nothing is changed.
+
+    As in torch.nn's layer, gradients of weight and bias are each rank's own; DistributedDataParallel averages them.
+    Gradients of gradients take a few more collectives.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import batchnorm.torch as bnt
+    >>> layer = bnt.SyncBatchNorm(2)  # in a script of torchrun, after torch.distributed.init_process_group()
+    >>> layer(torch.tensor([[1.0, 10.0], [3.0, 30.0]])).detach().round(decimals=3)
+    tensor([[-1., -1.],
+            [ 1.,  1.]])
+    """
+
+    reproducible: bool = False
+    _kind: Any = None  # what `convert_sync` found, for `revert`
+
+    def __init__(self, *args: Any, reproducible: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reproducible = bool(reproducible)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: Any, process_group: Any | None = None) -> Any:
+        """As `convert_sync`, silently; torch.nn's name for it."""
+        from .conversion import convert_sync
+
+        return convert_sync(module, process_group, verbose=False)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if self._kind is not None:
+            self._kind._check_input_dim(self, input)
+        else:
+            super()._check_input_dim(input)
+
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """As that of `BatchNorm1d`, with the statistics of all ranks."""
+        if _paths.is_traced(input) or not self._exchanges():
+            return super().forward(input, mask, weights, residual)
+        activation = _options.activation(self.activation, type(self).__name__)
+        if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
+            return self._synchronised(input, mask, weights, residual, activation)
+        return _options.activate(self._synchronised(input, mask, weights, None, (0, 0.0)) + residual, *activation)
+
+    def _exchanges(self) -> bool:
+        """Whether this forward takes part in a collective, or in the order of one."""
+        if self.virtual_batch_size is not None:
+            raise ValueError(
+                f"{type(self).__name__}: ghost batches (virtual_batch_size={self.virtual_batch_size}) are parts of one "
+                "process's batch, which a synchronised layer does not look at by itself; use BatchNorm1d, 2d or 3d"
+            )
+        batch, updates = self._choices()
+        if not self.training or not (batch or updates):
+            return False
+        return self.reproducible or world_size(self.process_group) > 1
+
+    def _synchronised(
+        self, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None,
+        activation: tuple[int, float],
+    ) -> Tensor:  # fmt: skip
+        ranks = Ranks(self.process_group, self.reproducible, type(self).__name__)
+        part, whole = self._gathered(ranks, x, mask, weights, residual)
+        batch, updates = self._choices()
+        if whole.positions == 1:  # on_single_value="running", or it would have been refused
+            batch = updates = False
+        y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, *activation), batch)
+        if updates and whole.positions and not _paths.is_recomputation():
+            _running.move(self, whole.stats, _paths.is_ours(x))
+        return y
+
+    def _gathered(
+        self, ranks: Ranks, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None
+    ) -> tuple[_shared.Part, Whole]:
+        """This rank's part and the moments of all; where one rank's input is refused, all ranks raise."""
+        refusal: Exception | None = None
+        part = _shared.Part(x, None, residual)
+        positions: Tensor | int = 0
+        try:
+            self._check_input(x)
+            part = _shared.Part(x, self._selection(x, mask, weights), residual)
+            table = _shared.gather(part, ranks.group)
+            positions = _positions.counted(x, part.weights)
+        except (TypeError, ValueError) as error:
+            refusal = error
+            table = x.new_zeros((4, *((0,) if ranks.group else ()), self.num_features), dtype=_plain.table_dtype(x))
+        samples = x.shape[0] if refusal is None and x.numel() else 0
+        whole = ranks.moments(table, positions, samples, refusal is not None)
+        if refusal is not None:
+            raise refusal
+        self._check_whole(whole)
+        return part, whole
+
+    def _selection(self, x: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor | None:
+        if mask is None and weights is None:
+            return None
+        return _positions.weights_like(x, mask, weights, type(self).__name__)
+
+    def _check_whole(self, whole: Whole) -> None:
+        """Refuse what all ranks refuse, since all know it."""
+        who = type(self).__name__
+        if whole.refused:
+            raise ValueError(
+                f"{who}: the input of rank {', '.join(map(str, whole.refused))} of the process group was refused, so "
+                "all ranks refuse; see the error there. Nothing is changed"
+            )
+        if whole.positions == 1 and not (self.on_single_value == "running" and self.running_mean is not None):
+            raise ValueError(
+                f"{who}: one value per channel in the batches of all ranks together, so its variance is 0 and the "
+                "output would be the bias alone. Use larger batches, drop the last incomplete one, or "
+                "on_single_value='running'"
+            )
+        if whole.positions == 0 and whole.samples:
+            raise ValueError(
+                f"{who}: the masks and weights of all ranks together select nothing: no position of any channel counts"
+            )
+
+    def _by_whole(
+        self, ranks: Ranks, stats: Tensor, part: _shared.Part, options: _shared.Options, batch: bool
+    ) -> Tensor:
+        weight, bias = self._affine()
+        if batch:
+            if self.renorm is not None:
+                weight, bias = _running.renormalized(self, stats, weight, bias)
+            return _shared.normalize(ranks, stats, weight, bias, [part], options)[0]
+        ours = _paths.is_ours(part.x) and part.x.numel() > 0
+        forward = _operations.differentiable_forward if ours else _plain.forward
+        y, _ = forward(part.x, weight, bias, self.running_mean, self.running_var, None, part.residual, *options)
+        return y
+
+    def extra_repr(self) -> str:
+        """As torch.nn's, and the options that are not at their defaults."""
+        return super().extra_repr() + (", reproducible=True" if self.reproducible else "")
