@@ -16,6 +16,7 @@ except ImportError as error:
         'pip install "batchnorm[torch]"; for the CPU alone see https://pytorch.org/get-started/locally'
     ) from error
 
+from . import functional  # noqa: F401
 from ._positions import mask_from_lengths
 from .accelerate import Acceleration, Status, accelerate, status
 from .conversion import convert, convert_sync, revert

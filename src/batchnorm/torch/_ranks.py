@@ -136,8 +136,8 @@ class Ranks:
             if of_rank != doing or length != numbers:
                 raise RuntimeError(
                     f"{self.who}: the ranks are out of step: this one is in {_DOING[doing]} with {numbers} numbers, "
-                    f"rank {rank} in {_DOING.get(of_rank, 'something else')} with {length:.0f}. Every rank has to call the "
-                    "same layers, in the same order"
+                    f"rank {rank} in {_DOING.get(of_rank, 'something else')} with {length:.0f}. Every rank has to "
+                    "call the same layers, in the same order"
                 )
 
 

@@ -1,0 +1,266 @@
+"""Batch normalization as a function that changes nothing: running statistics go in, and new ones come out.
+
+For `torch.func` (`grad`, `vmap`, `functional_call`-like code), and for exact micro-batching of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, overload
+
+import torch
+
+from .._checks import Activation
+from . import _operations, _options, _paths, _plain, _positions, _shared
+
+Tensor = torch.Tensor
+Some = Tensor | Sequence[Tensor] | None
+
+__all__ = ["Statistics", "batch_norm"]
+
+
+class Statistics(NamedTuple):
+    """Running statistics: mean and variance of each channel, and how many batches have moved them.
+
+    A tuple of tensors, so `torch.func` and `torch.utils._pytree` look into it.
+
+    >>> import torch
+    >>> from batchnorm.torch.functional import Statistics
+    >>> Statistics.initial(2)
+    Statistics(mean=tensor([0., 0.]), var=tensor([1., 1.]), batches=tensor(0))
+    """
+
+    mean: Tensor
+    var: Tensor
+    batches: Tensor
+
+    @classmethod
+    def initial(
+        cls, num_features: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Statistics:
+        """Mean 0 and variance 1, of no batches."""
+        mean = torch.zeros(num_features, device=device, dtype=dtype)
+        return cls(mean, torch.ones_like(mean), torch.zeros((), dtype=torch.int64, device=device))
+
+    @classmethod
+    def of(cls, layer: torch.nn.Module) -> Statistics:
+        """Copies of a layer's."""
+        mean, var, batches = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or not isinstance(batches, Tensor):
+            raise ValueError("Statistics.of: the layer has no running statistics (track_running_stats=False)")
+        return cls(mean.clone(), var.clone(), batches.clone())
+
+
+@overload
+def batch_norm(
+    x: Tensor, stats: Statistics, weight: Tensor | None = ..., bias: Tensor | None = ..., *, training: bool = ...,
+    momentum: float | None = ..., eps: float = ..., running_correction: int = ..., mask: Some = ...,
+    weights: Some = ..., residual: Some = ..., activation: Activation = ...,
+) -> tuple[Tensor, Statistics]: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: Tensor, stats: None, weight: Tensor | None = ..., bias: Tensor | None = ..., *, training: bool = ...,
+    momentum: float | None = ..., eps: float = ..., running_correction: int = ..., mask: Some = ...,
+    weights: Some = ..., residual: Some = ..., activation: Activation = ...,
+) -> tuple[Tensor, None]: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: Sequence[Tensor], stats: Statistics | None, weight: Tensor | None = ..., bias: Tensor | None = ..., *,
+    training: bool = ..., momentum: float | None = ..., eps: float = ..., running_correction: int = ...,
+    mask: Some = ..., weights: Some = ..., residual: Some = ..., activation: Activation = ...,
+) -> tuple[list[Tensor], Statistics | None]: ...  # fmt: skip
+def batch_norm(
+    x: Tensor | Sequence[Tensor],
+    stats: Statistics | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    running_correction: int = 1,
+    mask: Some = None,
+    weights: Some = None,
+    residual: Some = None,
+    activation: Activation = None,
+) -> tuple[Tensor | list[Tensor], Statistics | None]:
+    """``activation(batch_norm(x) + residual)`` and the running statistics after it; nothing is written to.
+
+    Parameters
+    ----------
+    x
+        Input with channels on axis 1. Or a sequence of such, the micro-batches of one batch: moments are gathered over
+        all of them first, then each is normalised; likewise the sums of the backward. So results and gradients are
+        those of the whole batch, to rounding. mask, weights and residual are sequences then, too.
+    stats
+        Running statistics, or None where there are none.
+    weight, bias
+        Scale and shift, one for each channel. Default: 1 and 0.
+    training
+        True: normalise with the batch's moments, and return moved statistics. False: normalise with `stats`, and return
+        them as they are.
+    momentum, eps, running_correction, activation
+        As of `BatchNorm1d`.
+    mask, weights, residual
+        As of `BatchNorm1d.forward`.
+
+    Returns
+    -------
+    y : Tensor, or list of Tensor
+        In x's shape and dtype.
+    stats : Statistics or None
+        New ones, in the dtypes of the given. They are constants: no gradients flow through them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For shapes, a mask or weights that do not fit, missing statistics, or one value per channel in training.
+
+    Notes
+    -----
+    Inside `torch.func` transforms PyTorch's own operations compute this, elsewhere on the CPU our kernels do.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from batchnorm.torch.functional import Statistics, batch_norm
+    >>> y, stats = batch_norm(torch.tensor([[1.0], [3.0]]), Statistics.initial(1))
+    >>> y.flatten(), stats.mean
+    (tensor([-1.0000,  1.0000]), tensor([0.2000]))
+    >>> parts = batch_norm([torch.tensor([[1.0]]), torch.tensor([[3.0]])], None)[0]  # two micro-batches of one
+    >>> parts[0], parts[1]
+    (tensor([[-1.0000]]), tensor([[1.0000]]))
+    """
+    who = "batch_norm"
+    if isinstance(running_correction, bool) or running_correction not in (0, 1):
+        raise ValueError(f"{who}: running_correction must be 1 (unbiased) or 0 (biased); got {running_correction!r}")
+    options = _shared.Options(eps, *_options.activation(activation, who))
+    micro = not isinstance(x, Tensor)
+    parts = _parts(x, mask, weights, residual, who)
+    _check_channels(parts, stats, weight, bias, who)
+    if not training:
+        ys, new = _evaluated(parts, stats, weight, bias, options, who), stats
+    else:
+        ys, table = _trained(parts, weight, bias, options, who)
+        new = None if stats is None else _moved(stats, table, momentum, running_correction)
+    return (ys if micro else ys[0]), new
+
+
+def _parts(x: Tensor | Sequence[Tensor], mask: Some, weights: Some, residual: Some, who: str) -> list[_shared.Part]:
+    xs = [x] if isinstance(x, Tensor) else list(x)
+    if not xs:
+        raise ValueError(f"{who}: a batch needs at least one micro-batch; got an empty sequence")
+    given = {"mask": mask, "weights": weights, "residual": residual}
+    lists = {name: _as_list(name, value, len(xs), isinstance(x, Tensor), who) for name, value in given.items()}
+    parts = []
+    for part, m, w, r in zip(xs, lists["mask"], lists["weights"], lists["residual"], strict=True):
+        if part.dim() < 2:
+            raise ValueError(f"{who}: x must have channels on axis 1; got shape {tuple(part.shape)}")
+        if r is not None and (r.shape != part.shape or r.dtype != part.dtype):
+            raise ValueError(
+                f"{who}: residual must have x's shape and dtype, {tuple(part.shape)} and {part.dtype}; got "
+                f"{tuple(r.shape)} and {r.dtype}; expand it, or add it outside"
+            )
+        selection = None if m is None and w is None else _positions.weights_like(part, m, w, who)
+        parts.append(_shared.Part(part, selection, r))
+    return parts
+
+
+def _as_list(name: str, value: Some, n: int, single: bool, who: str) -> list[Tensor | None]:
+    if value is None:
+        return [None] * n
+    if single != isinstance(value, Tensor):
+        raise TypeError(f"{who}: {name} must be {'a tensor' if single else 'a sequence of tensors'}, as x is")
+    values = [value] if isinstance(value, Tensor) else list(value)
+    if len(values) != n:
+        raise ValueError(f"{who}: {name} must have one tensor for each of {n} micro-batches; got {len(values)}")
+    return values  # type: ignore[return-value]
+
+
+def _check_channels(
+    parts: list[_shared.Part], stats: Statistics | None, weight: Tensor | None, bias: Tensor | None, who: str
+) -> None:
+    C = parts[0].x.shape[1]
+    given = {"weight": weight, "bias": bias, "stats.mean": stats and stats.mean, "stats.var": stats and stats.var}
+    for name, value in given.items():
+        if value is not None and value.shape != (C,):
+            raise ValueError(f"{who}: {name} must have one value for each of {C} channels; got {tuple(value.shape)}")
+    for i, part in enumerate(parts[1:], 1):
+        if part.x.shape[1] != C or part.x.dtype != parts[0].x.dtype:
+            raise ValueError(
+                f"{who}: micro-batches must have the same channels and dtype; got {C} of {parts[0].x.dtype} in number "
+                f"0 and {part.x.shape[1]} of {part.x.dtype} in number {i}"
+            )
+
+
+def _evaluated(
+    parts: list[_shared.Part], stats: Statistics | None, weight: Tensor | None, bias: Tensor | None,
+    options: _shared.Options, who: str,
+) -> list[Tensor]:  # fmt: skip
+    if stats is None:
+        raise ValueError(f"{who}: evaluation (training=False) normalises with running statistics; got stats=None")
+    ys = []
+    for x, _, residual in parts:
+        forward = _operations.differentiable_forward if _paths.is_ours(x) and x.numel() else _plain.forward
+        ys.append(forward(x, weight, bias, stats.mean, stats.var, None, residual, *options)[0])
+    return ys
+
+
+def _trained(
+    parts: list[_shared.Part], weight: Tensor | None, bias: Tensor | None, options: _shared.Options, who: str
+) -> tuple[list[Tensor], Tensor]:
+    """y of each part, and the moments of all."""
+    xs = [part.x for part in parts]
+    ours = all(map(_paths.is_ours, xs))
+    if ours or not torch._C._are_functorch_transforms_active():
+        _check_positions(parts, who)
+    if len(parts) == 1 or not ours:
+        return _as_one(parts, weight, bias, options, ours)
+    here = _shared.Here()
+    table = here.moments([_shared.gather(part) for part in parts])
+    return _shared.normalize(here, table, weight, bias, parts, options), table
+
+
+def _as_one(
+    parts: list[_shared.Part], weight: Tensor | None, bias: Tensor | None, options: _shared.Options, ours: bool
+) -> tuple[list[Tensor], Tensor]:
+    """The parts as one tensor; where there is one of them, or every transform has to see plain operations."""
+    (x, selection, residual), *rest = parts
+    if rest:
+        x = torch.cat([part.x for part in parts])
+        if any(part.weights is not None for part in parts):
+            selection = torch.cat([_expanded(part) for part in parts])
+        residual = None if residual is None else torch.cat([p.residual for p in parts if p.residual is not None])
+    forward = _operations.differentiable_forward if ours else _plain.forward
+    y, table = forward(x, weight, bias, None, None, selection, residual, *options)
+    return list(y.split([part.x.shape[0] for part in parts])) if rest else [y], table
+
+
+def _expanded(part: _shared.Part) -> Tensor:
+    shape = (part.x.shape[0], 1, *part.x.shape[2:])
+    return part.x.new_ones(shape) if part.weights is None else part.weights.to(part.x.dtype).expand(shape)
+
+
+def _check_positions(parts: list[_shared.Part], who: str) -> None:
+    counts = [_positions.counted(part.x, part.weights) for part in parts]
+    if any(isinstance(count, Tensor) for count in counts) and torch.compiler.is_compiling():
+        return  # of a selection the kernels count
+    positions = int(sum(counts))
+    if positions < 2:
+        shapes = ", ".join(str(tuple(part.x.shape)) for part in parts)
+        raise ValueError(
+            f"{who}: training needs at least two counted values per channel, so that there is a variance; got "
+            f"{positions} (input {shapes}, channels on axis 1). Use a larger batch, or training=False"
+        )
+
+
+def _moved(stats: Statistics, table: Tensor, momentum: float | None, correction: int) -> Statistics:
+    """As `batchnorm::update_` moves them, into new tensors."""
+    count, mean, _, m2 = table.detach()
+    batches = stats.batches + 1
+    a = 1 / batches.to(mean.dtype) if momentum is None else momentum
+    new_mean, new_var = (
+        (a * value + (1 - a) * old.detach().to(mean.dtype)).to(old.dtype)
+        for old, value in ((stats.mean, mean), (stats.var, m2 / (count - correction)))
+    )
+    return Statistics(new_mean, new_var, batches)
