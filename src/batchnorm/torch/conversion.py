@@ -84,7 +84,7 @@ def convert_sync(
     model
         Any module; a batch normalization by itself, too.
     process_group
-        The processes whose batches are one. None: all; layers of torch.nn.SyncBatchNorm keep the group they have.
+        The processes whose batches are one. None: all; synchronised layers keep the group they have.
     reproducible
         See `SyncBatchNorm`.
     verbose
@@ -109,8 +109,8 @@ def convert_sync(
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     >>> model = bnt.convert_sync(model)  # then wrap it in DistributedDataParallel
     converted 1 batch normalization
-    >>> isinstance(model[1], torch.nn.SyncBatchNorm)
-    True
+    >>> type(model[1])
+    <class 'batchnorm.torch.sync.SyncBatchNorm'>
     """
     check_model(model, "convert_sync")
     kinds = (*OURS, *OURS.values(), nn.SyncBatchNorm)
@@ -122,12 +122,13 @@ def convert_sync(
                 f"{module.virtual_batch_size}), which are parts of one process's batch; set it to None first"
             )
     for _, module in found:
-        own_group = module.__dict__.get("process_group")
+        module.__dict__.setdefault("process_group", None)
         module.__dict__["_kind"] = type(module)
         module.__class__ = SyncBatchNorm
-        module.process_group = own_group if process_group is None else process_group
-        if reproducible:
-            module.reproducible = True
+    for layer in model.modules():
+        if type(layer) is SyncBatchNorm:
+            layer.process_group = layer.process_group if process_group is None else process_group
+            layer.reproducible = layer.reproducible or reproducible
     if verbose:
         print(f"converted {counted(len(found))}")
         print_left(left for left in not_ours(model) if left[1] != "SyncBatchNorm")

@@ -13,7 +13,7 @@ from .modules import _Extended
 Tensor = torch.Tensor
 
 
-class SyncBatchNorm(_Extended, torch.nn.SyncBatchNorm):
+class SyncBatchNorm(_Extended):
     """`torch.nn.SyncBatchNorm` on any device, with more to it: statistics of all processes' batches together.
 
     In training every rank gathers the moments of all (one collective of O(num_features) numbers), and in the backward
@@ -40,6 +40,9 @@ class SyncBatchNorm(_Extended, torch.nn.SyncBatchNorm):
     As in torch.nn's layer, gradients of weight and bias are each rank's own; DistributedDataParallel averages them.
     Gradients of gradients take a few more collectives.
 
+    Not a subclass of torch.nn.SyncBatchNorm, though it has its arguments, state_dict and repr:
+    DistributedDataParallel refuses instances of that on the CPU.
+
     Examples
     --------
     >>> import torch
@@ -50,11 +53,26 @@ class SyncBatchNorm(_Extended, torch.nn.SyncBatchNorm):
             [ 1.,  1.]])
     """
 
+    process_group: Any = None
     reproducible: bool = False
     _kind: Any = None  # what `convert_sync` found, for `revert`
 
-    def __init__(self, *args: Any, reproducible: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any | None = None,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        reproducible: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
+        self.process_group = process_group
         self.reproducible = bool(reproducible)
 
     @classmethod
@@ -67,8 +85,8 @@ class SyncBatchNorm(_Extended, torch.nn.SyncBatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         if self._kind is not None:
             self._kind._check_input_dim(self, input)
-        else:
-            super()._check_input_dim(input)
+        elif input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
 
     def forward(
         self,

@@ -1,0 +1,99 @@
+"""Processes that are the ranks of process groups (gloo on loopback), kept for many checks."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_SPAWN = multiprocessing.get_context("spawn")  # libgomp does not survive a fork
+
+
+class Failed(Exception):
+    """What a rank raised: its type, message and traceback."""
+
+    def __init__(self, kind: str, message: str, trace: str) -> None:
+        super().__init__(f"{kind}: {message}\n{trace}")
+        self.kind, self.message, self.trace = kind, message, trace
+
+    def __reduce__(self) -> Any:
+        return Failed, (self.kind, self.message, self.trace)
+
+
+def group_of(ranks: tuple[int, ...] | None) -> Any:
+    """In a worker: the process group of those ranks, made before by all; None: all of them."""
+    return None if ranks is None else _groups[ranks]
+
+
+_groups: dict[tuple[int, ...], Any] = {}
+
+
+class Ranks:
+    """So many processes; `run` calls a function in some of them, at once, and returns what each returned or raised."""
+
+    def __init__(self, world: int, groups: list[tuple[int, ...]], seconds: float = 60) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.pipes, self.processes = [], []
+        for rank in range(world):
+            here, there = _SPAWN.Pipe()
+            process = _SPAWN.Process(target=_work, args=(rank, world, port, groups, seconds, there), daemon=True)
+            process.start()
+            there.close()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, ranks: Any = None) -> list[Any]:
+        """Call ``function(rank, *arguments[rank])`` in each of the ranks; a function of this name and module."""
+        ranks = range(len(self.pipes)) if ranks is None else ranks
+        for i, rank in enumerate(ranks):
+            self.pipes[rank].send((function, [a[i] for a in arguments]))
+        return [self._answer(rank) for rank in ranks]
+
+    def _answer(self, rank: int) -> Any:
+        end = time.monotonic() + 100
+        while not self.pipes[rank].poll(0.2):
+            if time.monotonic() > end or not self.processes[rank].is_alive():
+                return Failed("Dead", f"rank {rank} did not answer", "")
+        try:
+            return self.pipes[rank].recv()
+        except EOFError:
+            return Failed("Dead", f"rank {rank} has ended", "")
+
+    def close(self) -> None:
+        """End all processes that have not ended."""
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join(5)
+
+
+def _work(rank: int, world: int, port: int, groups: list[tuple[int, ...]], seconds: float, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    timeout = datetime.timedelta(seconds=seconds)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timeout)
+    for ranks in groups:
+        _groups[ranks] = dist.new_group(list(ranks), timeout=timeout)
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            os._exit(0)
+        try:
+            answer: Any = function(rank, *arguments)
+        except Exception as error:
+            answer = Failed(type(error).__name__, str(error), traceback.format_exc())
+        pipe.send(answer)
