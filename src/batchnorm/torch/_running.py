@@ -13,22 +13,22 @@ Tensor = torch.Tensor
 
 def move(layer: Any, table: Tensor, ours: bool) -> None:
     """Move the running statistics of a layer towards moments (4, C), or those of ghosts, (4, G, C), as a whole."""
-    with torch.no_grad():
-        if table.dim() == 3:
-            table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
-        counted = layer.running_count is not None
-        before = (layer.running_var.clone(), layer.num_batches_tracked.clone()) if counted else None
-        if counted and ours and not torch.compiler.is_compiling():
-            _check_counts(layer, table[0])
-        if ours:
-            _operations.update_(
-                layer.running_mean, layer.running_var, layer.num_batches_tracked, table, layer.momentum,
-                layer.running_correction, _options.ON_NONFINITE[layer.on_nonfinite],
-            )  # fmt: skip
-        else:
-            _move(layer, table)
-        if before is not None:
-            _move_count(layer, table, *before)
+    if table.dim() == 3:
+        table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
+    if "running_count" not in layer._buffers:
+        return _move_by_kernel(layer, table) if ours else _move(layer, table)
+    if ours and not torch.compiler.is_compiling():
+        _check_counts(layer, table[0])
+    before = layer.running_var.clone(), layer.num_batches_tracked.clone()
+    (_move_by_kernel if ours else _move)(layer, table)
+    return _move_count(layer, table, *before)
+
+
+def _move_by_kernel(layer: Any, table: Tensor) -> None:
+    _operations.update_(
+        layer.running_mean, layer.running_var, layer.num_batches_tracked, table, layer.momentum,
+        layer.running_correction, _options.ON_NONFINITE[layer.on_nonfinite],
+    )  # fmt: skip
 
 
 def _check_counts(layer: Any, count: Tensor) -> None:
@@ -39,6 +39,7 @@ def _check_counts(layer: Any, count: Tensor) -> None:
         )
 
 
+@torch.no_grad()
 def _move(layer: Any, table: Tensor) -> None:
     """What `batchnorm::update_` does, in PyTorch's operations."""
     count, mean, _, m2 = table
@@ -56,6 +57,7 @@ def _move(layer: Any, table: Tensor) -> None:
     layer.num_batches_tracked.copy_(batches)
 
 
+@torch.no_grad()
 def _move_count(layer: Any, table: Tensor, var: Tensor, batches: Tensor) -> None:
     """Move running_count, after the others, with what they were before.
 

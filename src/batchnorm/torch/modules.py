@@ -184,7 +184,8 @@ class _Extended(_BatchNorm):
 
     def _choices(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalise, and whether the running ones move."""
-        self._check_running_statistics()
+        if self.statistics != "auto" or self.update or self.renorm is not None:
+            self._check_running_statistics()
         batch = self.training or self.running_mean is None
         if self.statistics != "auto":
             batch = self.statistics == "batch"
@@ -204,7 +205,7 @@ class _Extended(_BatchNorm):
     def _is_as_torch(self, selection: Tensor | None, batch: bool, updates: bool) -> bool:
         """Whether PyTorch's own function, as a whole, does what the options ask for."""
         options = (self.running_correction, self.on_nonfinite, self.keep_count, self.train_affine)
-        variant = batch and (self.virtual_batch_size is not None or self.renorm is not None)
+        variant = self.training and (self.virtual_batch_size is not None or self.renorm is not None)
         return selection is None and options == (1, "propagate", False, True) and not variant and (batch or not updates)
 
     def _by_tables(
@@ -226,7 +227,7 @@ class _Extended(_BatchNorm):
         if not batch:
             y, table = forward(x, weight, bias, self.running_mean, self.running_var, None, residual, *options)
             return y, moments(x.detach(), selection) if updates else table
-        if self.renorm is None:
+        if self.renorm is None or not self.training:
             return forward(x, weight, bias, None, None, selection, residual, *options, None, group)
         table = moments(x.detach(), selection, group)
         weight, bias = _running.renormalized(self, table, weight, bias)
@@ -297,6 +298,19 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
         What a batch with NaN or infinity does to the running statistics: "propagate", "skip" or "raise".
     running_correction
         1: running_var is unbiased, as PyTorch's. 0: biased, as in Keras, Flax and ONNX.
+    virtual_batch_size
+        Ghost batches (Hoffer, Hubara and Soudry 2017): in training every so many consecutive samples are normalised by
+        themselves (the last may be fewer); running statistics move once, by the moments of all. None: the whole batch.
+    renorm
+        Batch renormalization (Ioffe 2017): a `batchnorm.Renorm`, whose limits follow `num_batches_tracked`.
+    statistics
+        What normalises: "auto" (the batch's in training, the running ones in evaluation), "batch" or "running".
+    update
+        Whether a call moves the running statistics. None: in training mode.
+    train_affine
+        False: weight and bias are constants of the backward.
+    keep_count
+        True: a buffer `running_count` (in `state_dict`, too) makes both variances of `running_variance` exact.
 
     Examples
     --------
@@ -311,6 +325,9 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
     >>> layer(x, mask=mask)[:2].detach().round(decimals=3)
     tensor([[0., 0.],
             [1., 1.]])
+    >>> ghosts = bnt.BatchNorm1d(1, virtual_batch_size=2)
+    >>> ghosts(torch.tensor([[1.0], [3.0], [10.0], [70.0]])).detach().flatten().round(decimals=3)
+    tensor([-1.,  1., -1.,  1.])
     """
 
 
