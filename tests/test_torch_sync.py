@@ -450,6 +450,39 @@ def test_data_parallel_training_is_training_in_one_process(four, checkpointed):
             assert np.array_equal(answer[k], found[0][k]), k
 
 
+def fused(rank, group, given, options):
+    """A step with activation and residual in one pass, and one whose rank is refused."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = _spread(bnt.SyncBatchNorm(C, process_group=group_of(group), dtype=torch.float64))
+
+        def forward(self, x, residual):
+            return nn.functional.silu(self.norm(x) + residual)
+
+    block = bnt.fuse(Block(), verbose=False)
+    passes, together = [], block.norm._synchronised
+    block.norm._synchronised = lambda *a: passes.append(a[-1]) or together(*a)
+    t = _tensors(given)
+    x, r = t["x"].requires_grad_(), t["residual"].requires_grad_()
+    y = block(x, r)
+    assert [code for code, _ in passes] == [4], "silu, in the same pass"
+    by = torch.autograd.grad(y, [x, r, block.norm.weight, block.norm.bias], t["g"])
+    found = _arrays(y, *by, block.norm.running_mean, block.norm.running_var, block.norm.num_batches_tracked)
+    try:
+        block(x if rank else x[0, 0], r)
+    except ValueError:
+        return found
+    raise AssertionError("one rank's input has another rank: all refuse")
+
+
+def test_a_fused_model_is_one_pass_on_all_ranks(four):
+    values = _batch(7, "all", True, 4)
+    found = four.run(fused, [(0, 1, 2)] * 3, _cut(values, [2, 4, 1]), [{}] * 3, ranks=range(3))
+    _compare(found, _exact(values, {"activation": "silu"})[0], [2, 4, 1])
+
+
 def compiled(rank, x):
     """A compiled model around the layer: the graph breaks there."""
     layer = bnt.SyncBatchNorm(C, process_group=group_of((0, 1)))

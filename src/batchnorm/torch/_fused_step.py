@@ -17,8 +17,9 @@ from torch import nn
 from .._checks import Activation
 from . import _options
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .sync import SyncBatchNorm
 
-_OURS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+_OURS = (BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm)
 
 ACTIVATION_OF: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.ReLU: lambda module: "relu",
@@ -45,7 +46,8 @@ def step(layer: Any, x: Any, residual: Any, activation: Any) -> Any:
         name = named(activation)
     code = _options.activation(name, "fuse")
     if _is_one_pass(layer, x, residual):
-        layer._check_input_dim(x)
+        if type(layer) is not SyncBatchNorm:  # which refuses together with its peers, or not at all
+            layer._check_input_dim(x)
         return layer._normalise(x, None, None, residual, code)
     y = layer(x) if residual is None else layer(x) + residual
     return activation(y) if isinstance(activation, nn.Module) else _options.activate(y, *code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -103,6 +104,16 @@ class SyncBatchNorm(_Extended):
             return self._synchronised(input, mask, weights, residual, activation)
         return _options.activate(self._synchronised(input, mask, weights, None, (0, 0.0)) + residual, *activation)
 
+    def _normalise(
+        self, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None,
+        activation: tuple[int, float],
+    ) -> Tensor:  # fmt: skip
+        """One pass of a fused model."""
+        if self._exchanges():
+            return self._synchronised(x, mask, weights, residual, activation)
+        self._check_input_dim(x)
+        return super()._normalise(x, mask, weights, residual, activation)
+
     def _exchanges(self) -> bool:
         """Whether this forward takes part in a collective, or in the order of one."""
         if self.virtual_batch_size is not None:
@@ -187,6 +198,14 @@ class SyncBatchNorm(_Extended):
         forward = _operations.differentiable_forward if ours else _plain.forward
         y, _ = forward(part.x, weight, bias, self.running_mean, self.running_var, None, part.residual, *options)
         return y
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
+        """A copy in the same process group, which itself cannot be copied."""
+        memo[id(self.process_group)] = self.process_group
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
     def extra_repr(self) -> str:
         """As torch.nn's, and the options that are not at their defaults."""
