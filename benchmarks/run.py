@@ -8,7 +8,7 @@ Single calls, verified and timed in turn with copies and other libraries: core (
 thread and all), dtypes (the same in 64 and 16 bits), networks (every distinct batch-norm layer of the networks in
 shapes/), sizes (64 KiB to 200 MiB).
 More than single calls: torch_layers (forward and backward through autograd), end_to_end and compiled (training steps),
-saved (bytes kept for the backward), threads, overhead, variants (masks, weights, ghosts).
+saved (bytes kept for the backward), threads, overhead, variants (masks, weights, ghosts), sync (two processes).
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ OTHERS = {
     "threads": Other("threads"),
     "overhead": Other("overhead"),
     "variants": Other("variants"),
+    "sync": Other("sync"),
 }
 
 

@@ -230,6 +230,33 @@ def test_a_variant_that_is_wrong_is_not_timed(name: str) -> None:
             variants.verify(name, data, y + off, given)
 
 
+@pytest.mark.slow
+def test_two_processes_are_verified_and_tabled(tmp_path: Path) -> None:
+    sync = part("sync")
+    document = sync.measure([Shape("a", (5, 4, 3, 5)), Shape("b", (9, 3))], sync.Settings(1, 1, 1))
+    assert [(row["shape"], row["layout"]) for row in document["rows"]] == [
+        ([5, 4, 3, 5], "contiguous"),
+        ([5, 4, 3, 5], "channels_last"),
+        ([9, 3], "contiguous"),
+    ]
+    ways = {"plain", "plain and all_reduce", "ours", "synchronised", "reproducible"}
+    assert all(set(row["times"]) == ways for row in document["rows"])
+    assert len(cells(sync.tables(document)["sync"])) == 3
+    survives_json(document, tmp_path)
+
+
+def test_a_layer_that_does_not_synchronise_is_not_timed() -> None:
+    sync = part("sync")
+    x, g = sync.tensors((6, 3, 4), "channels_last")
+    own = torch.nn.BatchNorm1d(3)
+    own_part, whole = sync.stepper(own, x[:3].requires_grad_(), g[:3])(), sync.stepper(own, x.requires_grad_(), g)()
+    sync.verify([t[:3] for t in whole], (6, 3, 4), "channels_last", 0)
+    with pytest.raises(SystemExit, match=r"y of rank 0 is off"):
+        sync.verify(own_part, (6, 3, 4), "channels_last", 0)
+    with pytest.raises(SystemExit, match=r"the gradient of rank 0 is off"):
+        sync.verify([whole[0][:3], own_part[1]], (6, 3, 4), "channels_last", 0)
+
+
 def test_torch_layers_are_timed_and_tabled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layers = part("torch_layers")
     monkeypatch.setattr(layers, "SETTLE", 0.0)
@@ -282,7 +309,18 @@ def test_the_page_has_a_place_for_each_table() -> None:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert text.count(f"<!-- {mark} -->") == text.count(f"<!-- /{mark} -->") == 1, (page, mark)
     text = (ROOT / PAGE).read_text(encoding="utf-8")
-    marks = ("networks", "dtypes", "sizes", "end-to-end", "compiled", "saved", "threads", "overhead", "variants")
+    marks = (
+        "networks",
+        "dtypes",
+        "sizes",
+        "end-to-end",
+        "compiled",
+        "saved",
+        "threads",
+        "overhead",
+        "variants",
+        "sync",
+    )
     for mark in marks:
         assert text.count(f"<!-- {mark} -->") == text.count(f"<!-- /{mark} -->") == 1, mark
 
