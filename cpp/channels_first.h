@@ -4,7 +4,7 @@
 
 #include "elementwise.h"
 #include "parallel.h"
-#include "positions.h"
+#include "weights.h"
 
 namespace batchnorm {
 namespace BN_ISA {
@@ -19,19 +19,26 @@ template <class T> class ChannelsFirst {
  public:
   using C = Compute<T>;
 
-  explicit ChannelsFirst(const Problem& p, Table<C>& table) : p_(p), table_(table) {
+  // Without weights, or for the other of the two passes, their argument is null.
+  ChannelsFirst(const Problem& p, Table<C>& table, const Weights* weights, const Factors<C>* factors)
+      : p_(p), table_(table), weights_(weights), factors_(factors) {
     direct_ = all_arrays(p, [&](const Array& a) { return run_step(p, a) == 1; });
-    columns_ = direct_ && is_dense() && run_length(p) < kLanes && !p.weights;
+    columns_ = direct_ && is_dense() && run_length(p) < kLanes;
     streaming_ = goes_past_cache<T>(p);
   }
 
   Moments moments_block(int64_t c, int64_t b) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
-    if (p_.weights) return weighted_block(c, r0, n);
-    if (sums_by_runs()) return moments_of(element<T>(p_, p_.x, c), r0, n, false);
-    T packed[kBlock];
-    gather(p_, p_.x, c, r0, n, packed);
-    return moments_of(packed, 0, n, true);
+    const auto sums = [&](const BlockWeights& w) {
+      if (sums_by_runs()) return moments_of(w, element<T>(p_, p_.x, c), r0, n, false);
+      T packed[kBlock];
+      gather(p_, p_.x, c, r0, n, packed);
+      return moments_of(w, packed, 0, n, true);
+    };
+    if (weights_ == nullptr) return sums({Counted::all, static_cast<double>(n), 0, nullptr});
+    Weights::Local local;
+    const BlockWeights w = weights_->block(b, local);
+    return w.counted == Counted::none ? Moments{} : sums(w);
   }
 
   Sums sums_block(int64_t c, int64_t b) const {
@@ -50,7 +57,7 @@ template <class T> class ChannelsFirst {
   }
 
   // Whether the second pass works on runs where they are.
-  bool by_runs() const { return direct_ && !p_.weights && run_length(p_) >= kLanes; }
+  bool by_runs() const { return direct_ && run_length(p_) >= kLanes; }
 
   // Channels c0 … c1 - 1, positions r0 … r1 - 1, last ones first: they are the ones a cache still holds.
   void apply(int64_t c0, int64_t c1, int64_t r0, int64_t r1) const {
@@ -68,6 +75,8 @@ template <class T> class ChannelsFirst {
  private:
   const Problem& p_;
   Table<C>& table_;
+  const Weights* weights_;
+  const Factors<C>* factors_;
   bool direct_, columns_, streaming_;
 
   // Whether the first pass does. Its runs begin in any lane, so that each has a masked vector at both ends.
@@ -95,18 +104,31 @@ template <class T> class ChannelsFirst {
     }
   }
 
-  // Of a channel's values: in runs where they stand, or gathered into one run.
-  BN_OUTLINED Moments moments_of(const T* base, int64_t r0, int64_t n, bool gathered) const {
+  Moments moments_of(const BlockWeights& w, const T* base, int64_t r0, int64_t n, bool gathered) const {
+    if (w.counted == Counted::all) return moments_of(w, static_cast<const void*>(nullptr), base, r0, n, gathered);
+    if (w.counted == Counted::some) return moments_of(w, reinterpret_cast<const int8_t*>(w.cells), base, r0, n, gathered);
+    if (weights_->single()) return moments_of(w, reinterpret_cast<const float*>(w.cells), base, r0, n, gathered);
+    return moments_of(w, reinterpret_cast<const double*>(w.cells), base, r0, n, gathered);
+  }
+
+  // Of a channel's values: in runs where they stand, or gathered into one run. A position's weight is 1 where W is void, a mask's
+  // where it is int8_t.
+  template <class W>
+  BN_OUTLINED Moments moments_of(const BlockWeights& block, const W* weights, const T* base, int64_t r0, int64_t n,
+                                 bool gathered) const {
     const int64_t inner = gathered ? n : run_length(p_);
     const auto run = [&](int64_t outer) { return base + (gathered ? 0 : run_offset(p_, p_.x, outer)); };
-    const double K = finite_or_zero(to_double(run(r0 / inner)[r0 % inner]));
+    const int64_t heaviest = r0 + block.heaviest;
+    const double K = finite_or_zero(to_double(run(heaviest / inner)[heaviest % inner]));
     D16 s1 = fill<double>(0), s2 = s1;
     each_segment(inner, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) BN_INLINE_LAMBDA {
       const T* x = run(outer) + s;
       if (!gathered) prefetch_next(p_.x, x, run(outer + 1));
-      accumulate(x, done % kLanes, length, K, s1, s2);
+      const int64_t lane = done % kLanes;
+      if constexpr (std::is_void<W>::value) accumulate(x, weights, lane, length, K, s1, s2);
+      else accumulate(x, weights + done, lane, length, K, s1, s2);
     });
-    return block_moments(static_cast<double>(n), K, fold(s1), fold(s2));
+    return block_moments(block.total, K, fold(s1), fold(s2));
   }
 
   struct GradValues {
@@ -135,35 +157,27 @@ template <class T> class ChannelsFirst {
     return {fold(sg), fold(sgd)};
   }
 
-  static BN_INLINE void accumulate(const T* p, int64_t lane, int64_t n, double K, D16& s1_out, D16& s2_out) {
+  template <class W>
+  static BN_INLINE void accumulate(const T* p, const W* w, int64_t lane, int64_t n, double K, D16& s1_out, D16& s2_out) {
     D16 s1 = s1_out, s2 = s2_out;
-    const D16 shift = fill<double>(K);
-    const auto add = [&](D16 d) BN_INLINE_LAMBDA {
-      s1 = s1 + d;
-      s2 = s2 + d * d;
-    };
-    each_sixteen(
-        lane, n, [&](int64_t i) BN_INLINE_LAMBDA { add(load_wide(p + i) - shift); },
-        [&](int64_t i, int64_t first, int64_t end)
-            BN_INLINE_LAMBDA { add(keep(to_wide(load_some(p + i, first, end)) - shift, first, end)); });
-    s1_out = s1, s2_out = s2;
-  }
-
-  Moments weighted_block(int64_t c, int64_t r0, int64_t n) const {
-    T x[kBlock + 16];
-    double w[kBlock + 16];
-    gather(p_, p_.x, c, r0, n, x);
-    gather_weights(p_, r0, n, w);
-    for (int64_t i = n; i < (n + 15) / 16 * 16; ++i) x[i] = x[0], w[i] = 0;
-    const double K = finite_or_zero(to_double(x[heaviest(w, n)]));
     const D16 shift = fill<double>(K), zero = fill<double>(0);
-    D16 s1 = zero, s2 = zero;
-    for (int64_t i = 0; i < n; i += 16) {
-      const D16 lane_w = load(w + i), d = if_less(zero, lane_w, load_wide(x + i) - shift, zero), wd = lane_w * d;
+    const auto add = [&](int64_t i, D16 d) BN_INLINE_LAMBDA {
+      D16 wd = d;
+      if constexpr (std::is_same<W, int8_t>::value) {
+        wd = d = keep(d, w + i);
+      } else if constexpr (!std::is_void<W>::value) {
+        const D16 weight = load_wide(w + i);
+        d = if_less(zero, weight, d, zero);
+        wd = weight * d;
+      }
       s1 = s1 + wd;
       s2 = s2 + wd * d;
-    }
-    return block_moments(sum_weights(w, n), K, fold(s1), fold(s2));
+    };
+    each_sixteen(
+        lane, n, [&](int64_t i) BN_INLINE_LAMBDA { add(i, minus(load_wide(p + i), shift)); },
+        [&](int64_t i, int64_t first, int64_t end)
+            BN_INLINE_LAMBDA { add(i, keep(to_wide(load_some(p + i, first, end)) - shift, first, end)); });
+    s1_out = s1, s2_out = s2;
   }
 
   template <Variant V>
@@ -199,14 +213,26 @@ template <class T> class ChannelsFirst {
         const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
         const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
         const int64_t some = p_.channel_dims == 1 ? c1 - c0 : 1;
-        for (int64_t c = c0; c < c1; c += some)
-          apply_to<T, Uniform<C>, v()>(p_, table_, c, c + some, runs_at(c, outer, s0), s1 - s0, streaming_);
+        each_weighted(outer * inner, s0, s1, [&](int64_t s, int64_t n, const C* w) {
+          for (int64_t c = c0; c < c1; c += some)
+            apply_to<T, Uniform<C>, v()>(p_, table_, c, c + some, runs_at(c, outer, s, w), n, streaming_);
+        });
       }
     });
   }
 
+  // f(s, n, weights) for the parts of a run's positions s0 … s1 - 1, which is number r: those whose weights are there together.
+  template <class F> void each_weighted(int64_t r, int64_t s0, int64_t s1, const F& f) const {
+    if (factors_ == nullptr) return f(s0, s1 - s0, nullptr);
+    typename Factors<C>::Local local;
+    for (int64_t n; s0 < s1; s0 += n) {
+      n = s1 - s0 < factors_->most() ? s1 - s0 : factors_->most();
+      f(s0, n, factors_->at(r + s0, n, local));
+    }
+  }
+
   // The runs of channel c, from position s of each on.
-  Runs<T> runs_at(int64_t c, int64_t outer, int64_t s) const {
+  Runs<T> runs_at(int64_t c, int64_t outer, int64_t s, const C* weights) const {
     const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s : nullptr; };
     const auto step = [&](const Array& a) { return a ? a.channel[p_.channel_dims - 1] : 0; };
     const Array& out = p_.grad_y ? p_.grad_x : p_.y;
@@ -216,23 +242,22 @@ template <class T> class ChannelsFirst {
             at(out),
             at(p_.grad_residual),
             {step(p_.x), step(p_.grad_y), step(p_.residual), step(out), step(p_.grad_residual)},
-            nullptr,
-            0};
+            weights,
+            1};
   }
 
   void apply_packed(int64_t c, int64_t r0, int64_t r1) const {
     T x[kBlock], g[kBlock], r[kBlock], out[kBlock], grad_r[kBlock];
-    C w[kBlock];
+    typename Factors<C>::Local local;
     for (int64_t start = r0; start < r1; start += kBlock) {
       const int64_t n = r1 - start < kBlock ? r1 - start : kBlock;
       gather(p_, p_.x, c, start, n, x);
       if (p_.residual) gather(p_, p_.residual, c, start, n, r);
       if (p_.grad_y) gather(p_, p_.grad_y, c, start, n, g);
-      const bool weighted = p_.grad_y && p_.weights;
-      if (weighted) gather_weights(p_, start, n, w, weights_scale(p_));
+      const C* w = factors_ ? factors_->at(start, n, local) : nullptr;
       const T* residual = p_.residual ? r : nullptr;
       with_variant(variant_of(p_, table_.wide[c] != 0), [&](auto v) {
-        const Runs<T> runs{x, g, residual, out, p_.grad_residual ? grad_r : nullptr, {}, weighted ? w : nullptr, 1};
+        const Runs<T> runs{x, g, residual, out, p_.grad_residual ? grad_r : nullptr, {}, w, 1};
         apply_to<T, Uniform<C>, v()>(p_, table_, c, c + 1, runs, n, false);
       });
       scatter(p_, p_.grad_y ? p_.grad_x : p_.y, c, start, n, out);
@@ -246,9 +271,14 @@ template <class T> class ChannelsFirst {
     const bool wide = table_.any_wide(c0, c1 - c0);
     Table<C> columns(width);
     for (int64_t c = c0; c < c1; ++c) columns.spread(table_, c, (c - c0) * S, S, wide);
+    C spread[kColumns + 2 * kLanes];
+    typename Factors<C>::Local local;
     with_variant(variant_of(p_, wide), [&](auto v) {
-      for (int64_t outer = p_.m / S - 1; outer >= 0; --outer)
-        apply_to<T, Columns<C>, v()>(p_, columns, 0, 1, runs_at(c0, outer, 0), width, streaming_);
+      for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
+        const C* w = factors_ ? factors_->at(outer * S, S, local) : nullptr;
+        for (int64_t i = 0; w != nullptr && i < width; i += S) std::copy_n(w, S, spread + i);
+        apply_to<T, Columns<C>, v()>(p_, columns, 0, 1, runs_at(c0, outer, 0, w ? spread : nullptr), width, streaming_);
+      }
     });
   }
 };

@@ -4,7 +4,7 @@
 
 #include "elementwise.h"
 #include "parallel.h"
-#include "positions.h"
+#include "weights.h"
 
 namespace batchnorm {
 namespace BN_ISA {
@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kAhead = 8192;  // bytes between a row and the one asked for: two pages, for the hardware stops at their ends
 constexpr int64_t kRun = 512;     // columns that make the start of a run cheap; their coefficients stay in L1
+constexpr int64_t kTogether = 2;  // rows of one lane that are added while its sums are in registers
 constexpr int64_t kPanel = 64;    // channels whose sums (2 x 16 lanes x 64 doubles = 16 KiB) stay in L1 beside the rows
 
 inline bool is_channels_last(const Problem& p) {
@@ -22,7 +23,9 @@ template <class T> class ChannelsLast {
  public:
   using C = Compute<T>;
 
-  ChannelsLast(const Problem& p, Table<C>& table) : p_(p), table_(table), repeat_(repeats(p)), repeated_(p.C * repeat_) {
+  // Without weights, or for the other of the two passes, their argument is null.
+  ChannelsLast(const Problem& p, Table<C>& table, const Weights* weights, const Factors<C>* factors)
+      : p_(p), table_(table), weights_(weights), factors_(factors), repeat_(repeats(p)), repeated_(p.C * repeat_) {
     streaming_ = goes_past_cache<T>(p);
   }
 
@@ -31,32 +34,28 @@ template <class T> class ChannelsLast {
   // Block b of channels panel * kPanel …; out has one value for each of them.
   void moments_block(int64_t b, int64_t panel, Moments* out) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
-    double w[kBlock + 16];
-    const double* weights = nullptr;
-    double count = static_cast<double>(n);
-    if (p_.weights) {
-      gather_weights(p_, r0, n, w);
-      for (int64_t i = n; i < (n + 15) / 16 * 16; ++i) w[i] = 0;
-      weights = w, count = sum_weights(w, n);
-    }
+    BlockWeights block{Counted::all, static_cast<double>(n), 0, nullptr};
+    Weights::Local local;
+    if (weights_) block = weights_->block(b, local);
     alignas(64) double K[kPanel] = {};
     const int64_t width = panel_width(panel);
-    const T* first = at(p_.x, r0 + heaviest(weights, n)) + panel * kPanel;
+    const T* first = at(p_.x, r0 + block.heaviest) + panel * kPanel;
     for (int64_t i = 0; i < width; ++i) K[i] = finite_or_zero(to_double(first[i]));
-    const auto finish = [&](int64_t i, double s1, double s2) { out[i] = block_moments(count, K[i], s1, s2); };
-    if (weights) {
-      const auto add = [&](int64_t r, int64_t i, D16& s1, D16& s2, const T* x) BN_INLINE_LAMBDA {
-        if (!(weights[r] > 0)) return;
-        const D16 d = load_wide(x + i) - load(K + i), wd = fill<double>(weights[r]) * d;
-        s1 = s1 + wd, s2 = s2 + wd * d;
-      };
-      return reduce(r0, n, panel, finish, add, p_.x);
-    }
-    const auto add = [&](int64_t, int64_t i, D16& s1, D16& s2, const T* x) BN_INLINE_LAMBDA {
-      const D16 d = load_wide(x + i) - load(K + i);
+    const auto finish = [&](int64_t i, double s1, double s2) { out[i] = block_moments(block.total, K[i], s1, s2); };
+    const auto deviation = [&](const T* x, int64_t i) BN_INLINE_LAMBDA { return minus(load_wide(x + i), load(K + i)); };
+    const auto add = [&](double, int64_t i, D16& s1, D16& s2, const T* x) BN_INLINE_LAMBDA {
+      const D16 d = deviation(x, i);
       s1 = s1 + d, s2 = s2 + d * d;
     };
-    reduce(r0, n, panel, finish, add, p_.x);
+    const auto add_weighted = [&](double w, int64_t i, D16& s1, D16& s2, const T* x) BN_INLINE_LAMBDA {
+      const D16 d = deviation(x, i), wd = fill<double>(w) * d;
+      s1 = s1 + wd, s2 = s2 + wd * d;
+    };
+    switch (block.counted) {
+      case Counted::none: std::fill_n(out, width, Moments{}); return;
+      case Counted::all: return reduce(r0, n, panel, finish, [](int64_t) { return 1.0; }, add, p_.x);
+      default: return reduce(r0, n, panel, finish, [&](int64_t r) { return weights_->of(block, r); }, add_weighted, p_.x);
+    }
   }
 
   void sums_block(int64_t b, int64_t panel, Sums* out) const {
@@ -64,13 +63,14 @@ template <class T> class ChannelsLast {
     const Columns<C> k{table_, panel * kPanel};
     const auto finish = [&](int64_t i, double sg, double sgd) { out[i] = {sg, sgd}; };
     with_variant(variant_of(p_, table_.any_wide(panel * kPanel, panel_width(panel))), [&](auto v) {
-      const auto add = [&](int64_t, int64_t i, D16& sg, D16& sgd, const T* x, const T* g, auto... residual) BN_INLINE_LAMBDA {
+      const auto all = [](int64_t) { return 1.0; };
+      const auto add = [&](double, int64_t i, D16& sg, D16& sgd, const T* x, const T* g, auto... residual) BN_INLINE_LAMBDA {
         const D16 before = wide_grad<v()>(k, i, x + i, g + i, (residual + i)...);
         sg = sg + before;
         sgd = sgd + before * (load_wide(x + i) - k.widened(k.mean, i));
       };
-      if (p_.residual && p_.activation != Activation::none) reduce(r0, n, panel, finish, add, p_.x, p_.grad_y, p_.residual);
-      else reduce(r0, n, panel, finish, add, p_.x, p_.grad_y);
+      if (p_.residual && p_.activation != Activation::none) reduce(r0, n, panel, finish, all, add, p_.x, p_.grad_y, p_.residual);
+      else reduce(r0, n, panel, finish, all, add, p_.x, p_.grad_y);
     });
   }
 
@@ -87,38 +87,52 @@ template <class T> class ChannelsLast {
   }
 
   void apply(int64_t r0, int64_t r1) const {
-    with_variant(variant_of(p_, wide_), [&](auto v) {
-      for (int64_t r = r0; r < r1; r += repeat_) {
-        const int64_t rows = r1 - r < repeat_ ? r1 - r : repeat_;
-        ask_ahead(p_.x, r, rows), ask_ahead(p_.grad_y, r, rows), ask_ahead(p_.residual, r, rows);
-        C w = 1;
-        const bool weighted = p_.grad_y && p_.weights;
-        if (weighted) gather_weights(p_, r, 1, &w, weights_scale(p_));
-        const Runs<T> runs{at(p_.x, r),
-                           at(p_.grad_y, r),
-                           at(p_.residual, r),
-                           at(p_.grad_y ? p_.grad_x : p_.y, r),
-                           at(p_.grad_residual, r),
-                           {},
-                           weighted ? &w : nullptr,
-                           0};
-        apply_to<T, Columns<C>, v()>(p_, repeated_, 0, 1, runs, rows * p_.C, streaming_);
+    if (factors_ == nullptr) {
+      apply_rows(r0, r1, nullptr);
+    } else {
+      typename Factors<C>::Local local;
+      const int64_t most = kBlock / repeat_ * repeat_;
+      for (int64_t r = r0, n; r < r1; r += n) {
+        n = r1 - r < most ? r1 - r : most;
+        apply_rows(r, r + n, factors_->at(r, n, local));
       }
-    });
+    }
     if (streaming_) fence();
   }
 
  private:
   const Problem& p_;
   Table<C>& table_;
+  const Weights* weights_;
+  const Factors<C>* factors_;
   int64_t repeat_;
   Table<C> repeated_;
   bool streaming_, wide_ = false;
 
+  // With a weight for each row, or null.
+  void apply_rows(int64_t r0, int64_t r1, const C* weights) const {
+    C spread[2 * kRun + kLanes];
+    with_variant(variant_of(p_, wide_), [&](auto v) {
+      for (int64_t r = r0; r < r1; r += repeat_) {
+        const int64_t rows = r1 - r < repeat_ ? r1 - r : repeat_;
+        ask_ahead(p_.x, r, rows), ask_ahead(p_.grad_y, r, rows), ask_ahead(p_.residual, r, rows);
+        const C* w = weights ? weights + (r - r0) : nullptr;
+        const bool several = w != nullptr && repeat_ > 1;
+        for (int64_t i = 0; several && i < rows; ++i) {  // whole vectors: the next row comes over what is too much
+          const Lanes<C> lanes = fill<C>(w[i]);
+          for (int64_t j = 0; j < p_.C; j += 16) store(spread + i * p_.C + j, lanes);
+        }
+        const Runs<T> runs{
+            at(p_.x, r), at(p_.grad_y, r),     at(p_.residual, r), at(p_.grad_y ? p_.grad_x : p_.y, r), at(p_.grad_residual, r),
+            {},          several ? spread : w, several ? 1 : 0};
+        apply_to<T, Columns<C>, v()>(p_, repeated_, 0, 1, runs, rows * p_.C, streaming_);
+      }
+    });
+  }
+
   // Rows that stand one after another in every array can be taken several at a time.
   static int64_t repeats(const Problem& p) {
-    const bool dense =
-        p.reduced_dims == 1 && !(p.grad_y && p.weights) && all_arrays(p, [&](const Array& a) { return a.reduced[0] == p.C; });
+    const bool dense = p.reduced_dims == 1 && all_arrays(p, [&](const Array& a) { return a.reduced[0] == p.C; });
     const int64_t rows = dense ? (kRun + p.C - 1) / p.C : 1;
     return rows < p.m ? rows : p.m;
   }
@@ -147,11 +161,31 @@ template <class T> class ChannelsLast {
 
   // A panel's part of an array's rows, asked for ahead of their use. They are read by whole vectors, which at the end of the array
   // may not be there: such a row is copied.
+  struct SameLane {
+    const T* row[kTogether];
+  };
+
   struct Rows {
     const T* next;
     int64_t step, width, ahead;
     const char* end;
     T* spare;
+
+    // Whether n rows can be read by whole vectors where they are.
+    BN_INLINE bool whole(int64_t n) const {
+      const T* last = step > 0 ? next + (n - 1) * step : next;
+      return reinterpret_cast<const char*>(last + (width + 15) / 16 * 16) <= end;
+    }
+
+    // Of the next rows, those of one lane.
+    BN_INLINE SameLane take_lane(int64_t lane) const {
+      SameLane rows;
+      for (int64_t k = 0; k < kTogether; ++k) {
+        rows.row[k] = next + (lane + k * kLanes) * step;
+        prefetch(rows.row[k] + ahead, width * sizeof(T));
+      }
+      return rows;
+    }
 
     BN_INLINE const T* take() {
       const T* row = next;
@@ -163,9 +197,11 @@ template <class T> class ChannelsLast {
     }
   };
 
-  // add(r, i, s1, s2, rows...) adds channels i … i + 15 of row r to the sums of the row's lane; finish(i, s1, s2) has channel i's.
-  template <class G, class F, class... Arrays>
-  BN_INLINE void reduce(int64_t r0, int64_t n, int64_t panel, const G& finish, const F& add, const Arrays&... arrays) const {
+  // add(weight, i, s1, s2, rows...) adds channels i … i + 15 of a row of some weight to the sums of the row's lane;
+  // finish(i, s1, s2) has channel i's.
+  template <class G, class W, class F, class... Arrays>
+  BN_INLINE void reduce(int64_t r0, int64_t n, int64_t panel, const G& finish, const W& weight, const F& add,
+                        const Arrays&... arrays) const {
     alignas(64) double a[kLanes][kPanel], b[kLanes][kPanel];
     alignas(64) T spare[sizeof...(arrays)][kPanel] = {};
     const int64_t width = panel_width(panel), padded = (width + 15) / 16 * 16;
@@ -173,14 +209,32 @@ template <class T> class ChannelsLast {
       for (int64_t i = 0; i < padded; i += 16) store(a[lane] + i, fill<double>(0)), store(b[lane] + i, fill<double>(0));
     }
     const auto add_row = [&](int64_t r, auto... rows) BN_INLINE_LAMBDA {
+      const double w = weight(r);
+      if (!(w > 0)) return;
       double *s1 = a[r % kLanes], *s2 = b[r % kLanes];
       for (int64_t i = 0; i < padded; i += 16) {
         D16 sum1 = load(s1 + i), sum2 = load(s2 + i);
-        add(r, i, sum1, sum2, rows...);
+        add(w, i, sum1, sum2, rows...);
+        store(s1 + i, sum1), store(s2 + i, sum2);
+      }
+    };
+    const auto add_lane = [&](int64_t r, auto... rows) BN_INLINE_LAMBDA {
+      double *s1 = a[r % kLanes], *s2 = b[r % kLanes];
+      double w[kTogether];
+      for (int64_t k = 0; k < kTogether; ++k) w[k] = weight(r + k * kLanes);
+      for (int64_t i = 0; i < padded; i += 16) {
+        D16 sum1 = load(s1 + i), sum2 = load(s2 + i);
+        for (int64_t k = 0; k < kTogether; ++k) {
+          if (w[k] > 0) add(w[k], i, sum1, sum2, rows.row[k]...);
+        }
         store(s1 + i, sum1), store(s2 + i, sum2);
       }
     };
     const auto add_rows = [&](int64_t r, int64_t end, auto... rows) BN_INLINE_LAMBDA {
+      for (constexpr int64_t n = kTogether * kLanes; end - r >= n && (rows.whole(n) && ...);
+           r += n, ((rows.next += n * rows.step), ...)) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) add_lane(r + lane, rows.take_lane(lane)...);
+      }
       for (; r < end; ++r) add_row(r, rows.take()...);
     };
     each_segment(p_, r0, n, [&](int64_t, int64_t, int64_t done, int64_t length) {

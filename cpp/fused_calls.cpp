@@ -1,6 +1,7 @@
 #include "fused_calls.h"
 
 #include <cmath>
+#include <limits>
 
 #include "groups.h"
 #include "select.h"
@@ -73,22 +74,53 @@ int64_t elements_of(const View& v) {
   return n;
 }
 
-// Elements i … of weights, row-major, that are greater than 0; or the first that is no weight.
+// How many of n weights count, and how many are no weights.
+template <class W> void count_run(const W* w, int64_t n, int64_t step, int64_t* positive, int64_t* refused) {
+  constexpr W largest = std::numeric_limits<W>::max();
+  int64_t counts = 0, others = 0;
+  if (step == 1) {  // apart, to be vectorized
+    for (int64_t i = 0; i < n; ++i) counts += w[i] > 0, others += !(w[i] >= 0 && w[i] <= largest);
+  } else {
+    for (int64_t i = 0; i < n; ++i) counts += w[i * step] > 0, others += !(w[i * step] >= 0 && w[i * step] <= largest);
+  }
+  *positive += counts, *refused += others;
+}
+
+void count_run(const View& w, int64_t offset, int64_t n, int64_t step, int64_t* positive, int64_t* refused) {
+  switch (w.dtype) {
+    case DType::f64: return count_run(reinterpret_cast<const double*>(w.data) + offset, n, step, positive, refused);
+    case DType::f32: return count_run(reinterpret_cast<const float*>(w.data) + offset, n, step, positive, refused);
+    default: return count_run(reinterpret_cast<const uint8_t*>(w.data) + offset, n, step, positive, refused);
+  }
+}
+
+// How many weights are positive; or one that is no weight.
 struct Counted {
   int64_t positive = 0;
   bool valid = true;
   double bad = 0;
 };
 
-Counted count(const View& weights, int64_t first, int64_t last) {
+// Of samples first … first + samples - 1; along what is one axis in memory.
+Counted count(const View& weights, int64_t first, int64_t samples) {
+  int64_t sizes[kMaxDims];
+  for (int d = 0; d < weights.ndim; ++d) sizes[d] = d == 0 ? samples : weights.sizes[d];
+  View part = weights;
+  part.data += first * weights.strides[0] * bytes_of(weights.dtype), part.sizes = sizes;
+  Problem p;
+  collapse(p, 0, {{&Problem::weights, part}});
   Counted all;
-  for (int64_t i = first; i < last && all.valid; ++i) {
-    int64_t offset = 0;
-    for (int64_t d = weights.ndim - 1, rest = i; d >= 0; rest /= weights.sizes[d--])
-      offset += rest % weights.sizes[d] * weights.strides[d];
-    const double w = read(weights, offset);
-    if (!(w >= 0) || std::isinf(w)) all.valid = false, all.bad = w;
-    if (w > 0) ++all.positive;
+  const int last = p.reduced_dims - 1;
+  const int64_t n = p.reduced[last], step = p.weights.reduced[last];
+  for (int64_t run = 0; run < p.m / n; ++run) {
+    int64_t offset = 0, others = 0;
+    for (int64_t d = last - 1, rest = run; d >= 0; rest /= p.reduced[d--]) offset += rest % p.reduced[d] * p.weights.reduced[d];
+    count_run(part, offset, n, step, &all.positive, &others);
+    for (int64_t i = 0; others > 0 && all.valid; ++i) {
+      all.bad = read(part, offset + i * step);
+      all.valid = all.bad >= 0 && !std::isinf(all.bad);
+    }
+    if (!all.valid) return all;
   }
   return all;
 }
@@ -203,12 +235,12 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
     if (d > 1) repeats *= x.sizes[d] / weights.sizes[d];
   }
   if (!fits) return "weights must be bool, float32 or float64 and broadcast to x, with one channel";
-  const int64_t N = x.sizes[0], of_sample = elements_of(weights) / weights.sizes[0], size = group > 0 && group < N ? group : N;
+  const int64_t N = x.sizes[0], size = group > 0 && group < N ? group : N;
   const bool alike = weights.sizes[0] == 1;  // all samples
   const int64_t groups = (N + size - 1) / size;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * size, samples = N - first < size ? N - first : size;
-    const Counted found = alike ? count(weights, 0, of_sample) : count(weights, first * of_sample, (first + samples) * of_sample);
+    const Counted found = alike ? count(weights, 0, 1) : count(weights, first, samples);
     if (!found.valid) return "weights must be finite and non-negative; got " + std::to_string(found.bad);
     const int64_t positions = found.positive * repeats * (alike ? samples : 1);
     if (positions < least) return too_few(positions, g, groups, group);

@@ -1,6 +1,7 @@
 // The vector kernels of one instruction set (BN_ISA): which layout a problem has, and in what order its parts run. Compiled once
 // for each instruction set; nothing here has external linkage but the table at the end.
 #include <cstdlib>
+#include <optional>
 
 #include "channels_first.h"
 #include "channels_last.h"
@@ -109,38 +110,46 @@ void channels_last(const Problem& p, int64_t panels, bool reduces, bool applies,
       tasks, threads, [&](int64_t t) { apply(t * rows, t * rows + rows < p.m ? t * rows + rows : p.m); }, Order::backwards);
 }
 
-template <class T> void forward_of(const Problem& p) {
+// p has the dimensions of the data, `given` those of the weights, too.
+template <class T> void forward_of(const Problem& p, const Problem& given) {
   Table<Compute<T>> table(p.C);
-  const bool reduces = p.compute_stats, applies = static_cast<bool>(p.y);
+  const bool reduces = p.compute_stats, applies = static_cast<bool>(p.y), last = is_channels_last(p);
+  std::optional<Weights> weights;
+  if (given.weights && reduces) weights.emplace(given, last ? 0 : spare_bytes<T>(p), threads_for(p));
   const auto finish = [&](int64_t c, Tree<Moments>& tree) {
     if (reduces) put(p, c, tree.finish());
     if (applies) forward_coefficients(p, c, table);
   };
-  if (is_channels_last(p)) {
-    ChannelsLast<T> k(p, table);
+  const Weights* const w = weights ? &*weights : nullptr;
+  if (last) {
+    ChannelsLast<T> k(p, table, w, nullptr);
     return channels_last<Moments>(
         p, k.panels(), reduces, applies, [&](int64_t b, int64_t panel, Moments* out) { k.moments_block(b, panel, out); }, finish,
         [&] { return k.prepare_apply(), k.task_rows(); }, [&](int64_t r0, int64_t r1) { k.apply(r0, r1); });
   }
-  const ChannelsFirst<T> k(p, table);
+  const ChannelsFirst<T> k(p, table, w, nullptr);
   channels_first<Moments>(
       p, sizeof(T), sizeof(T) * (p.residual ? 2 : 1), reduces, applies, k.by_runs(),
       [&](int64_t c, int64_t b) { return k.moments_block(c, b); }, finish,
       [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
 }
 
-template <class T> void backward_of(const Problem& p) {
-  Table<Compute<T>> table(p.C);
-  const bool applies = static_cast<bool>(p.grad_x);
+template <class T> void backward_of(const Problem& p, const Problem& given) {
+  using C = Compute<T>;
+  Table<C> table(p.C);
+  const bool applies = static_cast<bool>(p.grad_x), last = is_channels_last(p);
+  std::optional<Factors<C>> factors;
+  if (given.weights && applies && p.training) factors.emplace(given, last ? 0 : spare_bytes<T>(p), threads_for(p));
+  const Factors<C>* const f = factors ? &*factors : nullptr;
   for (int64_t c = 0; c < p.C; ++c) forward_coefficients(p, c, table);
   const auto finish = [&](int64_t c, Tree<Sums>& tree) { backward_coefficients(p, c, tree.finish(), table); };
-  if (is_channels_last(p)) {
-    ChannelsLast<T> k(p, table);
+  if (last) {
+    ChannelsLast<T> k(p, table, nullptr, f);
     return channels_last<Sums>(
         p, k.panels(), p.compute_sums, applies, [&](int64_t b, int64_t panel, Sums* out) { k.sums_block(b, panel, out); }, finish,
         [&] { return k.prepare_apply(), k.task_rows(); }, [&](int64_t r0, int64_t r1) { k.apply(r0, r1); });
   }
-  const ChannelsFirst<T> k(p, table);
+  const ChannelsFirst<T> k(p, table, nullptr, f);
   channels_first<Sums>(
       p, sizeof(T), sizeof(T) * (p.residual ? 3 : 2), p.compute_sums, applies, k.by_runs(),
       [&](int64_t c, int64_t b) { return k.sums_block(c, b); }, finish,
@@ -156,11 +165,19 @@ template <class F> void with_type(const Problem& p, const F& f) {
   }
 }
 
-void forward(const Problem& p) {
-  with_type(p, [&](auto t) { forward_of<decltype(t)>(p); });
+// f(problem in the dimensions of the data)
+template <class F> void with_positions(const Problem& given, const F& f) {
+  if (!given.weights) return f(given);
+  Problem p = given;
+  join_positions(p);
+  f(p);
 }
-void backward(const Problem& p) {
-  with_type(p, [&](auto t) { backward_of<decltype(t)>(p); });
+
+void forward(const Problem& given) {
+  with_positions(given, [&](const Problem& p) { with_type(p, [&](auto t) { forward_of<decltype(t)>(p, given); }); });
+}
+void backward(const Problem& given) {
+  with_positions(given, [&](const Problem& p) { with_type(p, [&](auto t) { backward_of<decltype(t)>(p, given); }); });
 }
 
 #define BN_STRING_OF(x) #x

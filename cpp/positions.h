@@ -91,24 +91,6 @@ template <class T> void scatter(const Problem& p, const Array& a, int64_t c, int
   });
 }
 
-template <class W, class C> void gather_weights_of(const Problem& p, int64_t r0, int64_t n, double scale, C* to) {
-  const W* base = reinterpret_cast<const W*>(p.weights.data);
-  const int64_t step = run_step(p, p.weights);
-  each_segment(p, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
-    const W* from = base + run_offset(p, p.weights, outer) + s * step;
-    for (int64_t i = 0; i < length; ++i) to[done + i] = static_cast<C>(from[i * step] * scale);
-  });
-}
-
-// Weights say nothing of channels: position r has one.
-template <class C> void gather_weights(const Problem& p, int64_t r0, int64_t n, C* to, double scale = 1) {
-  switch (p.weights.dtype) {
-    case DType::boolean: return gather_weights_of<uint8_t>(p, r0, n, scale, to);
-    case DType::f32: return gather_weights_of<float>(p, r0, n, scale, to);
-    default: return gather_weights_of<double>(p, r0, n, scale, to);
-  }
-}
-
 template <class T> BN_INLINE double to_double(T value) {
   if constexpr (std::is_same<T, double>::value) return value;
   else return to_float(value);
@@ -117,15 +99,6 @@ template <class T> BN_INLINE double to_double(T value) {
 // The shift of a block: its first counted value, or 0 where that would spoil every difference.
 inline double finite_or_zero(double v) { return __builtin_isfinite(v) ? v : 0.0; }
 
-// The first position of the largest weight: its value is at most sqrt(n) standard deviations from the block's mean.
-inline int64_t heaviest(const double* weights, int64_t n) {
-  int64_t best = 0;
-  for (int64_t i = 1; weights != nullptr && i < n; ++i) {
-    if (weights[i] > weights[best]) best = i;
-  }
-  return best;
-}
-
 BN_INLINE double fold(D16 lanes) {
   double s[16];
   std::memcpy(s, &lanes, sizeof s);
@@ -133,13 +106,6 @@ BN_INLINE double fold(D16 lanes) {
     for (int i = 0; i < half; ++i) s[i] = s[i] + s[i + half];
   }
   return s[0];
-}
-
-// Of up to kBlock weights, padded with zeros to whole vectors.
-inline double sum_weights(const double* w, int64_t n) {
-  D16 sum = fill<double>(0);
-  for (int64_t i = 0; i < n; i += 16) sum = sum + load(w + i);
-  return fold(sum);
 }
 
 constexpr int64_t kStreamFrom = int64_t(16) << 20;  // bytes of output; below, the last-level cache holds it

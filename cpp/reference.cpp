@@ -25,7 +25,7 @@ double get(const Problem& p, const Array& a, int64_t c, int64_t r) {
     case DType::f32: return reinterpret_cast<const float*>(a.data)[i];
     case DType::f16: return to_float(reinterpret_cast<const Half*>(a.data)[i]);
     case DType::bf16: return to_float(reinterpret_cast<const BFloat16*>(a.data)[i]);
-    case DType::boolean: return reinterpret_cast<const uint8_t*>(a.data)[i];
+    case DType::boolean: return reinterpret_cast<const uint8_t*>(a.data)[i] != 0;
   }
   return NAN;
 }

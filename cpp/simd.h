@@ -116,6 +116,19 @@ BN_INLINE F16 multiply_add(F16 a, F16 b, F16 c) {
 }
 BN_INLINE D16 multiply_add(D16 a, D16 b, D16 c) { return a * b + c; }
 
+// a - b, computed where products are (a product by one is exact): where one half of the floating-point units adds and converts, and
+// the other multiplies, a sum of squares uses both.
+BN_INLINE D16 minus(D16 a, D16 b) {
+#if defined(__AVX512F__)
+  BN_EACH(double, i) a.v[i] = (D16::V)_mm512_fmsub_pd((__m512d)a.v[i], _mm512_set1_pd(1), (__m512d)b.v[i]);
+#elif defined(__AVX2__)
+  BN_EACH(double, i) a.v[i] = (D16::V)_mm256_fmsub_pd((__m256d)a.v[i], _mm256_set1_pd(1), (__m256d)b.v[i]);
+#else
+  a = a - b;
+#endif
+  return a;
+}
+
 BN_INLINE D16 widen(F16 a) {
   D16 r;
 #if defined(__AVX512F__)
@@ -312,6 +325,23 @@ BN_INLINE D16 keep(D16 a, int64_t first, int64_t end) {
   BN_EACH(double, i) {
     const V mask = reinterpret_cast<const Unaligned*>(from)[i] & reinterpret_cast<const Unaligned*>(to)[i];
     a.v[i] = (D16::V)((V)a.v[i] & mask);
+  }
+  return a;
+}
+
+// Zero where the mask is 0; elsewhere it is -1.
+BN_INLINE D16 keep(D16 a, const int8_t* mask) {
+  typedef int64_t V __attribute__((vector_size(kVectorBytes)));
+  constexpr int n = kVectorBytes / 8;
+  BN_EACH(double, i) {
+#if defined(__AVX512F__)
+    const V kept = (V)_mm512_cvtepi8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(mask + n * i)));
+#elif defined(__AVX2__)
+    const V kept = (V)_mm256_cvtepi8_epi64(_mm_loadu_si32(mask + n * i));
+#else
+    const V kept = {mask[n * i], mask[n * i + 1]};
+#endif
+    a.v[i] = (D16::V)((V)a.v[i] & kept);
   }
   return a;
 }

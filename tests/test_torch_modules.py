@@ -379,6 +379,11 @@ OPERANDS = {
     "running statistics": ({"mean": torch.ones(C)}, "go together|value for each"),
     "weights": ({"weights": torch.ones(4, C)}, "with one channel"),
     "integers": ({"x": torch.ones(4, C, dtype=torch.int64)}, "strided, on the CPU"),
+    "negative weights": ({"weights": torch.tensor([[1.0], [2], [-1], [1]])}, "finite and non-negative; got -1"),
+    "NaN weights": ({"weights": torch.tensor([[1.0, -9], [2, 0], [torch.nan, 0], [1, 1]])[:, :1]}, "got -?nan"),
+    "infinite weights": ({"weights": torch.tensor([1.0, 2, 1, torch.inf]).double()[:, None].flip(0)}, "got inf"),
+    "a mask of nothing": ({"weights": torch.zeros(4, 1, dtype=torch.bool)}, "select nothing"),
+    "a mask of one": ({"weights": torch.arange(4)[:, None] == 2}, "one counted value"),
 }
 
 
