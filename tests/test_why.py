@@ -219,8 +219,9 @@ def smooth(value: float) -> dict[str, Any]:
     return {name: [value, value] for name in ("loss_range", "gradient_change", "relative_change")}
 
 
-def small(batch: float, group: float) -> Maker:
+def small(batch: float, group: float, variants: float = 70.0) -> Maker:
     nets = {"batch norm": batch, "group norm": group, "frozen batch norm": 80.0}
+    nets |= {"batch renorm": variants, "ghosts of 4": variants}
     return by_net({net: {"accuracy": accuracy} for net, accuracy in nets.items()})
 
 
@@ -290,6 +291,21 @@ def test_the_finding_follows_the_numbers(name: str, numbers: Maker, verdict: str
     assert "\n" not in summary.finding
     assert len(summary.reading) == 2
     assert all(sentence.endswith(".") for sentence in summary.reading)
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        (90, ("it helped", "ghosts are better")),
+        (50, ("it made it worse", "ghosts are worse")),
+        (70, ("no clear difference", "no clear difference")),
+    ],
+)
+def test_what_is_said_of_the_variants_follows_the_numbers(variants: float, said: tuple[str, str]) -> None:
+    seen = summary_of("small-batches", small(70, 70, variants)).reading[0]
+    renorm, ghosts = seen.split("Of the variants, ")[1].split("; ghosts")
+    assert said[0] in renorm
+    assert said[1] in f"ghosts{ghosts}"
 
 
 def test_there_are_synthetic_numbers_for_every_experiment() -> None:
