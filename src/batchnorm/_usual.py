@@ -22,9 +22,13 @@ _ndarray = np.ndarray
 _forward, _backward = _native.usual.forward, _native.usual.backward
 
 
+def _is_usual(x: Any) -> bool:
+    return type(x) is _ndarray and x.dtype.char in "dfe"  # before a result is allocated in vain
+
+
 def moments(x: Any, axis: Any) -> Doubles | None:
     """Gather the table of moments of x."""
-    if type(x) is not _ndarray or type(axis) is not int or not -x.ndim <= axis < x.ndim:
+    if not _is_usual(x) or type(axis) is not int or not -x.ndim <= axis < x.ndim:
         return None
     table = np.empty((4, x.shape[axis]))
     return table if _forward(x, None, False, table, True, None, None, axis, 1.0, 0, 0.01) else None
@@ -34,7 +38,7 @@ def batch_norm(
     x: Any, weight: Any, bias: Any, axis: Any, eps: Any, activation: Any, out: Any
 ) -> tuple[Array, Doubles] | None:
     """Normalise x with its own moments; return y and their table."""
-    if type(x) is not _ndarray or type(axis) is not int or not -x.ndim <= axis < x.ndim:
+    if not _is_usual(x) or type(axis) is not int or not -x.ndim <= axis < x.ndim:
         return None
     table = np.empty((4, x.shape[axis]))
     y = _normalized(x, table, True, weight, bias, axis, eps, activation, out)
@@ -45,7 +49,7 @@ def normalize(
     x: Any, table: Doubles, weight: Any, bias: Any, axis: Any, eps: Any, activation: Any, out: Any
 ) -> Array | None:
     """Normalise x with the moments of a table."""
-    if type(x) is not _ndarray or type(axis) is not int:
+    if not _is_usual(x) or type(axis) is not int:
         return None
     return _normalized(x, table, False, weight, bias, axis, eps, activation, out)
 
@@ -66,7 +70,7 @@ def backward(
 ) -> tuple[Array, Array | None, Array | None] | None:
     """Gradients by x, weight and bias, given the table of the forward's moments."""
     code = 0 if activation is None else _code(activation)
-    if code is None or type(x) is not _ndarray or type(axis) is not int or type(eps) is not float:
+    if code is None or not _is_usual(x) or type(axis) is not int or type(eps) is not float:
         return None
     if not (weight is None or type(weight) is _ndarray) or not (bias is None or type(bias) is _ndarray):
         return None
