@@ -121,7 +121,7 @@ void backward_kernel(Value* stack, uint64_t, uint64_t) {
   a.group = in.integer();
   a.require_operands();
   refuse_if(refused_table(a.x.view(), a.stats.view(), 4, a.groups()));
-  a.require_weights(2);
+  a.require_weights(-1);
   const auto parameter = [&](const Handle& given) {
     const View v = given.view();
     return given && v.ndim == 2 ? stable::empty_matrix(v.sizes[0], v.sizes[1], v.dtype)
@@ -175,7 +175,7 @@ void input_gradients_kernel(Value* stack, uint64_t, uint64_t) {
   a.require_operands();
   refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
   refuse_if(refused_table(a.x.view(), a.sums.view(), 2, 0));
-  a.require_weights(0);
+  a.require_weights(-1);
   Handle grad_x = like(a, true), grad_residual = like(a, static_cast<bool>(a.residual));
   input_gradients(a.grad_y.view(), a.x.view(), values_of(a.stats), values_of(a.sums), a.channels(), a.extras(), a.run(),
                   {grad_x.view(true), output(grad_residual, static_cast<bool>(a.residual)), {}, {}});

@@ -235,6 +235,7 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
     if (d > 1) repeats *= x.sizes[d] / weights.sizes[d];
   }
   if (!fits) return "weights must be bool, float32 or float64 and broadcast to x, with one channel";
+  if (least < 0) return "";
   const int64_t N = x.sizes[0], size = group > 0 && group < N ? group : N;
   const bool alike = weights.sizes[0] == 1;  // all samples
   const int64_t groups = (N + size - 1) / size;

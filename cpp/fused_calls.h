@@ -48,7 +48,8 @@ void input_gradients(const View& grad_y, const View& x, const double* stats, con
 std::string refused_operands(const View& x, std::initializer_list<View> like_x, const ChannelViews& channels, int64_t groups = 0);
 std::string refused_table(const View& x, const View& table, int rows, int64_t groups);
 
-// Why weights are refused, or empty; and, where at least so many positions of each group have to count, why they do not.
+// Why weights are refused, or empty; and, where at least so many positions of each group have to count, why they do not. A negative
+// number looks at their shape only: what a forward took is not looked through again.
 std::string refused_weights(const View& x, const View& weights, int64_t group, int64_t least);
 
 enum class OnNonfinite : int { propagate = 0, skip = 1, raise = 2 };
