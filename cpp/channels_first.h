@@ -208,32 +208,37 @@ template <class T> class ChannelsFirst {
   // Run by run, and within a run's number channel by channel: in a dense array that is the order of memory.
   void apply_runs(int64_t c0, int64_t c1, int64_t r0, int64_t r1) const {
     const int64_t inner = run_length(p_);
+    const Runs<T> first = first_runs(c0);
     with_variant(variant_of(p_, table_.any_wide(c0, c1 - c0)), [&](auto v) {
       for (int64_t outer = (r1 - 1) / inner; outer >= r0 / inner; --outer) {
         const int64_t s0 = outer * inner < r0 ? r0 - outer * inner : 0;
         const int64_t s1 = (outer + 1) * inner > r1 ? r1 - outer * inner : inner;
-        const int64_t some = p_.channel_dims == 1 ? c1 - c0 : 1;
-        each_weighted(outer * inner, s0, s1, [&](int64_t s, int64_t n, const C* w) {
-          for (int64_t c = c0; c < c1; c += some)
-            apply_to<T, Uniform<C>, v()>(p_, table_, c, c + some, runs_at(c, outer, s, w), n, streaming_);
+        each_weighted(outer * inner, s0, s1, [&](int64_t s, int64_t n, const C* w) BN_INLINE_LAMBDA {
+          int64_t c = c0;
+          const int64_t some = p_.channel_dims == 1 ? c1 - c0 : 1;
+          do {
+            const Runs<T> runs = runs_at(c == c0 ? first : first_runs(c), outer, s, w);
+            apply_to<T, Uniform<C>, v()>(p_, table_, c, c + some, runs, n, streaming_);
+          } while ((c += some) < c1);
         });
       }
     });
   }
 
-  // f(s, n, weights) for the parts of a run's positions s0 … s1 - 1, which is number r: those whose weights are there together.
-  template <class F> void each_weighted(int64_t r, int64_t s0, int64_t s1, const F& f) const {
-    if (factors_ == nullptr) return f(s0, s1 - s0, nullptr);
+  // f(s, n, weights) for the parts of a run's positions s0 … s1 - 1, which begins at position r: those whose weights are there
+  // together.
+  template <class F> BN_INLINE void each_weighted(int64_t r, int64_t s0, int64_t s1, const F& f) const {
     typename Factors<C>::Local local;
-    for (int64_t n; s0 < s1; s0 += n) {
-      n = s1 - s0 < factors_->most() ? s1 - s0 : factors_->most();
-      f(s0, n, factors_->at(r + s0, n, local));
-    }
+    do {
+      const int64_t n = factors_ && factors_->most() < s1 - s0 ? factors_->most() : s1 - s0;
+      f(s0, n, factors_ ? factors_->at(r + s0, n, local) : nullptr);
+      s0 += n;
+    } while (s0 < s1);
   }
 
-  // The runs of channel c, from position s of each on.
-  Runs<T> runs_at(int64_t c, int64_t outer, int64_t s, const C* weights) const {
-    const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) + run_offset(p_, a, outer) + s : nullptr; };
+  // The first runs of channel c.
+  Runs<T> first_runs(int64_t c) const {
+    const auto at = [&](const Array& a) { return a ? element<T>(p_, a, c) : nullptr; };
     const auto step = [&](const Array& a) { return a ? a.channel[p_.channel_dims - 1] : 0; };
     const Array& out = p_.grad_y ? p_.grad_x : p_.y;
     return {at(p_.x),
@@ -242,8 +247,19 @@ template <class T> class ChannelsFirst {
             at(out),
             at(p_.grad_residual),
             {step(p_.x), step(p_.grad_y), step(p_.residual), step(out), step(p_.grad_residual)},
-            weights,
+            nullptr,
             1};
+  }
+
+  // Those with another number, from position s of each on.
+  BN_INLINE Runs<T> runs_at(Runs<T> runs, int64_t outer, int64_t s, const C* weights) const {
+    const auto move = [&](auto*& pointer, const Array& a) BN_INLINE_LAMBDA {
+      if (pointer != nullptr) pointer += run_offset(p_, a, outer) + s;
+    };
+    move(runs.x, p_.x), move(runs.g, p_.grad_y), move(runs.residual, p_.residual);
+    move(runs.out, p_.grad_y ? p_.grad_x : p_.y), move(runs.grad_residual, p_.grad_residual);
+    runs.weights = weights;
+    return runs;
   }
 
   void apply_packed(int64_t c, int64_t r0, int64_t r1) const {
@@ -273,11 +289,12 @@ template <class T> class ChannelsFirst {
     for (int64_t c = c0; c < c1; ++c) columns.spread(table_, c, (c - c0) * S, S, wide);
     C spread[kColumns + 2 * kLanes];
     typename Factors<C>::Local local;
+    const Runs<T> first = first_runs(c0);
     with_variant(variant_of(p_, wide), [&](auto v) {
       for (int64_t outer = p_.m / S - 1; outer >= 0; --outer) {
         const C* w = factors_ ? factors_->at(outer * S, S, local) : nullptr;
         for (int64_t i = 0; w != nullptr && i < width; i += S) std::copy_n(w, S, spread + i);
-        apply_to<T, Columns<C>, v()>(p_, columns, 0, 1, runs_at(c0, outer, 0, w ? spread : nullptr), width, streaming_);
+        apply_to<T, Columns<C>, v()>(p_, columns, 0, 1, runs_at(first, outer, 0, w ? spread : nullptr), width, streaming_);
       }
     });
   }
