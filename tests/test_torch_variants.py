@@ -327,6 +327,9 @@ def test_renormalization_without_room_is_the_plain_layer_with_its_bits(dtype):
     plain = _run(_spread(bnt.BatchNorm1d(C)), x, g)
     for renorm in (bn.Renorm(1.0, 0.0), bn.Renorm()):
         assert _same(_run(_spread(bnt.BatchNorm1d(C, renorm=renorm)), x, g), plain)
+        poisoned = _spread(bnt.BatchNorm1d(C, renorm=renorm))
+        poisoned.running_mean.fill_(torch.nan)
+        assert _same(_run(poisoned, x, g)[:4], plain[:4]), "whatever the running statistics are"
 
 
 def test_renormalization_within_its_limits_computes_what_evaluation_does():
