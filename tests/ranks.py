@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import os
-import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -40,13 +40,12 @@ class Ranks:
     """So many processes; `run` calls a function in some of them, at once, and returns what each returned or raised."""
 
     def __init__(self, world: int, groups: list[tuple[int, ...]], seconds: float = 60) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self.folder = tempfile.TemporaryDirectory()
+        rendezvous = os.path.join(self.folder.name, "rendezvous")
         self.pipes, self.processes = [], []
         for rank in range(world):
             here, there = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_work, args=(rank, world, port, groups, seconds, there), daemon=True)
+            process = _SPAWN.Process(target=_work, args=(rank, world, rendezvous, groups, seconds, there), daemon=True)
             process.start()
             there.close()
             self.pipes.append(here)
@@ -78,13 +77,14 @@ class Ranks:
             if process.is_alive():
                 process.kill()
                 process.join(5)
+        self.folder.cleanup()
 
 
-def _work(rank: int, world: int, port: int, groups: list[tuple[int, ...]], seconds: float, pipe: Any) -> None:
+def _work(rank: int, world: int, rendezvous: str, groups: list[tuple[int, ...]], seconds: float, pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     timeout = datetime.timedelta(seconds=seconds)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timeout)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world, timeout=timeout)
     for ranks in groups:
         _groups[ranks] = dist.new_group(list(ranks), timeout=timeout)
     while True:
