@@ -718,3 +718,23 @@ def test_operations_on_tables_refuse_what_would_lead_out_of_memory(name, registe
     x = _randn(4, C)
     with pytest.raises(ValueError, match=words):
         call(native if registered == "natively" else python, x, native.moments(x, None))
+
+
+def test_a_frozen_layer_takes_one_sample_in_training():
+    layer = _spread(bnt.BatchNorm1d(C, statistics="running", update=False))
+    x = torch.randn(5, C)
+    samples = torch.cat([layer(sample) for sample in x.split(1)])
+    plain = torch.func.vmap(layer)(x[:, None])[:, 0]
+    assert layer.num_batches_tracked == 0
+    assert torch.equal(samples, layer.eval()(x))
+    torch.testing.assert_close(plain, samples)
+
+
+def test_one_value_is_refused_wherever_the_batch_normalises():
+    for layer in (bnt.BatchNorm1d(C, track_running_stats=False).eval(), bnt.BatchNorm1d(C, statistics="batch").eval()):
+        with pytest.raises(ValueError, match="one value per channel"):
+            layer(torch.randn(1, C))
+    moving = bnt.BatchNorm1d(C, statistics="running")  # normalises with the running ones, but moves them
+    with pytest.raises(ValueError, match="one value per channel"):
+        moving(torch.randn(1, C))
+    assert moving.num_batches_tracked == 0

@@ -166,7 +166,7 @@ class _Extended(_BatchNorm):
             selection = _positions.weights_like(x, mask, weights, type(self).__name__)
         batch, updates = self._choices()
         empty = not is_jit_trace() and x.numel() == 0
-        if (self.training or updates) and not is_jit_trace() and self._has_single_value(x, selection):
+        if (batch or updates) and not is_jit_trace() and self._has_single_value(x, selection):
             batch = updates = False
         updates = updates and not empty and not is_recomputation()
         selection = selection if batch or updates else None
