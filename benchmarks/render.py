@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import tables
 import tables_layers
+import tables_targets
 from batchnorm.bench.problem import read_shapes
 from record import RESULTS, ROOT, Document
 from run import HERE, NETWORKS, OTHERS
@@ -34,6 +35,7 @@ def parts() -> Iterator[tuple[str, str, str]]:
     if core:
         yield "README.md", "speed-table", tables.readme(core, "en")
         yield "README.zh-CN.md", "speed-table", tables.readme(core, "zh")
+        yield PERFORMANCE, "targets", tables_targets.targets(core)
         yield PERFORMANCE, "functions-summary", tables.summary(core)
         yield PERFORMANCE, "functions-table", tables.functions(core)
     if layers:
