@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "bind_lock.h"
@@ -128,9 +129,11 @@ struct Usual {
     for (int64_t c = 0; bias && c < C; ++c) *to++ = bias.get(c);
   }
 
-  // Whether an output that the caller gave has memory of its own, or is x itself.
-  bool may_write(const Borrowed& out) const {
-    if (!out.contiguous('A') || !(out.apart_from(x) || out.same_memory(x))) return false;
+  // Whether an output that the caller gave has memory of its own, or is exactly one of these inputs.
+  bool may_write(const Borrowed& out, std::initializer_list<const Borrowed*> inputs) const {
+    if (!out.contiguous('A')) return false;
+    for (const Borrowed* input : inputs)
+      if (*input && !(out.apart_from(*input) || out.same_memory(*input))) return false;
     return (!weight || out.apart_from(weight)) && (!bias || out.apart_from(bias));
   }
 };
@@ -151,19 +154,21 @@ void set_common(Problem& p, double eps, int activation, double slope) {
 }
 
 // Without y only the moments are gathered.
-bool forward(nb::handle x, nb::handle y_, bool given, nb::handle table_, bool gathers, nb::handle weight, nb::handle bias,
-             int64_t axis, double eps, int activation, double slope) {
+bool forward(nb::handle x, nb::handle y_, bool given, nb::handle residual_, nb::handle table_, bool gathers, nb::handle weight,
+             nb::handle bias, int64_t axis, double eps, int activation, double slope) {
   Usual u;
-  Borrowed y, table;
+  Borrowed y, residual, table;
   PyTypeObject* type = Py_TYPE(x.ptr());
   if (!u.take(x, weight, bias, axis, eps)) return false;
   if (!y_.is_none() && !(y.take(y_, type, "dfe", true) && y.is_like(u.x))) return false;
-  if (given && !u.may_write(y)) return false;
+  if (!residual_.is_none() && !(residual.take(residual_, type, "dfe") && residual.is_like(u.x))) return false;
+  if (given && !u.may_write(y, {&u.x, &residual})) return false;
   if (!table.take(table_, type, "d", gathers) || !table.is_table(u.C)) return false;
   if (gathers ? y && u.m < 2 : !all_counted(table, u.C)) return false;
   Problem p;
   std::vector<Operand> operands{{&Problem::x, u.x.view()}};
   if (y) operands.push_back({&Problem::y, y.view()});
+  if (residual) operands.push_back({&Problem::residual, residual.view()});
   collapse(p, u.kept, operands);
   p.stats = rows_of(table.doubles(), u.C);
   p.compute_stats = gathers;
@@ -174,21 +179,30 @@ bool forward(nb::handle x, nb::handle y_, bool given, nb::handle table_, bool ga
   return true;
 }
 
-// Gradients of weight and bias are written in their dtypes.
-bool backward(nb::handle grad_y_, nb::handle x, nb::handle grad_x_, nb::handle table_, nb::handle weight, nb::handle bias,
-              nb::handle grad_weight_, nb::handle grad_bias_, int64_t axis, double eps, int activation, double slope,
-              bool training) {
+// Gradients of weight and bias are written in their dtypes; with a residual there is grad_residual, too.
+bool backward(nb::handle grad_y_, nb::handle x, nb::handle grad_x_, bool given, nb::handle residual_, nb::handle grad_residual_,
+              nb::handle table_, nb::handle weight, nb::handle bias, nb::handle grad_weight_, nb::handle grad_bias_, int64_t axis,
+              double eps, int activation, double slope, bool training) {
   Usual u;
-  Borrowed grad_y, grad_x, table, grad_weight, grad_bias;
+  Borrowed grad_y, grad_x, residual, grad_residual, table, grad_weight, grad_bias;
   PyTypeObject* type = Py_TYPE(x.ptr());
   if (!u.take(x, weight, bias, axis, eps) || (training && u.m < 2)) return false;
-  if (!grad_y.take(grad_y_, type, "dfe") || !grad_y.is_like(u.x) || !grad_x.take(grad_x_, type, "dfe", true)) return false;
+  if (!grad_y.take(grad_y_, type, "dfe") || !grad_y.is_like(u.x)) return false;
+  if (!grad_x.take(grad_x_, type, "dfe", true) || !grad_x.is_like(u.x)) return false;
+  if (!residual_.is_none()) {
+    if (!residual.take(residual_, type, "dfe") || !residual.is_like(u.x)) return false;
+    if (!grad_residual.take(grad_residual_, type, "dfe", true) || !grad_residual.is_like(u.x)) return false;
+  }
+  if (given && !u.may_write(grad_x, {&u.x, &grad_y, &residual})) return false;
   if (!table.take(table_, type, "d") || !table.is_table(u.C) || !all_counted(table, u.C)) return false;
   if (u.weight && !grad_weight.take(grad_weight_, type, "df", true)) return false;
   if (u.bias && !grad_bias.take(grad_bias_, type, "df", true)) return false;
   std::vector<double> sums(static_cast<size_t>(2 * u.C));
   Problem p;
-  collapse(p, u.kept, {{&Problem::x, u.x.view()}, {&Problem::grad_y, grad_y.view()}, {&Problem::grad_x, grad_x.view()}});
+  std::vector<Operand> operands{{&Problem::x, u.x.view()}, {&Problem::grad_y, grad_y.view()}, {&Problem::grad_x, grad_x.view()}};
+  if (residual) operands.push_back({&Problem::residual, residual.view()});
+  if (residual) operands.push_back({&Problem::grad_residual, grad_residual.view()});
+  collapse(p, u.kept, operands);
   p.stats = rows_of(table.doubles(), u.C);
   p.training = training;
   p.grad_weight = sums.data(), p.grad_bias = sums.data() + u.C;
@@ -239,10 +253,11 @@ bool table_of_running(nb::handle mean_, nb::handle var_, nb::handle table_) {
 
 void bind_usual(nb::module_& m) {
   nb::module_ usual = m.def_submodule("usual");
-  usual.def("forward", &forward, nb::arg("x"), nb::arg("y").none(), nb::arg("given"), nb::arg("table"), nb::arg("gathers"),
-            nb::arg("weight").none(), nb::arg("bias").none(), nb::arg("axis"), nb::arg("eps"), nb::arg("activation"),
-            nb::arg("slope"));
-  usual.def("backward", &backward, nb::arg("grad_y"), nb::arg("x"), nb::arg("grad_x"), nb::arg("table"), nb::arg("weight").none(),
+  usual.def("forward", &forward, nb::arg("x"), nb::arg("y").none(), nb::arg("given"), nb::arg("residual").none(), nb::arg("table"),
+            nb::arg("gathers"), nb::arg("weight").none(), nb::arg("bias").none(), nb::arg("axis"), nb::arg("eps"),
+            nb::arg("activation"), nb::arg("slope"));
+  usual.def("backward", &backward, nb::arg("grad_y").none(), nb::arg("x"), nb::arg("grad_x"), nb::arg("given"),
+            nb::arg("residual").none(), nb::arg("grad_residual").none(), nb::arg("table"), nb::arg("weight").none(),
             nb::arg("bias").none(), nb::arg("grad_weight").none(), nb::arg("grad_bias").none(), nb::arg("axis"), nb::arg("eps"),
             nb::arg("activation"), nb::arg("slope"), nb::arg("training"));
   usual.def("move_running", &move_running, nb::arg("mean"), nb::arg("var"), nb::arg("batches"), nb::arg("table"),

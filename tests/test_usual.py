@@ -65,7 +65,9 @@ def test_the_same_bits_as_the_long_way(dtype: str, view: str, axis: int, long_wa
             z = bn.normalize(x, m, None, bias, **options)
             g = bn.batch_norm_backward(y, x, m, weight, bias, **options)
             e = bn.batch_norm_backward(y, x, m, weight, training=False, **options)
-            results.append(bits([m._table, y, m2._table, z, *g, *e]))
+            r, _ = bn.batch_norm(x, weight, residual=y, **options)
+            h = bn.batch_norm_backward(z, x, m, weight, residual=y, **options)
+            results.append(bits([m._table, y, m2._table, z, *g, *e, r, *h]))
         assert results[0] == results[1]
 
 
@@ -78,6 +80,12 @@ def test_given_outputs_as_the_long_way(view: str, long_way: Callable[[bool], Non
         out = np.empty_like(x)
         assert bn.batch_norm(x, out=out)[0] is out
         np.testing.assert_array_equal(out, expected)
+        assert bn.batch_norm(x, residual=out, out=out)[0] is out
+        np.testing.assert_array_equal(out, bn.batch_norm(x, residual=expected)[0])
+        m, g = bn.moments(x), data("float32", view, 1)
+        gradients = bn.batch_norm_backward(g, x, m)
+        assert bn.batch_norm_backward(g, x, m, out=g).x is g
+        np.testing.assert_array_equal(g, gradients.x)
         assert bn.batch_norm(x, out=x)[0] is x
         np.testing.assert_array_equal(x, expected)
 
@@ -94,13 +102,14 @@ def test_usual_calls_take_no_check_in_python(monkeypatch: pytest.MonkeyPatch) ->
     y, m = bn.batch_norm(x, weight, bias)
     bn.normalize(x, bn.moments(x), out=y)
     bn.batch_norm_backward(y, x, m, weight, bias)
+    bn.batch_norm_backward(y, x, m, residual=bn.batch_norm(x, residual=x, activation="relu")[0], out=y)
     for used in (layer, average):
         used.train()(x)
         used.backward(y)
         used.eval()(x)
         used.backward(y)
     with pytest.raises(AssertionError, match="checked in Python"):
-        bn.batch_norm(x, residual=x)
+        bn.batch_norm(x, mask=np.ones((3, 5, 6), bool))
 
 
 @pytest.mark.parametrize("momentum", [0.1, None, 1.0])
@@ -151,6 +160,10 @@ UNUSUAL: dict[str, dict[str, Any]] = {
     "out read-only": {"out": np.broadcast_to(np.float32(0), (4, 3))},
     "out overlaps": {"x": one_memory[:12].reshape(4, 3), "out": one_memory[3:15].reshape(4, 3)},
     "out on weight": {"weight": one_memory[3:6], "out": one_memory[:12].reshape(4, 3)},
+    "residual's dtype": {"residual": x0.astype(np.float64)},
+    "residual's shape": {"residual": x0[:2]},
+    "residual unaligned": {"residual": unaligned(x0)},
+    "out on residual": {"residual": one_memory[3:15].reshape(4, 3), "out": one_memory[:12].reshape(4, 3)},
     "out on itself": {"out": np.lib.stride_tricks.as_strided(one_memory, (4, 3), (4, 4))},
 }
 
@@ -164,6 +177,34 @@ def test_what_is_refused_is_refused_in_the_same_words(name: str, long_way: Calla
         before = one_memory.copy()
         with pytest.raises((TypeError, ValueError)) as error:
             bn.batch_norm(**call)
+        said.append((type(error.value), str(error.value)))
+        np.testing.assert_array_equal(one_memory, before)
+    assert said[0] == said[1]
+
+
+BACKWARD: dict[str, dict[str, Any]] = {
+    "gradient's shape": {"grad_y": x0[:2]},
+    "gradient's dtype": {"grad_y": x0.astype(np.float64)},
+    "residual's shape": {"residual": x0[:2]},
+    "other moments": {"m": bn.moments(x0[:, :2])},
+    "no moments": {"m": bn.Moments.empty(3)},
+    "weight's length": {"weight": np.ones(4, np.float32)},
+    "one value": {"x": x0[:1], "grad_y": x0[:1]},
+    "out's dtype": {"out": np.empty((4, 3))},
+    "out overlaps": {"grad_y": one_memory[:12].reshape(4, 3), "out": one_memory[3:15].reshape(4, 3)},
+    "out on residual": {"residual": one_memory[3:15].reshape(4, 3), "out": one_memory[:12].reshape(4, 3)},
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_backwards_are_refused_in_the_same_words(name: str, long_way: Callable[[bool], None]) -> None:
+    call = {"grad_y": x0, "x": x0, "m": bn.moments(x0), "activation": "relu", **BACKWARD[name]}
+    said = []
+    for off in (False, True):
+        long_way(off)
+        before = one_memory.copy()
+        with pytest.raises((TypeError, ValueError)) as error:
+            bn.batch_norm_backward(**call)
         said.append((type(error.value), str(error.value)))
         np.testing.assert_array_equal(one_memory, before)
     assert said[0] == said[1]

@@ -31,56 +31,60 @@ def moments(x: Any, axis: Any) -> Doubles | None:
     if not _is_usual(x) or type(axis) is not int or not -x.ndim <= axis < x.ndim:
         return None
     table = np.empty((4, x.shape[axis]))
-    return table if _forward(x, None, False, table, True, None, None, axis, 1.0, 0, 0.01) else None
+    return table if _forward(x, None, False, None, table, True, None, None, axis, 1.0, 0, 0.01) else None
 
 
 def batch_norm(
-    x: Any, weight: Any, bias: Any, axis: Any, eps: Any, activation: Any, out: Any
+    x: Any, weight: Any, bias: Any, axis: Any, eps: Any, residual: Any, activation: Any, out: Any
 ) -> tuple[Array, Doubles] | None:
     """Normalise x with its own moments; return y and their table."""
     if not _is_usual(x) or type(axis) is not int or not -x.ndim <= axis < x.ndim:
         return None
     table = np.empty((4, x.shape[axis]))
-    y = _normalized(x, table, True, weight, bias, axis, eps, activation, out)
+    y = _normalized(x, table, True, weight, bias, axis, eps, residual, activation, out)
     return None if y is None else (y, table)
 
 
 def normalize(
-    x: Any, table: Doubles, weight: Any, bias: Any, axis: Any, eps: Any, activation: Any, out: Any
+    x: Any, table: Doubles, weight: Any, bias: Any, axis: Any, eps: Any, residual: Any, activation: Any, out: Any
 ) -> Array | None:
     """Normalise x with the moments of a table."""
     if not _is_usual(x) or type(axis) is not int:
         return None
-    return _normalized(x, table, False, weight, bias, axis, eps, activation, out)
+    return _normalized(x, table, False, weight, bias, axis, eps, residual, activation, out)
 
 
 def _normalized(
-    x: Array, table: Doubles, gathers: bool, weight: Any, bias: Any, axis: int, eps: Any, activation: Any, out: Any
-) -> Array | None:
+    x: Array, table: Doubles, gathers: bool, weight: Any, bias: Any, axis: int, eps: Any, residual: Any,
+    activation: Any, out: Any,
+) -> Array | None:  # fmt: skip
     code = 0 if activation is None else _code(activation)
     if code is None or type(eps) is not float:
         return None
     y: Array = empty_like(x) if out is None else out
-    done = _forward(x, y, out is not None, table, gathers, weight, bias, axis, eps, code, 0.01)
+    done = _forward(x, y, out is not None, residual, table, gathers, weight, bias, axis, eps, code, 0.01)
     return y if done else None
 
 
 def backward(
-    grad_y: Any, x: Any, table: Doubles, weight: Any, bias: Any, axis: Any, eps: Any, activation: Any, training: bool
-) -> tuple[Array, Array | None, Array | None] | None:
-    """Gradients by x, weight and bias, given the table of the forward's moments."""
+    grad_y: Any, x: Any, table: Doubles, weight: Any, bias: Any, axis: Any, eps: Any, residual: Any, activation: Any,
+    training: bool, out: Any = None,
+) -> tuple[Array, Array | None, Array | None, Array | None] | None:  # fmt: skip
+    """Gradients by x, weight, bias and residual, given the table of the forward's moments."""
     code = 0 if activation is None else _code(activation)
     if code is None or not _is_usual(x) or type(axis) is not int or type(eps) is not float:
         return None
     if not (weight is None or type(weight) is _ndarray) or not (bias is None or type(bias) is _ndarray):
         return None
-    grad_x = empty_like(x)
+    grad_x = empty_like(x) if out is None else out
+    grad_residual = None if residual is None else empty_like(x)
     grad_weight = None if weight is None else np.empty(weight.shape, weight.dtype)
     grad_bias = None if bias is None else np.empty(bias.shape, bias.dtype)
     done = _backward(
-        grad_y, x, grad_x, table, weight, bias, grad_weight, grad_bias, axis, eps, code, 0.01, training
+        grad_y, x, grad_x, out is not None, residual, grad_residual, table, weight, bias, grad_weight, grad_bias, axis,
+        eps, code, 0.01, training,
     )  # fmt: skip
-    return (grad_x, grad_weight, grad_bias) if done else None
+    return (grad_x, grad_weight, grad_bias, grad_residual) if done else None
 
 
 def _code(activation: Any) -> int | None:

@@ -182,8 +182,8 @@ def normalize(
     array([[1.],
            [2.]])
     """
-    if type(m) is Moments and residual is None and virtual_batch_size is None and correction is None:
-        usual = _usual.normalize(x, m._table, weight, bias, axis, eps, activation, out)
+    if type(m) is Moments and virtual_batch_size is None and correction is None:
+        usual = _usual.normalize(x, m._table, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual
     d = _checks.data(x, "normalize", axis)
@@ -258,8 +258,8 @@ def batch_norm(
     array([[-1., -2.],
            [ 1.,  2.]])
     """
-    if mask is None and weights is None and residual is None and virtual_batch_size is None:
-        usual = _usual.batch_norm(x, weight, bias, axis, eps, activation, out)
+    if mask is None and weights is None and virtual_batch_size is None:
+        usual = _usual.batch_norm(x, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual[0], Moments._of_table(usual[1])
     d = _checks.data(x, "batch_norm", axis)
@@ -332,11 +332,11 @@ def batch_norm_backward(
     >>> bool(abs(g.x.sum()) < 1e-12)  # shifting x by a constant changes nothing
     True
     """
-    plain = mask is None and weights is None and residual is None and out is None
+    plain = mask is None and weights is None
     if plain and virtual_batch_size is None and correction is None and type(m) is Moments:
-        usual = _usual.backward(grad_y, x, m._table, weight, bias, axis, eps, activation, bool(training))
+        usual = _usual.backward(grad_y, x, m._table, weight, bias, axis, eps, residual, activation, bool(training), out)
         if usual is not None:
-            return Gradients(*usual, None)
+            return Gradients(*usual)
     d = _checks.data(x, "batch_norm_backward", axis)
     arguments = Arguments(weight, bias, eps, mask, weights, residual, activation, out, virtual_batch_size, correction)
     return run_backward(d, grad_y, m, arguments, training)

@@ -228,8 +228,8 @@ class BatchNorm:
         residual: ArrayLike | None = None,
     ) -> Array:
         """The same as calling the layer."""
-        if mask is None and weights is None and residual is None:
-            y = self._usual_forward(x)
+        if mask is None and weights is None:
+            y = self._usual_forward(x, residual)
             if y is not None:
                 return y
         axis = self._channel_axis(x)
@@ -251,7 +251,7 @@ class BatchNorm:
         self._last = _Forward(d.x, axis, m, mask, weights, residual, uses_batch, a.virtual_batch_size, a.correction)
         return y
 
-    def _usual_forward(self, x: ArrayLike) -> Array | None:
+    def _usual_forward(self, x: ArrayLike, residual: ArrayLike | None) -> Array | None:
         """The call that `_usual` takes, where no rare option is set; None for any other."""
         running = self.running
         if type(x) is not np.ndarray or running is None or self.statistics != "auto" or self.update is not None:
@@ -261,17 +261,17 @@ class BatchNorm:
             return None
         if not self.training:
             m = running.moments()
-            y = _usual.normalize(x, m._table, self.weight, self.bias, axis, self.eps, self.activation, None)
+            y = _usual.normalize(x, m._table, self.weight, self.bias, axis, self.eps, residual, self.activation, None)
         elif self.virtual_batch_size is not None or self.renorm is not None:
             return None
         else:
-            made = _usual.batch_norm(x, self.weight, self.bias, axis, self.eps, self.activation, None)
+            made = _usual.batch_norm(x, self.weight, self.bias, axis, self.eps, residual, self.activation, None)
             if made is None:
                 return None
             y, m = made[0], Moments._of_table(made[1])
             running.update(m)
         if y is not None:
-            self._last = _Forward(x, axis, m, None, None, None, self.training, None, None)
+            self._last = _Forward(x, axis, m, None, None, residual, self.training, None, None)
         return y
 
     def _switches(self) -> tuple[bool, bool]:
@@ -312,12 +312,12 @@ class BatchNorm:
                 "layer on x first"
             )
         x, axis, m, mask, weights, residual, training, ghosts, correction = self._last
-        if mask is None and weights is None and residual is None and ghosts is None and correction is None:
+        if mask is None and weights is None and ghosts is None and correction is None:
             usual = _usual.backward(
-                grad_y, x, m._table, self.weight, self.bias, axis, self.eps, self.activation, training
+                grad_y, x, m._table, self.weight, self.bias, axis, self.eps, residual, self.activation, training
             )
             if usual is not None:
-                return Gradients(*usual, None) if self.train_affine else Gradients(usual[0], None, None, None)
+                return Gradients(*usual) if self.train_affine else Gradients(usual[0], None, None, usual[3])
         d = _checks.data(x, type(self).__name__, axis, self._shape)
         a = self._arguments(mask, weights, residual)._replace(virtual_batch_size=ghosts, correction=correction)
         gradients = run_backward(d, grad_y, m, a, training)
