@@ -53,7 +53,7 @@ const double* values_of(const Handle& h) { return reinterpret_cast<const double*
 
 // Operands, parameters and options, as most of our operations have them. With a size of groups, tables have an axis for them.
 struct Given {
-  Handle x, grad_y, stats, sums, weight, bias, mean, var, weights, residual;
+  Handle x, grad_y, stats, sums, weight, bias, mean, var, weights, residual, y;
   double eps = 0, slope = 0;
   Activation activation = Activation::none;
   int64_t group = 0;
@@ -65,15 +65,17 @@ struct Given {
   }
 
   ChannelViews channels() const { return {weight.view(), bias.view(), mean.view(), var.view()}; }
-  Extras extras() const { return {weights.view(), residual.view(), activation, slope}; }
+  Extras extras() const { return {weights.view(), residual.view(), activation, slope, y.view()}; }
   Run run() const { return {eps, group, threads_of_torch()}; }
   int64_t groups() const { return group > 0 ? groups_of(x.view(), group) : 0; }
   int64_t C() const { return x.view().sizes[1]; }
+  bool has_residual() const { return residual || y; }
 
   void require_operands() const {
-    require_readable({&x, &grad_y, &stats, &sums, &weight, &bias, &mean, &var, &weights, &residual});
+    require_readable({&x, &grad_y, &stats, &sums, &weight, &bias, &mean, &var, &weights, &residual, &y});
     if (group < 0) refuse("group must be the samples of one, at least 1, or 0 for all; got " + std::to_string(group));
-    refuse_if(refused_operands(x.view(), {grad_y.view(), residual.view()}, channels(), groups()));
+    refuse_if(refused_operands(x.view(), {grad_y.view(), residual.view(), y.view()}, channels(), groups()));
+    refuse_if(refused_y(x.view(), extras()));
   }
   void require_weights(int64_t least) const {
     if (weights) refuse_if(refused_weights(x.view(), weights.view(), group, least));
@@ -119,6 +121,7 @@ void backward_kernel(Value* stack, uint64_t, uint64_t) {
   a.read_options(in);
   const bool training = in.boolean();
   a.group = in.integer();
+  a.y = in.optional_tensor();
   a.require_operands();
   refuse_if(refused_table(a.x.view(), a.stats.view(), 4, a.groups()));
   a.require_weights(-1);
@@ -128,10 +131,9 @@ void backward_kernel(Value* stack, uint64_t, uint64_t) {
                                 : stable::empty_vector(a.C(), given ? v.dtype : DType::f64);
   };
   Handle grad_x = like(a, true), grad_weight = parameter(a.weight), grad_bias = parameter(a.bias);
-  Handle grad_residual = like(a, static_cast<bool>(a.residual));
-  fused_backward(
-      a.grad_y.view(), a.x.view(), values_of(a.stats), a.channels(), a.extras(), a.run(), training,
-      {grad_x.view(true), output(grad_residual, static_cast<bool>(a.residual)), grad_weight.view(true), grad_bias.view(true)});
+  Handle grad_residual = like(a, a.has_residual());
+  fused_backward(a.grad_y.view(), a.x.view(), values_of(a.stats), a.channels(), a.extras(), a.run(), training,
+                 {grad_x.view(true), output(grad_residual, a.has_residual()), grad_weight.view(true), grad_bias.view(true)});
   stable::give(stack, {&grad_x, &grad_weight, &grad_bias, &grad_residual});
 }
 
@@ -157,6 +159,7 @@ void sums_kernel(Value* stack, uint64_t, uint64_t) {
   a.residual = in.optional_tensor();
   a.read_options(in);
   a.group = in.integer();
+  a.y = in.optional_tensor();
   a.require_operands();
   refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
   Handle sums = stable::empty_table(2, a.groups(), a.C());
@@ -172,13 +175,14 @@ void input_gradients_kernel(Value* stack, uint64_t, uint64_t) {
   a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
   a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
   a.read_options(in);
+  a.y = in.optional_tensor();
   a.require_operands();
   refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
   refuse_if(refused_table(a.x.view(), a.sums.view(), 2, 0));
   a.require_weights(-1);
-  Handle grad_x = like(a, true), grad_residual = like(a, static_cast<bool>(a.residual));
+  Handle grad_x = like(a, true), grad_residual = like(a, a.has_residual());
   input_gradients(a.grad_y.view(), a.x.view(), values_of(a.stats), values_of(a.sums), a.channels(), a.extras(), a.run(),
-                  {grad_x.view(true), output(grad_residual, static_cast<bool>(a.residual)), {}, {}});
+                  {grad_x.view(true), output(grad_residual, a.has_residual()), {}, {}});
   stable::give(stack, {&grad_x, &grad_residual});
 }
 

@@ -66,14 +66,16 @@ template <Variant V, class C> BN_INLINE Lanes<C> activated(const Problem& p, Lan
   return activate(p.activation, static_cast<C>(p.slope), z);
 }
 
-// dL/dz from dL/dy; z is recomputed as the forward computed it, so that the corner falls on the same side.
+// dL/dz from dL/dy; z is recomputed as the forward computed it, so that the corner falls on the same side, or, in place of the
+// residual, y is there, which lies on the same side.
 template <Variant V, class C, class K>
 BN_INLINE Lanes<C> grad_before_activation(const Problem& p, const K& k, int64_t j, Lanes<C> x, Lanes<C> g,
                                           const Lanes<C>* residual) {
   if constexpr (V == Variant::plain) return g;
   if (V == Variant::wide && p.activation == Activation::none) return g;
-  Lanes<C> z = normalized<V>(k, j, x);
-  if (residual) z = z + *residual;
+  const bool from_y = residual && p.residual_is_y;
+  Lanes<C> z = from_y ? *residual : normalized<V>(k, j, x);
+  if (residual && !from_y) z = z + *residual;
   if constexpr (V == Variant::relu) return activate_backward(Activation::relu, C(0), z, g);
   return activate_backward(p.activation, static_cast<C>(p.slope), z, g);
 }

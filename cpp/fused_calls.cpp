@@ -31,11 +31,12 @@ class Call {
   Call(const View& x, const ChannelViews& channels, const Extras& extras, const Run& run)
       : groups(x, kChannelsOnAxis1, run.group), weights_(extras.weights, x), weight_(channels.weight), bias_(channels.bias) {
     add(&Problem::x, x);
-    add(&Problem::residual, extras.residual);
+    add(&Problem::residual, extras.y ? extras.y : extras.residual);
     groups.own_parameters = (channels.weight ? channels.weight : channels.bias).ndim == 2;
     p.weight = weight_.get(), p.bias = bias_.get();
     p.eps = run.eps;
     p.activation = extras.activation, p.slope = extras.slope;
+    p.residual_is_y = static_cast<bool>(extras.y);
     p.threads = run.threads;
   }
 
@@ -203,7 +204,7 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
   for (const View& v : like_x) {
     bool same = !v || (v.ndim == x.ndim && v.dtype == x.dtype);
     for (int d = 0; same && v && d < x.ndim; ++d) same = v.sizes[d] == x.sizes[d];
-    if (!same) return "residual and grad_y must have x's shape and dtype";
+    if (!same) return "residual, y and grad_y must have x's shape and dtype";
   }
   const auto fits = [&](const View& v, int64_t rows) {
     const bool shape = rows > 0 ? v.ndim == 2 && v.sizes[0] == rows : v.ndim == 1;
@@ -215,6 +216,17 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
   if (channels.weight && channels.bias && channels.weight.ndim != channels.bias.ndim) return "weight and bias go together";
   if (static_cast<bool>(channels.mean) != static_cast<bool>(channels.var)) return "running_mean and running_var go together";
   return "";
+}
+
+std::string refused_y(const View& x, const Extras& extras) {
+  if (!extras.y) return "";
+  if (extras.residual) return "y stands for the residual: give one of them";
+  const bool positive = (x.dtype == DType::f32 ? static_cast<float>(extras.slope) : extras.slope) > 0;  // by 0, -inf becomes a NaN
+  const bool tells = extras.activation == Activation::relu || extras.activation == Activation::relu6 ||
+                     (extras.activation == Activation::leaky_relu && positive);
+  return tells && !is_16_bit(x.dtype) ? ""
+                                      : "y tells the derivative of relu, relu6 and leaky_relu of positive slope, in float32 and "
+                                        "float64; for others give the residual";
 }
 
 std::string refused_table(const View& x, const View& table, int rows, int64_t groups) {

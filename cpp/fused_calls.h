@@ -16,6 +16,7 @@ struct Extras {
   View residual;  // of x's shape
   Activation activation = Activation::none;
   double slope = 0;
+  View y;  // backward: what came out of the forward, in place of the residual
 };
 
 struct Run {
@@ -47,6 +48,10 @@ void input_gradients(const View& grad_y, const View& x, const double* stats, con
 // group), a table of statistics or sums (or none) of so many rows.
 std::string refused_operands(const View& x, std::initializer_list<View> like_x, const ChannelViews& channels, int64_t groups = 0);
 std::string refused_table(const View& x, const View& table, int rows, int64_t groups);
+
+// Why y does not stand for the residual, or empty: the activation must leave each value on its side of a corner, and so must
+// rounding to x's dtype. 16-bit floats round values above 0 to 0, and values below 6 to 6.
+std::string refused_y(const View& x, const Extras& extras);
 
 // Why weights are refused, or empty; and, where at least so many positions of each group have to count, why they do not. A negative
 // number looks at their shape only: what a forward took is not looked through again.

@@ -124,7 +124,8 @@ template <class C> C z_of(const Problem& p, const Table<C>& t, int64_t c, int64_
 
 template <class C> C grad_z(const Problem& p, const Table<C>& t, int64_t c, int64_t r) {
   const C g = static_cast<C>(get(p, p.grad_y, c, r));
-  return p.activation == Activation::none ? g : activate_backward(p, z_of(p, t, c, r), g);
+  if (p.activation == Activation::none) return g;
+  return activate_backward(p, p.residual_is_y ? static_cast<C>(get(p, p.residual, c, r)) : z_of(p, t, c, r), g);
 }
 
 template <class C> Sums sums_of_block(const Problem& p, const Table<C>& t, int64_t c, int64_t r0, int64_t r1) {

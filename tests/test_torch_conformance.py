@@ -192,9 +192,11 @@ def test_opcheck_of_our_operations(options):
     arguments, grad_y = _operation_arguments((3, 4, 5), **options)
     torch.library.opcheck(torch.ops.batchnorm.forward, arguments)
     x, weight, bias, mean, _, weights, residual, *rest = arguments
-    _, stats = torch.ops.batchnorm.forward(*arguments)
+    y, stats = torch.ops.batchnorm.forward(*arguments)
     backward = (grad_y, x, stats, weight, bias, weights, residual, *rest, mean is None)
     torch.library.opcheck(torch.ops.batchnorm.backward, backward)
+    if residual is not None and options["activation"] != "silu":  # where y stands for it
+        torch.library.opcheck(torch.ops.batchnorm.backward, (*backward[:6], None, *backward[7:], 0, y))
     update = (torch.zeros(4), torch.ones(4), torch.tensor(0), stats.detach(), 0.1, 0, 0)
     torch.library.opcheck(torch.ops.batchnorm.update_, update)
 

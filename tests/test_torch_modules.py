@@ -213,18 +213,87 @@ def test_a_residual_of_another_shape_or_dtype_is_added_as_pytorch_adds(shape, dt
     torch.testing.assert_close(y, expected)
 
 
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_only_x_and_a_value_per_channel_are_saved_for_backward(with_residual):
-    """PyTorch keeps the output of the ReLU as well; with a residual, we keep that (a reference)."""
-    layer = bnt.BatchNorm2d(C, activation="relu")
-    x = _randn(8, C, 16, 16).requires_grad_()
-    r = _randn(8, C, 16, 16).requires_grad_() if with_residual else None
+SAVED = [
+    (False, "relu", torch.float32, "x"),
+    (True, None, torch.float32, "x"),
+    (True, "relu", torch.float32, "xy"),
+    (True, "relu6", torch.float64, "xy"),
+    (True, "leaky_relu", torch.float32, "xy"),
+    (True, ("leaky_relu", 0.0), torch.float32, "xr"),  # y of -inf is NaN
+    (True, ("leaky_relu", -0.1), torch.float32, "xr"),  # y is positive on both sides
+    (True, ("leaky_relu", 1e-60), torch.float32, "xr"),  # 0 in float32
+    (True, "silu", torch.float32, "xr"),
+    (True, "relu", torch.float16, "xr"),  # what is small is rounded to 0
+]
+
+
+@pytest.mark.parametrize(("with_residual", "activation", "dtype", "expected"), SAVED, ids=str)
+def test_what_is_saved_for_backward(with_residual, activation, dtype, expected):
+    """x and a few values a channel; with a residual y, where it tells the activation's derivative."""
+    layer = bnt.BatchNorm2d(C, activation=activation)
+    x = _randn(8, C, 16, 16, dtype=dtype).requires_grad_()
+    r = _randn(8, C, 16, 16, dtype=dtype).requires_grad_() if with_residual else None
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        layer(x, residual=r)
-    large = [t for t in saved if t.numel() > 10 * C]
-    assert {t.data_ptr() for t in large} == {t.data_ptr() for t in (x, r) if t is not None}
+        y = layer(x, residual=r)
+    large = {t.data_ptr() for t in saved if t.numel() > 10 * C}
+    assert large == {{"x": x, "r": r, "y": y}[name].data_ptr() for name in expected}
     assert sum(t.numel() * t.element_size() for t in saved if t.numel() <= 10 * C) <= 64 * C
+
+
+def test_writing_to_what_is_saved_is_noticed():
+    """As PyTorch's own ReLU notices it of what it returned. The residual may be used again."""
+    layer, x, r, g = bnt.BatchNorm1d(C, activation="relu"), *(_randn(8, C, seed=i) for i in range(3))
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(layer(x, residual=r), x, g)
+    y = layer(x, residual=r)
+    r.add_(1)
+    assert torch.equal(torch.autograd.grad(y, x, g, retain_graph=True)[0], expected)
+    y.detach().add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(g)
+
+
+CORNERS = [0.0, -0.0, 6.0, torch.nan, torch.inf, -torch.inf, 1e-42, -1e-42]  # and their neighbours
+VIEWS = {
+    "contiguous": lambda t: t,
+    "channels-last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "strided": lambda t: torch.stack([t, t], -1)[..., 0],
+    "small planes": lambda t: t[:, :, 0].reshape(-1, 35, 1, 7),
+}
+
+
+def _at_the_corners(dtype):
+    """x, residual and gradient: where x is 0, a channel of mean 0 and bias 0 has r before the activation."""
+    x, r, g = (_randn(9, 35, 8, 7, seed=i, dtype=dtype) for i in range(3))
+    corners = torch.tensor(CORNERS, dtype=dtype)
+    corners = torch.cat([corners, *(torch.nextafter(corners, torch.full_like(corners, to)) for to in (9.0, -9.0))])
+    x[2:4] = 0
+    r[2] = corners.repeat(100)[: r[2].numel()].reshape(r[2].shape)
+    g[0, 0, 0] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 1.0, -1.0], dtype=dtype)
+    return x, r, g
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", ("leaky_relu", 0.3)], ids=str)
+def test_gradients_told_by_y_have_the_bits_of_those_told_by_the_residual(activation, training, dtype):
+    """Against `batch_norm_backward`, which is given the residual; every instruction set, any layout."""
+    layer = bnt.BatchNorm2d(35, activation=activation, dtype=dtype).train(training)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(-1, 2, 35))
+    parameters = [layer.weight.detach().numpy(), layer.bias.detach().numpy()]
+    running = bn.Moments.from_statistics(layer.running_mean.numpy().copy(), layer.running_var.numpy().copy())
+    for isa, name in itertools.product(bn._native.available_isas(), VIEWS):
+        bn._native.force_isa(isa)
+        x, r, g = (VIEWS[name](t) for t in _at_the_corners(dtype))
+        m = bn.moments(x.numpy()) if training else running
+        options = {"residual": r.numpy(), "activation": activation, "training": training}
+        expected = bn.batch_norm_backward(g.numpy(), x.numpy(), m, *parameters, **options)
+        leaves = [x.requires_grad_(), layer.weight, layer.bias, r.requires_grad_()]
+        found = torch.autograd.grad(layer(x, residual=r), leaves, g)
+        for field, a, e in zip(expected._fields, found, expected, strict=True):
+            assert a.numpy().tobytes() == e.tobytes(), (isa, name, field)
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.channels_last_3d], ids=str)
@@ -396,6 +465,25 @@ def test_our_operations_refuse_what_would_lead_out_of_memory(name):
         torch.ops.batchnorm.forward(
             a["x"], a["weight"], None, a["mean"], None, a["weights"], a["residual"], 1e-5, 0, 0.0
         )
+
+
+TOLD = {
+    "16 bits": (torch.float16, 1, 0.0, {}, "in float32 and float64"),
+    "silu": (torch.float32, 4, 0.0, {}, "tells the derivative of relu"),
+    "slope 0": (torch.float32, 3, 0.0, {}, "positive slope"),
+    "both": (torch.float32, 1, 0.0, {"residual": torch.zeros(4, C)}, "give one of them"),
+    "shape": (torch.float32, 1, 0.0, {"y": torch.zeros(4, C + 1)}, "x's shape and dtype"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_our_backward_refuses_a_y_that_does_not_tell(name):
+    dtype, activation, slope, given, words = TOLD[name]
+    x, stats = torch.zeros(4, C, dtype=dtype), torch.ones(4, C, dtype=torch.float64)
+    given = {"residual": None, "y": x} | given
+    options = (None, None, None, given["residual"], 1e-5, activation, slope, True, 0, given["y"])
+    with pytest.raises(ValueError, match=words):
+        torch.ops.batchnorm.backward(x, x, stats, *options)
 
 
 # --- one answer ---

@@ -78,6 +78,7 @@ def run_backward(
     grad_y: Tensor, x: Tensor, grad_x: Tensor | None, table: Doubles, weight: Tensor | None, bias: Tensor | None,
     weights: Tensor | None, residual: Tensor | None, grad_residual: Tensor | None, eps: float,
     activation: tuple[int, float], training: bool, group: int = 0, known: Doubles | None = None,
+    y: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Returns the sums, (2, C) or (2, G, C): those that are known, if they are given."""
     groups = (-(-x.shape[0] // group),) if group else ()
@@ -85,9 +86,9 @@ def run_backward(
     code, weights_code = CODES[x.dtype], 0 if weights is None else CODES[weights.dtype]
     with threads_of_torch():
         _native.backward(
-            memory(grad_y), memory(x), memory_or_none(grad_x), code, KEPT, memory_or_none(residual),
+            memory(grad_y), memory(x), memory_or_none(grad_x), code, KEPT, memory_or_none(residual if y is None else y),
             memory_or_none(grad_residual), memory_of_weights(weights if training else None, x), weights_code, table,
             doubles(weight), doubles(bias), eps, activation, training, sums[0], sums[1], group,
-            known is None,
+            known is None, y is not None,
         )  # fmt: skip
     return torch.from_numpy(sums)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import _plain
+from . import _options, _plain
 
 Tensor = torch.Tensor
 
@@ -26,10 +26,12 @@ LIBRARY.define(
     "Tensor? residual, float eps, int activation, float slope, Tensor? stats=None, int group=0) -> (Tensor, Tensor)",
     tags=TAGS,
 )
-# Gradients by x, weight, bias and residual; the last is empty where there is no residual.
+# Gradients by x, weight, bias and residual; the last is empty where there is no residual. `y`, what came out,
+# may stand for a residual where it tells the derivative of the activation: see `_options.is_told_by_y`.
 LIBRARY.define(
     "backward(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? weights, Tensor? residual, "
-    "float eps, int activation, float slope, bool training, int group=0) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float eps, int activation, float slope, bool training, int group=0, Tensor? y=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     tags=TAGS,
 )
 LIBRARY.define(
@@ -49,6 +51,12 @@ def fake_table(x: Tensor, rows: int, group: Any) -> Tensor:
     return x.new_empty((rows, *groups, x.shape[1]), dtype=torch.float64)
 
 
+def _with_defaults(inputs: tuple[Any, ...], defaults: tuple[Any, ...], n: int) -> tuple[Any, ...]:
+    """All n arguments of an operation, where the last may have been left out."""
+    missing = n - len(inputs)
+    return inputs + defaults[len(defaults) - missing :]
+
+
 @torch.library.register_fake("batchnorm::forward", lib=LIBRARY)
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), fake_table(x, 4, rest[10] if len(rest) > 10 else 0)
@@ -57,12 +65,14 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("batchnorm::backward", lib=LIBRARY)
 def _(
     grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
-    residual: Tensor | None, *_: object,
+    residual: Tensor | None, *rest: object,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    _, y = _with_defaults(rest, (0, None), 6)[-2:]
     by_weight, by_bias = (
         x.new_empty(x.shape[1], dtype=torch.float64) if p is None else p.new_empty(p.shape) for p in (weight, bias)
     )
-    return torch.empty_like(x), by_weight, by_bias, x.new_empty(0) if residual is None else torch.empty_like(x)
+    by_residual = x.new_empty(0) if residual is None and y is None else torch.empty_like(x)
+    return torch.empty_like(x), by_weight, by_bias, by_residual
 
 
 @torch.library.register_fake("batchnorm::update_", lib=LIBRARY)
@@ -76,31 +86,29 @@ def _kernel(operation: Any, *args: Any) -> Any:
         return operation(*args)
 
 
-def _with_defaults(inputs: tuple[Any, ...], defaults: tuple[Any, ...], n: int) -> tuple[Any, ...]:
-    """All n arguments of an operation, where the last may have been left out."""
-    missing = n - len(inputs)
-    return inputs + defaults[len(defaults) - missing :]
-
-
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, bias, running_mean, _, weights, residual, *options, _, group = _with_defaults(inputs, (None, 0), 12)
-    stats = output[1]
+    y, stats = output
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)
     ctx.options, ctx.rest, ctx.has_residual = options, (running_mean is None, group), residual is not None
-    activated = options[1] != 0  # else what the activation was applied to is not needed again
-    ctx.save_for_backward(x, stats, weight, bias, weights, residual if activated else None)
+    kept: tuple[Tensor | None, Tensor | None] = (residual, None)
+    if residual is None or options[1] == 0:  # what the activation was applied to: x tells it, or nobody asks
+        kept = (None, None)
+    elif _options.is_told_by_y(x.dtype, *options[1:]):  # the next layer often keeps y, too
+        kept = (None, y)
+    ctx.save_for_backward(x, stats, weight, bias, weights, *kept)
 
 
 def _forward_backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     if grad_y is None:
         return (None,) * len(needs)
-    x, stats, weight, bias, weights, residual = ctx.saved_tensors
-    arguments = (grad_y, x, stats, weight, bias, weights, residual, *ctx.options, *ctx.rest)
+    x, stats, weight, bias, weights, residual, y = ctx.saved_tensors
+    arguments = (grad_y, x, stats, weight, bias, weights, residual, *ctx.options, *ctx.rest, y)
     differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
     by_x, by_weight, by_bias, by_residual = backward(*arguments) if differentiable else _kernel(backward, *arguments)
-    if residual is None and ctx.has_residual:
+    if ctx.has_residual and residual is None and y is None:
         by_residual = grad_y
     found = (by_x, by_weight, by_bias, None, None, None, by_residual, None, None, None, None, None)
     return tuple(g if n else None for g, n in zip(found, needs, strict=False))
@@ -128,28 +136,31 @@ def differentiable_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_y, x, stats, weight, bias, weights, residual, *options, training, group = _with_defaults(inputs, (0,), 12)
+    *tensors, eps, activation, slope, training, group, y = _with_defaults(inputs, (0, None), 13)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.training, ctx.group = options, training, group
-    ctx.save_for_backward(grad_y, x, stats, weight, bias, weights, residual)
+    ctx.options, ctx.training, ctx.group = (eps, activation, slope), training, group
+    ctx.save_for_backward(*tensors, y)
 
 
 def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate the backward: the forward in PyTorch's operations, differentiated once and then once more."""
-    grad_y, x, stats, weight, bias, weights, residual = ctx.saved_tensors
+    grad_y, x, stats, weight, bias, weights, residual, out = ctx.saved_tensors
     eps, activation, slope = ctx.options
+    if out is not None:  # the value of what was added is not needed: what is differentiated is linear in it
+        residual = out.detach()
     with torch.enable_grad():
         leaves = {name: leaf(t) for name, t in (("grad_y", grad_y), ("x", x), ("weight", weight), ("bias", bias),
                                                  ("residual", residual)) if t is not None}  # fmt: skip
+        upon = leaves["grad_y"]
+        if out is not None:
+            upon, activation = _plain.before_activation(upon, out, activation, slope), 0
         mean, var = (None, None) if ctx.training else (stats[1], stats[3] / stats[0])
         y, _ = _plain.forward(
             leaves["x"], leaves.get("weight"), leaves.get("bias"), mean, var, weights, leaves.get("residual"), eps,
             activation, slope, None, ctx.group,
         )  # fmt: skip
         by = [name for name in leaves if name != "grad_y"]
-        first = torch.autograd.grad(
-            y, [leaves[name] for name in by], leaves["grad_y"], create_graph=True, materialize_grads=True
-        )
+        first = torch.autograd.grad(y, [leaves[name] for name in by], upon, create_graph=True, materialize_grads=True)
         given = dict(zip(("x", "weight", "bias", "residual"), grads, strict=True))
         pairs = [
             (f, g) for name, f in zip(by, first, strict=True) if (g := given[name]) is not None and f.requires_grad
@@ -161,7 +172,7 @@ def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
             create_graph=True, allow_unused=True,
         )  # fmt: skip
     found = dict(zip(leaves, second, strict=True))
-    names = ("grad_y", "x", None, "weight", "bias", None, "residual", None, None, None, None, None)
+    names = ("grad_y", "x", None, "weight", "bias", None, "residual", None, None, None, None, None, None)
     return tuple(
         found.get(name) if name and needed else None for name, needed in zip(names, ctx.needs_input_grad, strict=False)
     )

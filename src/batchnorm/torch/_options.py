@@ -32,6 +32,17 @@ def activate(z: torch.Tensor, code: int, slope: float) -> torch.Tensor:
     return functional.silu(z) if code == 4 else z
 
 
+def is_told_by_y(dtype: torch.dtype, code: int, slope: float) -> bool:
+    """Whether y tells the derivative of its activation, exactly as what the activation was applied to does.
+
+    relu, relu6 and leaky_relu of positive slope leave each value, NaN too, on its side of each corner. (Slope 0 makes
+    NaN of -inf.) Rounding to 16 bits does not: values above 0 become 0, values below 6 become 6.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        return False
+    return code in (1, 2) or (code == 3 and slope >= torch.finfo(dtype).tiny)
+
+
 DEFAULTS: dict[str, Any] = {  # PyTorch's behaviour
     "activation": None,
     "on_single_value": "error",

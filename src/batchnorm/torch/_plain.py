@@ -115,16 +115,23 @@ def normalize(
     return standardise(x, stats[1], stats[3] / stats[0], weight, bias, residual, eps, activation, slope)
 
 
+def before_activation(grad_y: Tensor, y: Tensor, activation: int, slope: float) -> Tensor:
+    """The gradient by what an activation was applied to, where its result y tells it (`_options.is_told_by_y`)."""
+    if activation == 3:
+        return torch.where(y <= 0, grad_y * slope, grad_y)
+    return grad_y.masked_fill((y <= 0) | (y >= 6) if activation == 2 else y <= 0, 0)
+
+
 def sums(
     grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    eps: float, activation: int, slope: float, group: int = 0,
+    eps: float, activation: int, slope: float, group: int = 0, y: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Sums of g·xhat and of g, a table as that of `moments`, where g is the gradient before the activation."""
     tables = []
-    for g_y, part, r in zip(*(_cut(t, x, group) for t in (grad_y, x, residual)), strict=True):
+    for g_y, part, r, out in zip(*(_cut(t, x, group) for t in (grad_y, x, residual, y)), strict=True):
         assert g_y is not None
         assert part is not None
-        g, xhat = _before_activation(g_y, part, stats, weight, bias, r, eps, activation, slope)
+        g, xhat = _gradient_and_xhat(g_y, part, stats, weight, bias, r, out, eps, activation, slope)
         over = [d for d in range(x.dim()) if d != 1]
         tables.append(torch.stack([(g * xhat).sum(over), g.sum(over)]).to(table_dtype(x)))
     return torch.stack(tables, 1) if group else tables[0]
@@ -132,26 +139,28 @@ def sums(
 
 def input_gradients(
     grad_y: Tensor, x: Tensor, stats: Tensor, given: Tensor, weight: Tensor | None, bias: Tensor | None,
-    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float, y: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients by x and by the residual (empty where there is none), with the sums given."""
-    g, xhat = _before_activation(grad_y, x, stats, weight, bias, residual, eps, activation, slope)
+    g, xhat = _gradient_and_xhat(grad_y, x, stats, weight, bias, residual, y, eps, activation, slope)
     by_x = over_channels(given[1] / stats[0], x) + xhat * over_channels(given[0] / stats[0], x)
     if weights is not None:
         by_x = by_x * weights.to(by_x.dtype)
     scale = torch.rsqrt(stats[3] / stats[0] + eps)
     by_x = (g - by_x) * over_channels(scale if weight is None else scale * weight, x)
-    return by_x.to(x.dtype), x.new_empty(0) if residual is None else g.to(residual.dtype)
+    return by_x.to(x.dtype), x.new_empty(0) if residual is None and y is None else g.to(x.dtype)
 
 
-def _before_activation(
+def _gradient_and_xhat(
     grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    eps: float, activation: int, slope: float,
+    y: Tensor | None, eps: float, activation: int, slope: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient by what the activation is applied to, and xhat."""
     with torch.no_grad():
         xhat = standardise(x.to(compute_dtype(x)), stats[1], stats[3] / stats[0], None, None, None, eps, 0, 0.0)
         g = grad_y.to(xhat.dtype)
+        if y is not None:
+            return before_activation(g, y, activation, slope), xhat
         z = _affine(xhat, x, weight, bias, residual)
     if activation:
         with torch.enable_grad():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import _native
-from . import _memory
+from . import _memory, _options
 
 Tensor = torch.Tensor
 
@@ -26,13 +26,26 @@ def _check_operands(
     if group < 0:
         raise ValueError(f"batch_norm: group must be the samples of one, at least 1, or 0 for all; got {group}")
     if any(t is not None and (t.shape != x.shape or t.dtype != x.dtype) for t in like_x):
-        raise ValueError("batch_norm: residual and grad_y must have x's shape and dtype")
+        raise ValueError("batch_norm: residual, y and grad_y must have x's shape and dtype")
     C = x.shape[1]
     shapes = [(C,), (_groups(x, group), C)] if group else [(C,)]
     fits = all(t is None or t.shape in shapes for t in parameters)
     if not fits or any(t is not None and t.shape != (C,) for t in statistics):
         raise ValueError(
             f"batch_norm: x has {C} channels; weight, bias and running statistics must have a value for each"
+        )
+
+
+def _check_y(x: Tensor, y: Tensor | None, residual: Tensor | None, activation: int, slope: float) -> None:
+    """The rules of `refused_y`, in its words."""
+    if y is None:
+        return
+    if residual is not None:
+        raise ValueError("batch_norm: y stands for the residual: give one of them")
+    if not _options.is_told_by_y(x.dtype, activation, slope):
+        raise ValueError(
+            "batch_norm: y tells the derivative of relu, relu6 and leaky_relu of positive slope, in float32 and "
+            "float64; for others give the residual"
         )
 
 
@@ -113,16 +126,19 @@ def forward(
 def backward(
     grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
     residual: Tensor | None, eps: float, activation: int, slope: float, training: bool, group: int = 0,
+    y: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`batchnorm::backward`."""
-    _check_operands(x, (grad_y, residual), (weight, bias), (), group)
+    _check_operands(x, (grad_y, residual, y), (weight, bias), (), group)
+    _check_y(x, y, residual, activation, slope)
     _check_table(x, stats, 4, group)
     _check_weights(x, weights, group, -1)
     grad_x = torch.empty_like(x)
-    grad_residual = x.new_empty(0) if residual is None else torch.empty_like(x)
+    absent = residual is None and y is None
+    grad_residual = x.new_empty(0) if absent else torch.empty_like(x)
     sums = _memory.run_backward(
         grad_y, x, grad_x, np.array(stats.detach().numpy()), weight, bias, weights, residual,
-        None if residual is None else grad_residual, eps, (activation, slope), training, group,
+        None if absent else grad_residual, eps, (activation, slope), training, group, None, y,
     )  # fmt: skip
     merged = merge(sums) if group else sums
     by = [
@@ -143,31 +159,34 @@ def moments(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:
 
 def sums(
     grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    eps: float, activation: int, slope: float, group: int = 0,
+    eps: float, activation: int, slope: float, group: int = 0, y: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`batchnorm::sums`."""
-    _check_operands(x, (grad_y, residual), (weight, bias), (), group)
+    _check_operands(x, (grad_y, residual, y), (weight, bias), (), group)
+    _check_y(x, y, residual, activation, slope)
     _check_table(x, stats, 4, 0)
     table = np.array(stats.detach().numpy())
     return _memory.run_backward(
-        grad_y, x, None, table, weight, bias, None, residual, None, eps, (activation, slope), False, group
+        grad_y, x, None, table, weight, bias, None, residual, None, eps, (activation, slope), False, group, None, y
     )
 
 
 def input_gradients(
     grad_y: Tensor, x: Tensor, stats: Tensor, sums: Tensor, weight: Tensor | None, bias: Tensor | None,
-    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float, y: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`batchnorm::input_gradients`."""
-    _check_operands(x, (grad_y, residual), (weight, bias))
+    _check_operands(x, (grad_y, residual, y), (weight, bias))
+    _check_y(x, y, residual, activation, slope)
     _check_table(x, stats, 4, 0)
     _check_table(x, sums, 2, 0)
     _check_weights(x, weights, 0, -1)
     grad_x = torch.empty_like(x)
-    grad_residual = x.new_empty(0) if residual is None else torch.empty_like(x)
+    absent = residual is None and y is None
+    grad_residual = x.new_empty(0) if absent else torch.empty_like(x)
     _memory.run_backward(
         grad_y, x, grad_x, np.array(stats.detach().numpy()), weight, bias, weights, residual,
-        None if residual is None else grad_residual, eps, (activation, slope), True, 0, np.array(sums.detach().numpy()),
+        None if absent else grad_residual, eps, (activation, slope), True, 0, np.array(sums.detach().numpy()), y,
     )  # fmt: skip
     return grad_x, grad_residual
 

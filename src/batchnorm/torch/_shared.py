@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from . import _operations, _plain, _table_operations, _tables
+from . import _operations, _options, _plain, _table_operations, _tables
 from ._paths import is_ours
 
 Tensor = torch.Tensor
@@ -69,6 +69,15 @@ class Part(NamedTuple):
     residual: Tensor | None
 
 
+class _Kept(NamedTuple):
+    """What a backward needs of a part: y in place of the residual where it tells the activation's derivative."""
+
+    x: Tensor
+    weights: Tensor | None
+    residual: Tensor | None
+    y: Tensor | None
+
+
 class Options(NamedTuple):
     """Of the operations, as they take them."""
 
@@ -102,8 +111,15 @@ def normalize(
     return list(_Normalize.apply(exchange, options, stats, weight, bias, *given))
 
 
-def _parts(given: Sequence[Any]) -> list[Part]:
-    return [Part(*given[i : i + 3]) for i in range(0, len(given), 3)]
+def _kept(part: Part, y: Tensor, options: Options) -> _Kept:
+    x, weights, residual = part
+    if residual is not None and _options.is_told_by_y(x.dtype, options.activation, options.slope):
+        return _Kept(x, weights, None, y)
+    return _Kept(x, weights, residual, None)
+
+
+def _all_kept(given: Sequence[Any]) -> list[_Kept]:
+    return [_Kept(*given[i : i + 4]) for i in range(0, len(given), 4)]
 
 
 class _Normalize(torch.autograd.Function):
@@ -113,14 +129,17 @@ class _Normalize(torch.autograd.Function):
         *given: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         ctx.exchange, ctx.options = exchange, options
-        ctx.save_for_backward(stats, weight, bias, *given)
-        return tuple(_normalize(part, stats, weight, bias, options) for part in _parts(given))
+        parts = [Part(*given[i : i + 3]) for i in range(0, len(given), 3)]  # type: ignore[arg-type]
+        ys = tuple(_normalize(part, stats, weight, bias, options) for part in parts)
+        kept = [t for part, y in zip(parts, ys, strict=True) for t in _kept(part, y, options)]
+        ctx.save_for_backward(stats, weight, bias, *kept)
+        return ys
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        stats, weight, bias, *given = ctx.saved_tensors
+        stats, weight, bias, *kept = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
-        by = _Gradients.apply(ctx.exchange, ctx.options, wanted, stats, weight, bias, len(grads), *grads, *given)
+        by = _Gradients.apply(ctx.exchange, ctx.options, wanted, stats, weight, bias, len(grads), *grads, *kept)
         return (None, None, None, *(g if w else None for g, w in zip(by, wanted, strict=True)))
 
 
@@ -132,7 +151,7 @@ class _Gradients(torch.autograd.Function):
         ctx: Any, exchange: Exchange, options: Options, wanted: tuple[bool, ...], stats: Tensor, weight: Tensor | None,
         bias: Tensor | None, n: int, *tensors: Tensor | None,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        grads, parts = [t for t in tensors[:n] if t is not None], _parts(tensors[n:])
+        grads, parts = [t for t in tensors[:n] if t is not None], _all_kept(tensors[n:])
         ctx.set_materialize_grads(False)
         ctx.exchange, ctx.options, ctx.n = exchange, options, n
         ctx.save_for_backward(stats, weight, bias, *tensors)
@@ -154,12 +173,13 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *second: Tensor | None) -> tuple[Any, ...]:
         stats, weight, bias, *tensors = ctx.saved_tensors
-        grads, parts = tensors[: ctx.n], _parts(tensors[ctx.n :])
+        grads, parts = tensors[: ctx.n], _all_kept(tensors[ctx.n :])
         with torch.enable_grad():
             found = _differentiate_again(ctx.exchange, ctx.options, stats, weight, bias, grads, parts, second)
-        needed = ctx.needs_input_grad[4:]
-        found.insert(2, None)  # of n
-        return (None, None, None, None, *(g if w else None for g, w in zip(found, needed, strict=True)))
+        needed, own = ctx.needs_input_grad[4:], 2 + ctx.n  # before those of parts
+        by_parts = [t for i in range(own, len(found), 3) for t in (*found[i : i + 3], None)]  # none by y
+        given = [*found[:2], None, *found[2:own], *by_parts]
+        return (None, None, None, None, *(g if w else None for g, w in zip(given, needed, strict=True)))
 
 
 def _normalize(part: Part, stats: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> Tensor:
@@ -173,46 +193,47 @@ def _normalize(part: Part, stats: Tensor, weight: Tensor | None, bias: Tensor | 
 
 
 def _sums(
-    grad: Tensor, part: Part, stats: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options, group: int
+    grad: Tensor, part: _Kept, stats: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options, group: int
 ) -> Tensor:
-    x, _, residual = part
+    x, _, residual, y = part
     if x.numel() == 0:
         return stats.new_zeros((2, 0, x.shape[1]) if group else (2, x.shape[1]))
     if is_ours(x):
-        sums: Tensor = _table_operations.sums(grad.to(x.dtype), x, stats, weight, bias, residual, *options, group)
+        sums: Tensor = _table_operations.sums(grad.to(x.dtype), x, stats, weight, bias, residual, *options, group, y)
         return sums
-    return _plain.sums(grad, x, stats, weight, bias, residual, *options, group)
+    return _plain.sums(grad, x, stats, weight, bias, residual, *options, group, y)
 
 
 def _inputs(
-    grad: Tensor, part: Part, stats: Tensor, sums: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options
+    grad: Tensor, part: _Kept, stats: Tensor, sums: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor | None]:
-    x, weights, residual = part
+    x, weights, residual, y = part
     if x.numel() == 0:
         by_x, by_residual = torch.zeros_like(x), torch.zeros_like(x)
     else:
-        arguments = (grad.to(x.dtype), x, stats, sums, weight, bias, weights, residual, *options)
+        arguments = (grad.to(x.dtype), x, stats, sums, weight, bias, weights, residual, *options, y)
         ours = is_ours(x)
         by_x, by_residual = (_table_operations if ours else _plain).input_gradients(*arguments)
-    return by_x, None if residual is None else by_residual
+    return by_x, None if residual is None and y is None else by_residual
 
 
 def _differentiate_again(
     exchange: Exchange, options: Options, stats: Tensor, weight: Tensor | None, bias: Tensor | None,
-    grads: list[Tensor], parts: list[Part], second: Sequence[Tensor | None],
+    grads: list[Tensor], parts: list[_Kept], second: Sequence[Tensor | None],
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients by weight, bias, grads and parts: the forward in plain operations, differentiated twice."""
     w, b = (None if t is None else _operations.leaf(t) for t in (weight, bias))
-    leaves = [
-        Part(_operations.leaf(p.x), p.weights, None if p.residual is None else _operations.leaf(p.residual))
-        for p in parts
-    ]
+    leaves = [Part(_operations.leaf(p.x), p.weights, _leaf_of_residual(p)) for p in parts]
     upon = [_operations.leaf(g) for g in grads]
     mean, var = _moments_of_whole(exchange, stats, leaves)
-    ys = [_plain.standardise(p.x, mean, var, w, b, p.residual, *options) for p in leaves]
+    ys, by_ys = [], []
+    for p, y, g in zip(leaves, (part.y for part in parts), upon, strict=True):
+        upto = options if y is None else options._replace(activation=0)
+        ys.append(_plain.standardise(p.x, mean, var, w, b, p.residual, *upto))
+        by_ys.append(g if y is None else _plain.before_activation(g, y, options.activation, options.slope))
     by: list[Tensor | None] = [w, b, *(t for p in leaves for t in (p.x, None, p.residual))]
     known = [t for t in by if t is not None]
-    first = torch.autograd.grad(ys, known, upon, create_graph=True, materialize_grads=True)
+    first = torch.autograd.grad(ys, known, by_ys, create_graph=True, materialize_grads=True)
     pairs = [
         (f, g.to(f.dtype))
         for f, g in zip(first, (g for t, g in zip(by, second, strict=True) if t is not None), strict=True)
@@ -226,6 +247,12 @@ def _differentiate_again(
     of = iter(found)
     by_parameters_and_parts = [None if t is None else next(of) for t in by]
     return [*by_parameters_and_parts[:2], *of, *by_parameters_and_parts[2:]]
+
+
+def _leaf_of_residual(part: _Kept) -> Tensor | None:
+    """Of y where that stands for the residual: what is differentiated is linear in it then, so any value will do."""
+    residual = part.residual if part.y is None else part.y.detach()
+    return None if residual is None else _operations.leaf(residual)
 
 
 def _moments_of_whole(exchange: Exchange, stats: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:

@@ -17,16 +17,17 @@ _TAGS = _operations.TAGS
 
 # `group` is a number of samples: each group of so many has a row of its own, (4, G, C). 0: (4, C).
 _define("moments(Tensor x, Tensor? weights, int group=0) -> Tensor", tags=_TAGS)
-# Of g·xhat and of g, where g is the gradient before the activation: (2, C) or (2, G, C).
+# Of g·xhat and of g, where g is the gradient before the activation: (2, C) or (2, G, C). y, here and below, stands for
+# the residual as it does in `backward`.
 _define(
     "sums(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
-    "int activation, float slope, int group=0) -> Tensor",
+    "int activation, float slope, int group=0, Tensor? y=None) -> Tensor",
     tags=_TAGS,
 )
 # By x, and by the residual (empty where there is none), with the sums of a batch that x is a part of.
 _define(
     "input_gradients(Tensor grad_y, Tensor x, Tensor stats, Tensor sums, Tensor? weight, Tensor? bias, "
-    "Tensor? weights, Tensor? residual, float eps, int activation, float slope) -> (Tensor, Tensor)",
+    "Tensor? weights, Tensor? residual, float eps, int activation, float slope, Tensor? y=None) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 # Up the canonical tree: moments (4, G, C) to (4, C), sums (2, G, C) to (2, C).
@@ -44,15 +45,16 @@ def _(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:
 
 
 @torch.library.register_fake("batchnorm::sums", lib=_operations.LIBRARY)
-def _(grad_y: Tensor, x: Tensor, *rest: object, group: int = 0) -> Tensor:
+def _(grad_y: Tensor, x: Tensor, *rest: object, group: int = 0, y: Tensor | None = None) -> Tensor:
     given = rest[7] if len(rest) > 7 else group
     assert isinstance(given, (int, torch.SymInt))
     return _operations.fake_table(x, 2, given)
 
 
 @torch.library.register_fake("batchnorm::input_gradients", lib=_operations.LIBRARY)
-def _(grad_y: Tensor, x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(0) if rest[5] is None else torch.empty_like(x)
+def _(grad_y: Tensor, x: Tensor, *rest: object, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    given = [t for t in (rest[5], *rest[9:], y) if t is not None]  # the residual, or y
+    return torch.empty_like(x), torch.empty_like(x) if given else x.new_empty(0)
 
 
 @torch.library.register_fake("batchnorm::merge", lib=_operations.LIBRARY)
