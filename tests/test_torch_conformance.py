@@ -195,8 +195,8 @@ def test_opcheck_of_our_operations(options):
     y, stats = torch.ops.batchnorm.forward(*arguments)
     backward = (grad_y, x, stats, weight, bias, weights, residual, *rest, mean is None)
     torch.library.opcheck(torch.ops.batchnorm.backward, backward)
-    if residual is not None and options["activation"] != "silu":  # where y stands for it
-        torch.library.opcheck(torch.ops.batchnorm.backward, (*backward[:6], None, *backward[7:], 0, y))
+    if "mask" in options:  # and with y in place of the residual
+        torch.library.opcheck(torch.ops.batchnorm.backward, (*backward[:6], None, *backward[7:], 0, y.detach()))
     update = (torch.zeros(4), torch.ones(4), torch.tensor(0), stats.detach(), 0.1, 0, 0)
     torch.library.opcheck(torch.ops.batchnorm.update_, update)
 

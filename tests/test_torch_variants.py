@@ -204,10 +204,13 @@ SELECTIONS = ["all", "mask", "weights"]
 
 
 @settings(max_examples=25)
-@given(N=st.integers(2, 9), size=st.integers(1, 10), kind=st.sampled_from(SELECTIONS), way=st.sampled_from([*WAYS]))
-def test_ghosts_are_batches_of_their_own_whose_moments_become_one(N, size, kind, way):
+@given(
+    N=st.integers(2, 9), size=st.integers(1, 10), kind=st.sampled_from(SELECTIONS), way=st.sampled_from([*WAYS]),
+    activation=st.sampled_from(["silu", "relu"]),
+)  # fmt: skip
+def test_ghosts_are_batches_of_their_own_whose_moments_become_one(N, size, kind, way, activation):
     """y and all gradients are those of the parts, running statistics those of the whole."""
-    layer = _spread(bnt.BatchNorm1d(C, virtual_batch_size=size, activation="silu", dtype=torch.float64))
+    layer = _spread(bnt.BatchNorm1d(C, virtual_batch_size=size, activation=activation, dtype=torch.float64))
     given_, w = _selection(kind, N, 4)
     x, r = _leaves(_randn(N, C, 4, seed=N) * 3 + 1, _randn(N, C, 4, seed=1))
     y = layer(WAYS[way](x), **given_, residual=WAYS[way](r))
@@ -217,7 +220,7 @@ def test_ghosts_are_batches_of_their_own_whose_moments_become_one(N, size, kind,
     xe, re, weight, bias = _leaves(x, r, layer.weight, layer.bias)
     parts = [slice(i, i + size) for i in range(0, N, size)]
     z = torch.cat([_formula(xe[p], None if w is None else w[p], weight, bias) for p in parts])
-    exact = torch.nn.functional.silu(z + re)
+    exact = getattr(torch.nn.functional, activation)(z + re)
     _close([y, *ours], [exact, *torch.autograd.grad(exact, [xe, re, weight, bias], g)])
     count, mean, var = _moments(xe.detach(), w)
     _close([layer.running_mean, layer.running_var], [0.1 * mean, 0.9 + 0.1 * var * count / (count - 1)])
@@ -590,10 +593,12 @@ def test_micro_batches_are_the_whole_batch(sizes, kind, plain):
 def test_micro_batches_have_second_derivatives(kind):
     given_, _ = _selection(kind, 5, 2)
     cut = {k: v.split([2, 1, 2]) for k, v in given_.items()}
-    inputs = _leaves(*_randn(5, C, 2).split([2, 1, 2]), _randn(C, seed=2), _randn(C, seed=3))
+    xs, rs = (_randn(5, C, 2, seed=seed).split([2, 1, 2]) for seed in (0, 1))
+    inputs = _leaves(*xs, _randn(C, seed=2), _randn(C, seed=3), *rs)
+    activation = "silu" if kind == "all" else "leaky_relu"  # y tells the derivative
 
-    def run(a, b, c, weight, bias):
-        return tuple(batch_norm([a, b, c], None, weight, bias, activation="silu", **cut)[0])
+    def run(a, b, c, weight, bias, *rs):
+        return tuple(batch_norm([a, b, c], None, weight, bias, residual=rs, activation=activation, **cut)[0])
 
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
