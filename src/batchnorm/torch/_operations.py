@@ -86,53 +86,87 @@ def _kernel(operation: Any, *args: Any) -> Any:
         return operation(*args)
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, running_mean, _, weights, residual, *options, _, group = _with_defaults(inputs, (None, 0), 12)
+def _save(
+    ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, rest: tuple[Any, ...],
+    output: tuple[Tensor, Tensor],
+) -> None:  # fmt: skip
+    running_mean, _, weights, eps, activation, slope, _, group = rest
     y, stats = output
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.rest, ctx.has_residual = options, (running_mean is None, group), residual is not None
+    ctx.known = (eps, activation, slope, running_mean is None, group), residual is not None
     kept: tuple[Tensor | None, Tensor | None] = (residual, None)
-    if residual is None or options[1] == 0:  # what the activation was applied to: x tells it, or nobody asks
+    if residual is None or activation == 0:  # what the activation was applied to: x tells it, or nobody asks
         kept = (None, None)
-    elif _options.is_told_by_y(x.dtype, *options[1:]):  # the next layer often keeps y, too
+    elif _options.is_told_by_y(x.dtype, activation, slope):  # the next layer often keeps y, too
         kept = (None, y)
     ctx.save_for_backward(x, stats, weight, bias, weights, *kept)
+
+
+def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By x, weight, bias and residual, wanted or not."""
+    x, stats, weight, bias, weights, residual, y = ctx.saved_tensors
+    options, has_residual = ctx.known
+    arguments = (grad_y, x, stats, weight, bias, weights, residual, *options, y)
+    differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    by_x, by_weight, by_bias, by_residual = backward(*arguments) if differentiable else _kernel(backward, *arguments)
+    if has_residual and residual is None and y is None:
+        by_residual = grad_y
+    return by_x, by_weight, by_bias, by_residual
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, bias, mean, var, weights, residual, *options = _with_defaults(inputs, (None, 0), 12)
+    _save(ctx, x, weight, bias, residual, (mean, var, weights, *options), output)
 
 
 def _forward_backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     if grad_y is None:
         return (None,) * len(needs)
-    x, stats, weight, bias, weights, residual, y = ctx.saved_tensors
-    arguments = (grad_y, x, stats, weight, bias, weights, residual, *ctx.options, *ctx.rest, y)
-    differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    by_x, by_weight, by_bias, by_residual = backward(*arguments) if differentiable else _kernel(backward, *arguments)
-    if ctx.has_residual and residual is None and y is None:
-        by_residual = grad_y
-    found = (by_x, by_weight, by_bias, None, None, None, by_residual, None, None, None, None, None)
-    return tuple(g if n else None for g, n in zip(found, needs, strict=False))
+    by = dict(zip((0, 1, 2, 6), _gradients(ctx, grad_y), strict=True))
+    return tuple(by.get(i) if needed else None for i, needed in enumerate(needs))
 
 
 torch.library.register_autograd("batchnorm::forward", _forward_backward, setup_context=_save_forward, lib=LIBRARY)
 
 
 class _Forward(torch.autograd.Function):
-    """`forward` with the same derivative, called without the layers that the dispatcher puts around a Python one."""
+    """`forward` with the same derivative, called without the layers that the dispatcher puts around a Python one.
+
+    What has no gradient comes as one argument: on a small input every argument more is seen.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output: tuple[Tensor, Tensor] = _kernel(forward, *inputs)
-        _save_forward(ctx, inputs, output)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, rest: tuple[Any, ...]
+    ) -> tuple[Tensor, Tensor]:
+        output: tuple[Tensor, Tensor] = _kernel(forward, x, weight, bias, *rest[:3], residual, *rest[3:])
+        _save(ctx, x, weight, bias, residual, rest, output)
         return output
 
-    backward = staticmethod(_forward_backward)
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_y is None:
+            return (None,) * 5
+        by_x, by_weight, by_bias, by_residual = _gradients(ctx, grad_y)
+        x, weight, bias, residual, _ = ctx.needs_input_grad
+        return (
+            by_x if x else None, by_weight if weight else None, by_bias if bias else None,
+            by_residual if residual else None, None,
+        )  # fmt: skip
 
 
-def differentiable_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+def differentiable_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+    stats: Tensor | None = None, group: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Call `forward`; outside of compilers by the shorter way."""
-    output: tuple[Tensor, Tensor] = forward(*inputs) if torch.compiler.is_compiling() else _Forward.apply(*inputs)
-    return output
+    rest = (running_mean, running_var, weights, eps, activation, slope, stats, group)
+    if torch.compiler.is_compiling():
+        return forward(x, weight, bias, *rest[:3], residual, *rest[3:])  # type: ignore[no-any-return]
+    return _Forward.apply(x, weight, bias, residual, rest)  # type: ignore[no-any-return]
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

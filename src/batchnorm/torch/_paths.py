@@ -5,25 +5,28 @@ from __future__ import annotations
 import torch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+# Looked up once, for every call asks all of them.
+_is_transformed = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
+_graph_task = torch._C._current_graph_task_id
+_forward_ad = torch.autograd.forward_ad
+_is_compiling = torch.compiler.is_compiling
 
 
 def is_jit_trace() -> bool:
     """Whether torch.jit.trace runs this; sizes are tensors then, and a decision on one would be frozen."""
-    return torch._C._get_tracing_state() is not None
+    return _tracing_state() is not None
 
 
 def is_ours(x: torch.Tensor) -> bool:
     """Whether our CPU kernels compute this; else PyTorch's own operations do, with the same meaning."""
-    if x.device.type != "cpu" or x.dtype not in _DTYPES:
+    if not x.is_cpu or x.dtype not in _DTYPES:
         return False
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return not torch.compiler.is_exporting()  # an exported model must not need us
-    return (
-        type(x) in (torch.Tensor, torch.nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and not is_jit_trace()
-    )
+    return type(x) in _PLAIN and not _is_transformed() and _forward_ad._current_level < 0 and _tracing_state() is None
 
 
 def is_traced(x: object) -> bool:
@@ -33,4 +36,4 @@ def is_traced(x: object) -> bool:
 
 def is_recomputation() -> bool:
     """Whether a backward pass is running, as it is when a checkpoint computes its forward again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not _is_compiling() and _graph_task() != -1

@@ -25,8 +25,9 @@ def move(layer: Any, table: Tensor, ours: bool) -> None:
 
 
 def _move_by_kernel(layer: Any, table: Tensor) -> None:
+    buffers = layer._buffers  # found faster than by attributes
     _operations.update_(
-        layer.running_mean, layer.running_var, layer.num_batches_tracked, table, layer.momentum,
+        buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"], table, layer.momentum,
         layer.running_correction, _options.ON_NONFINITE[layer.on_nonfinite],
     )  # fmt: skip
 

@@ -161,6 +161,13 @@ class _Extended(_BatchNorm):
         residual: Tensor | None,
         activation: tuple[int, float],
     ) -> Tensor:
+        if mask is None and weights is None and self._is_usual(x):
+            weight, bias = self._weight_and_bias()
+            y, table = _operations.differentiable_forward(
+                x, weight, bias, None, None, None, residual, self.eps, *activation
+            )
+            _running.move(self, table, True)
+            return y
         selection = None
         if mask is not None or weights is not None:
             selection = _positions.weights_like(x, mask, weights, type(self).__name__)
@@ -181,6 +188,21 @@ class _Extended(_BatchNorm):
         if updates:
             _running.move(self, table, ours)
         return y
+
+    def _is_usual(self, x: Tensor) -> bool:
+        """Whether this is a step of training without rare options: else there is more to decide, and time to do it."""
+        return (
+            self.training
+            and self.track_running_stats
+            and self.statistics == "auto"
+            and self.update is None
+            and self.virtual_batch_size is None
+            and self.renorm is None
+            and self.train_affine
+            and is_ours(x)
+            and x.numel() > self.num_features
+            and not is_recomputation()
+        )
 
     def _choices(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalise, and whether the running ones move."""
@@ -235,9 +257,17 @@ class _Extended(_BatchNorm):
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias; constants where they are not to be trained."""
+        given = self._weight_and_bias()
         if self.train_affine:
-            return self.weight, self.bias
-        return tuple(None if p is None else p.detach() for p in (self.weight, self.bias))  # type: ignore[return-value]
+            return given
+        return tuple(None if p is None else p.detach() for p in given)  # type: ignore[return-value]
+
+    def _weight_and_bias(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the attributes say, looked for where it usually is: torch.nn looks elsewhere first."""
+        own = self._parameters
+        if "weight" in own and "bias" in own:
+            return own["weight"], own["bias"]
+        return self.weight, self.bias  # parametrized, say
 
     def _has_single_value(self, x: Tensor, selection: Tensor | None) -> bool:
         """Whether running statistics stand in for those of one value a channel; ValueError where they may not."""
