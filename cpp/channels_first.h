@@ -4,6 +4,7 @@
 
 #include "elementwise.h"
 #include "parallel.h"
+#include "walk.h"
 #include "weights.h"
 
 namespace batchnorm {
@@ -11,8 +12,6 @@ namespace BN_ISA {
 namespace {
 
 constexpr int64_t kSmallProblem = 16384;  // elements; below, handing work to a thread costs more than it does
-constexpr int64_t kRunHead = 1024;        // bytes of the next run to ask for ahead
-constexpr int64_t kShortRun = 64;         // positions; below, copying runs together costs less than their masked ends
 constexpr int64_t kColumns = 1024;        // of a sample of tiny planes: their coefficients stay in L1
 
 template <class T> class ChannelsFirst {
@@ -23,6 +22,7 @@ template <class T> class ChannelsFirst {
   ChannelsFirst(const Problem& p, Table<C>& table, const Weights* weights, const Factors<C>* factors)
       : p_(p), table_(table), weights_(weights), factors_(factors) {
     direct_ = all_arrays(p, [&](const Array& a) { return run_step(p, a) == 1; });
+    in_runs_ = Walk<T>::can_read(p);
     columns_ = direct_ && is_dense() && run_length(p) < kLanes;
     streaming_ = goes_past_cache<T>(p);
   }
@@ -30,7 +30,7 @@ template <class T> class ChannelsFirst {
   Moments moments_block(int64_t c, int64_t b) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
     const auto sums = [&](const BlockWeights& w) {
-      if (sums_by_runs()) return moments_of(w, element<T>(p_, p_.x, c), r0, n, false);
+      if (in_runs_) return moments_of(w, element<T>(p_, p_.x, c), r0, n, false);
       T packed[kBlock];
       gather(p_, p_.x, c, r0, n, packed);
       return moments_of(w, packed, 0, n, true);
@@ -45,7 +45,7 @@ template <class T> class ChannelsFirst {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
     const bool with_residual = p_.residual && p_.activation != Activation::none;
     const Variant variant = variant_of(p_, table_.wide[c] != 0);
-    if (sums_by_runs()) {
+    if (in_runs_) {
       const T* r = with_residual ? element<T>(p_, p_.residual, c) : nullptr;
       return sums_of(variant, c, {element<T>(p_, p_.x, c), element<T>(p_, p_.grad_y, c), r}, r0, n, false);
     }
@@ -77,31 +77,12 @@ template <class T> class ChannelsFirst {
   Table<C>& table_;
   const Weights* weights_;
   const Factors<C>* factors_;
-  bool direct_, columns_, streaming_;
-
-  // Whether the first pass does. Its runs begin in any lane, so that each has a masked vector at both ends.
-  bool sums_by_runs() const { return by_runs() && run_length(p_) >= kShortRun; }
+  bool direct_, in_runs_, columns_, streaming_;
 
   // All channels of a sample stand one after another, in every array.
   bool is_dense() const {
     if (p_.channel_dims != 1 || p_.reduced_dims > 2) return false;
     return all_arrays(p_, [&](const Array& a) { return a.channel[0] == run_length(p_); });
-  }
-
-  // Asks for what the hardware's prefetch will not: the head of the next run, or, of short ones, the same run of the next channel.
-  void prefetch_next(const Array& a, const T* run, const T* next_run) const {
-    const int64_t bytes = run_length(p_) * static_cast<int64_t>(sizeof(T));
-    if (bytes > kRunHead) prefetch(next_run, kRunHead);
-    else prefetch(run + a.channel[p_.channel_dims - 1], bytes);
-  }
-
-  // A run of n elements, the first of which has the given lane: whole(i) for elements i … i + 15, part(i, first, end) where only
-  // lanes first … end - 1 of them belong to the run.
-  template <class F, class G> static BN_INLINE void each_sixteen(int64_t lane, int64_t n, const F& whole, const G& part) {
-    for (int64_t i = -lane; i < n; i += 16) {
-      if (i >= 0 && i + 16 <= n) whole(i);
-      else part(i, i < 0 ? -i : 0, n - i < 16 ? n - i : 16);
-    }
   }
 
   Moments moments_of(const BlockWeights& w, const T* base, int64_t r0, int64_t n, bool gathered) const {
@@ -116,17 +97,22 @@ template <class T> class ChannelsFirst {
   template <class W>
   BN_OUTLINED Moments moments_of(const BlockWeights& block, const W* weights, const T* base, int64_t r0, int64_t n,
                                  bool gathered) const {
-    const int64_t inner = gathered ? n : run_length(p_);
-    const auto run = [&](int64_t outer) { return base + (gathered ? 0 : run_offset(p_, p_.x, outer)); };
-    const int64_t heaviest = r0 + block.heaviest;
-    const double K = finite_or_zero(to_double(run(heaviest / inner)[heaviest % inner]));
-    D16 s1 = fill<double>(0), s2 = s1;
-    each_segment(inner, r0, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) BN_INLINE_LAMBDA {
-      const T* x = run(outer) + s;
-      if (!gathered) prefetch_next(p_.x, x, run(outer + 1));
-      const int64_t lane = done % kLanes;
-      if constexpr (std::is_void<W>::value) accumulate(x, weights, lane, length, K, s1, s2);
-      else accumulate(x, weights + done, lane, length, K, s1, s2);
+    const Walk<T> walk(p_, gathered, r0, n);
+    const Source<T> x{p_.x, base};
+    const double K = finite_or_zero(to_double(walk(x, block.heaviest)));
+    const D16 shift = fill<double>(K), zero = fill<double>(0);
+    D16 s1 = zero, s2 = zero;
+    walk.each_sixteen({x}, [&](int64_t i, const auto& values) BN_INLINE_LAMBDA {
+      D16 d = only(values, minus(values.wide(0), shift)), wd = d;
+      if constexpr (std::is_same<W, int8_t>::value) {
+        wd = d = keep(d, weights + i);
+      } else if constexpr (!std::is_void<W>::value) {
+        const D16 weight = load_wide(weights + i);
+        d = if_less(zero, weight, d, zero);
+        wd = weight * d;
+      }
+      s1 = s1 + wd;
+      s2 = s2 + wd * d;
     });
     return block_moments(block.total, K, fold(s1), fold(s2));
   }
@@ -142,67 +128,34 @@ template <class T> class ChannelsFirst {
   }
 
   template <Variant V> BN_OUTLINED Sums sums_of(int64_t c, GradValues from, int64_t r0, int64_t n, bool gathered) const {
+    const Uniform<C> k{table_, c};
+    const D16 mean = fill<double>(table_.mean[c]);
     D16 sg = fill<double>(0), sgd = sg;
-    const auto run = [&](const Array& a, const T* base, int64_t outer) { return base + (gathered ? 0 : run_offset(p_, a, outer)); };
-    each_segment(gathered ? n : run_length(p_), r0, n,
-                 [&](int64_t outer, int64_t s, int64_t done, int64_t length) BN_INLINE_LAMBDA {
-                   const T *x = run(p_.x, from.x, outer) + s, *g = run(p_.grad_y, from.g, outer) + s;
-                   if (!gathered) {
-                     prefetch_next(p_.x, x, run(p_.x, from.x, outer + 1));
-                     prefetch_next(p_.grad_y, g, run(p_.grad_y, from.g, outer + 1));
-                   }
-                   const T* r = from.residual ? run(p_.residual, from.residual, outer) + s : nullptr;
-                   accumulate_grads<V>(c, x, g, r, done % kLanes, length, sg, sgd);
-                 });
+    const auto add = [&](int64_t, const auto& values) BN_INLINE_LAMBDA {
+      D16 before;
+      if constexpr (V != Variant::plain) before = wide_grad<V>(k, values);
+      BN_EACH(double, j) {
+        const D16::V d = minus(values.part(0, j), mean.v[j]);
+        D16::V g;
+        if constexpr (V == Variant::plain) g = values.part(1, j);
+        else g = before.v[j];
+        sg.v[j] = plus(values.only(g, j), sg.v[j]);
+        sgd.v[j] = sgd.v[j] + values.only(g * d, j);
+      }
+    };
+    const Walk<T> walk(p_, gathered, r0, n);
+    const Source<T> x{p_.x, from.x}, g{p_.grad_y, from.g};
+    if (from.residual) walk.each_sixteen({x, g, {p_.residual, from.residual}}, add);
+    else walk.each_sixteen({x, g}, add);
     return {fold(sg), fold(sgd)};
   }
 
-  template <class W>
-  static BN_INLINE void accumulate(const T* p, const W* w, int64_t lane, int64_t n, double K, D16& s1_out, D16& s2_out) {
-    D16 s1 = s1_out, s2 = s2_out;
-    const D16 shift = fill<double>(K), zero = fill<double>(0);
-    const auto add = [&](int64_t i, D16 d) BN_INLINE_LAMBDA {
-      D16 wd = d;
-      if constexpr (std::is_same<W, int8_t>::value) {
-        wd = d = keep(d, w + i);
-      } else if constexpr (!std::is_void<W>::value) {
-        const D16 weight = load_wide(w + i);
-        d = if_less(zero, weight, d, zero);
-        wd = weight * d;
-      }
-      s1 = s1 + wd;
-      s2 = s2 + wd * d;
-    };
-    each_sixteen(
-        lane, n, [&](int64_t i) BN_INLINE_LAMBDA { add(i, minus(load_wide(p + i), shift)); },
-        [&](int64_t i, int64_t first, int64_t end)
-            BN_INLINE_LAMBDA { add(i, keep(to_wide(load_some(p + i, first, end)) - shift, first, end)); });
-    s1_out = s1, s2_out = s2;
-  }
-
-  template <Variant V>
-  BN_INLINE void accumulate_grads(int64_t c, const T* x, const T* g, const T* r, int64_t lane, int64_t n, D16& sg_out,
-                                  D16& sgd_out) const {
-    const Uniform<C> k{table_, c};
-    const D16 mean = fill<double>(table_.mean[c]);
-    D16 sg = sg_out, sgd = sgd_out;
-    const auto add = [&](D16 before, D16 d) BN_INLINE_LAMBDA {
-      sg = sg + before;
-      sgd = sgd + before * d;
-    };
-    const auto whole = [&](int64_t i) BN_INLINE_LAMBDA {
-      if constexpr (V == Variant::plain) return add(load_wide(g + i), load_wide(x + i) - mean);
-      const Lanes<C> rs = r ? load(r + i) : fill<C>(0);
-      const Lanes<C> before = grad_before_activation<V>(p_, k, 0, load(x + i), load(g + i), r ? &rs : nullptr);
-      add(to_wide(before), load_wide(x + i) - mean);
-    };
-    const auto part = [&](int64_t i, int64_t first, int64_t end) BN_INLINE_LAMBDA {
-      const Lanes<C> xs = load_some(x + i, first, end), rs = r ? load_some(r + i, first, end) : fill<C>(0);
-      const Lanes<C> before = grad_before_activation<V>(p_, k, 0, xs, load_some(g + i, first, end), r ? &rs : nullptr);
-      add(keep(to_wide(before), first, end), keep(to_wide(xs) - mean, first, end));
-    };
-    each_sixteen(lane, n, whole, part);
-    sg_out = sg, sgd_out = sgd;
+  // Sixteen gradients before the activation, of x, g and perhaps a residual.
+  template <Variant V, class Values> BN_INLINE D16 wide_grad(const Uniform<C>& k, const Values& values) const {
+    if constexpr (V == Variant::plain) return values.wide(1);
+    Lanes<C> r = fill<C>(0);
+    if constexpr (Values::kArrays > 2) r = values.narrow(2);
+    return to_wide(grad_before_activation<V>(p_, k, 0, values.narrow(0), values.narrow(1), Values::kArrays > 2 ? &r : nullptr));
   }
 
   // Run by run, and within a run's number channel by channel: in a dense array that is the order of memory.

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kAhead = 8192;  // bytes between a row and the one asked for: two pages, for the hardware stops at their ends
 constexpr int64_t kRun = 512;     // columns that make the start of a run cheap; their coefficients stay in L1
-constexpr int64_t kTogether = 2;  // rows of one lane that are added while its sums are in registers
+constexpr int64_t kTogether = 4;  // rows of one lane that are added while its sums are in registers
 constexpr int64_t kPanel = 64;    // channels whose sums (2 x 16 lanes x 64 doubles = 16 KiB) stay in L1 beside the rows
 
 inline bool is_channels_last(const Problem& p) {
@@ -42,19 +42,19 @@ template <class T> class ChannelsLast {
     const T* first = at(p_.x, r0 + block.heaviest) + panel * kPanel;
     for (int64_t i = 0; i < width; ++i) K[i] = finite_or_zero(to_double(first[i]));
     const auto finish = [&](int64_t i, double s1, double s2) { out[i] = block_moments(block.total, K[i], s1, s2); };
-    const auto deviation = [&](const T* x, int64_t i) BN_INLINE_LAMBDA { return minus(load_wide(x + i), load(K + i)); };
-    const auto add = [&](double, int64_t i, D16& s1, D16& s2, const T* x) BN_INLINE_LAMBDA {
-      const D16 d = deviation(x, i);
+    const auto row = [](int64_t i, const T* x) BN_INLINE_LAMBDA { return x + i; };
+    const auto add = [&](double, const T* x, int64_t i, int j, D16::V& s1, D16::V& s2) BN_INLINE_LAMBDA {
+      const D16::V d = minus(wide_part(x, j), wide_part(K + i, j));
       s1 = s1 + d, s2 = s2 + d * d;
     };
-    const auto add_weighted = [&](double w, int64_t i, D16& s1, D16& s2, const T* x) BN_INLINE_LAMBDA {
-      const D16 d = deviation(x, i), wd = fill<double>(w) * d;
+    const auto add_weighted = [&](double w, const T* x, int64_t i, int j, D16::V& s1, D16::V& s2) BN_INLINE_LAMBDA {
+      const D16::V d = minus(wide_part(x, j), wide_part(K + i, j)), wd = fill<double>(w).v[0] * d;
       s1 = s1 + wd, s2 = s2 + wd * d;
     };
     switch (block.counted) {
       case Counted::none: std::fill_n(out, width, Moments{}); return;
-      case Counted::all: return reduce(r0, n, panel, finish, [](int64_t) { return 1.0; }, add, p_.x);
-      default: return reduce(r0, n, panel, finish, [&](int64_t r) { return weights_->of(block, r); }, add_weighted, p_.x);
+      case Counted::all: return reduce(r0, n, panel, finish, [](int64_t) { return 1.0; }, row, add, p_.x);
+      default: return reduce(r0, n, panel, finish, [&](int64_t r) { return weights_->of(block, r); }, row, add_weighted, p_.x);
     }
   }
 
@@ -64,13 +64,16 @@ template <class T> class ChannelsLast {
     const auto finish = [&](int64_t i, double sg, double sgd) { out[i] = {sg, sgd}; };
     with_variant(variant_of(p_, table_.any_wide(panel * kPanel, panel_width(panel))), [&](auto v) {
       const auto all = [](int64_t) { return 1.0; };
-      const auto add = [&](double, int64_t i, D16& sg, D16& sgd, const T* x, const T* g, auto... residual) BN_INLINE_LAMBDA {
-        const D16 before = wide_grad<v()>(k, i, x + i, g + i, (residual + i)...);
+      const auto row = [&](int64_t i, const T* x, const T* g, auto... residual)
+                           BN_INLINE_LAMBDA { return Gradients<v()>(*this, k, i, x + i, g + i, (residual + i)...); };
+      const auto add = [&](double, const auto& grads, int64_t i, int j, D16::V& sg, D16::V& sgd) BN_INLINE_LAMBDA {
+        const D16::V before = grads.part(j);
         sg = sg + before;
-        sgd = sgd + before * (load_wide(x + i) - k.widened(k.mean, i));
+        sgd = sgd + before * minus(wide_part(grads.x, j), wide_part(k.mean + i, j));
       };
-      if (p_.residual && p_.activation != Activation::none) reduce(r0, n, panel, finish, all, add, p_.x, p_.grad_y, p_.residual);
-      else reduce(r0, n, panel, finish, all, add, p_.x, p_.grad_y);
+      if (p_.residual && p_.activation != Activation::none)
+        reduce(r0, n, panel, finish, all, row, add, p_.x, p_.grad_y, p_.residual);
+      else reduce(r0, n, panel, finish, all, row, add, p_.x, p_.grad_y);
     });
   }
 
@@ -142,6 +145,7 @@ template <class T> class ChannelsLast {
   // Row r of an array; null where there is none.
   T* at(const Array& a, int64_t r) const {
     if (!a) return nullptr;
+    if (p_.reduced_dims == 1) return reinterpret_cast<T*>(a.data) + r * a.reduced[0];
     const int64_t inner = run_length(p_), outer = r / inner;
     return reinterpret_cast<T*>(a.data) + run_offset(p_, a, outer) + (r - outer * inner) * run_step(p_, a);
   }
@@ -151,16 +155,29 @@ template <class T> class ChannelsLast {
     if (a) prefetch(at(a, r) + kAhead / static_cast<int64_t>(sizeof(T)), rows * p_.C * static_cast<int64_t>(sizeof(T)));
   }
 
-  // Sixteen gradients before the activation.
-  template <Variant V, class K>
-  BN_INLINE D16 wide_grad(const K& k, int64_t i, const T* x, const T* g, const T* residual = nullptr) const {
-    if constexpr (V == Variant::plain) return load_wide(g);
-    const Lanes<C> r = residual ? load(residual) : fill<C>(0);
-    return to_wide(grad_before_activation<V>(p_, k, i, load(x), load(g), residual ? &r : nullptr));
-  }
+  // Sixteen gradients before the activation; without one they are read where they are used.
+  template <Variant V> struct Gradients {
+    const T *x, *g;
+    D16 before;
+
+    BN_INLINE Gradients() {}
+    BN_INLINE Gradients(const ChannelsLast& owner, const Columns<C>& k, int64_t i, const T* xs, const T* gs,
+                        const T* residual = nullptr)
+        : x(xs), g(gs) {
+      if constexpr (V == Variant::plain) return;
+      const Lanes<C> r = residual ? load(residual) : fill<C>(0);
+      before = to_wide(grad_before_activation<V>(owner.p_, k, i, load(x), load(g), residual ? &r : nullptr));
+    }
+    BN_INLINE D16::V part(int j) const {
+      if constexpr (V == Variant::plain) return wide_part(g, j);
+      return before.v[j];
+    }
+  };
 
   // A panel's part of an array's rows, asked for ahead of their use. They are read by whole vectors, which at the end of the array
   // may not be there: such a row is copied.
+  template <int64_t n> using Count = std::integral_constant<int64_t, n>;
+
   struct SameLane {
     const T* row[kTogether];
   };
@@ -187,20 +204,20 @@ template <class T> class ChannelsLast {
       return rows;
     }
 
-    BN_INLINE const T* take() {
+    BN_INLINE SameLane take() {
       const T* row = next;
       next += step;
       prefetch(row + ahead, width * sizeof(T));
-      if (__builtin_expect(reinterpret_cast<const char*>(row + (width + 15) / 16 * 16) <= end, 1)) return row;
+      if (__builtin_expect(reinterpret_cast<const char*>(row + (width + 15) / 16 * 16) <= end, 1)) return {{row}};
       std::memcpy(spare, row, width * sizeof(T));
-      return spare;
+      return {{spare}};
     }
   };
 
-  // add(weight, i, s1, s2, rows...) adds channels i … i + 15 of a row of some weight to the sums of the row's lane;
-  // finish(i, s1, s2) has channel i's.
-  template <class G, class W, class F, class... Arrays>
-  BN_INLINE void reduce(int64_t r0, int64_t n, int64_t panel, const G& finish, const W& weight, const F& add,
+  // `row(i, rows...)` has what channels i … i + 15 of a row are; add(weight, row, i, j, s1, s2) adds vector j of these to sums of
+  // the row's lane; finish(i, s1, s2) has channel i's.
+  template <class G, class W, class R, class F, class... Arrays>
+  BN_INLINE void reduce(int64_t r0, int64_t n, int64_t panel, const G& finish, const W& weight, const R& row, const F& add,
                         const Arrays&... arrays) const {
     alignas(64) double a[kLanes][kPanel], b[kLanes][kPanel];
     alignas(64) T spare[sizeof...(arrays)][kPanel] = {};
@@ -208,34 +225,28 @@ template <class T> class ChannelsLast {
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       for (int64_t i = 0; i < padded; i += 16) store(a[lane] + i, fill<double>(0)), store(b[lane] + i, fill<double>(0));
     }
-    const auto add_row = [&](int64_t r, auto... rows) BN_INLINE_LAMBDA {
-      const double w = weight(r);
-      if (!(w > 0)) return;
-      double *s1 = a[r % kLanes], *s2 = b[r % kLanes];
+    // Rows r, r + 16, …, as many as `of` has.
+    const auto add_lane = [&](int64_t r, auto of, auto... rows) BN_INLINE_LAMBDA {
+      double *s1 = a[r % kLanes], *s2 = b[r % kLanes], w[of];
+      for (int64_t k = 0; k < of; ++k) w[k] = weight(r + k * kLanes);
       for (int64_t i = 0; i < padded; i += 16) {
-        D16 sum1 = load(s1 + i), sum2 = load(s2 + i);
-        add(w, i, sum1, sum2, rows...);
-        store(s1 + i, sum1), store(s2 + i, sum2);
-      }
-    };
-    const auto add_lane = [&](int64_t r, auto... rows) BN_INLINE_LAMBDA {
-      double *s1 = a[r % kLanes], *s2 = b[r % kLanes];
-      double w[kTogether];
-      for (int64_t k = 0; k < kTogether; ++k) w[k] = weight(r + k * kLanes);
-      for (int64_t i = 0; i < padded; i += 16) {
-        D16 sum1 = load(s1 + i), sum2 = load(s2 + i);
-        for (int64_t k = 0; k < kTogether; ++k) {
-          if (w[k] > 0) add(w[k], i, sum1, sum2, rows.row[k]...);
+        decltype(row(i, rows.row[0]...)) parts[of];
+        for (int64_t k = 0; k < of; ++k) parts[k] = row(i, rows.row[k]...);
+        BN_EACH(double, j) {  // vector by vector: what is live at once fits the registers
+          D16::V sum1 = wide_part(s1 + i, j), sum2 = wide_part(s2 + i, j);
+          for (int64_t k = 0; k < of; ++k) {
+            if (w[k] > 0) add(w[k], parts[k], i, j, sum1, sum2);
+          }
+          store_part(s1 + i, j, sum1), store_part(s2 + i, j, sum2);
         }
-        store(s1 + i, sum1), store(s2 + i, sum2);
       }
     };
     const auto add_rows = [&](int64_t r, int64_t end, auto... rows) BN_INLINE_LAMBDA {
       for (constexpr int64_t n = kTogether * kLanes; end - r >= n && (rows.whole(n) && ...);
            r += n, ((rows.next += n * rows.step), ...)) {
-        for (int64_t lane = 0; lane < kLanes; ++lane) add_lane(r + lane, rows.take_lane(lane)...);
+        for (int64_t lane = 0; lane < kLanes; ++lane) add_lane(r + lane, Count<kTogether>(), rows.take_lane(lane)...);
       }
-      for (; r < end; ++r) add_row(r, rows.take()...);
+      for (; r < end; ++r) add_lane(r, Count<1>(), rows.take()...);
     };
     each_segment(p_, r0, n, [&](int64_t, int64_t, int64_t done, int64_t length) {
       int64_t which = 0;

@@ -62,7 +62,7 @@ void channels_first(const Problem& p, int64_t size, int64_t bytes, bool reduces,
   if (reduces && many) {
     // What the last-level cache cannot hold is still better read twice from there than from memory.
     const bool fits_last_level = p.m * p.C * bytes < kStreamFrom;
-    const bool both = applies && !(fits_last_level && runs_collide(p, size));
+    const bool both = applies && !fits_last_level;
     int64_t group = cache_budget() / (p.m * bytes);
     if (threads > 1 && p.C / (4 * threads) < group) group = p.C / (4 * threads);
     if (group < 1) group = 1;

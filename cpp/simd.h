@@ -116,16 +116,28 @@ BN_INLINE F16 multiply_add(F16 a, F16 b, F16 c) {
 }
 BN_INLINE D16 multiply_add(D16 a, D16 b, D16 c) { return a * b + c; }
 
-// a - b, computed where products are (a product by one is exact): where one half of the floating-point units adds and converts, and
-// the other multiplies, a sum of squares uses both.
-BN_INLINE D16 minus(D16 a, D16 b) {
+// a + b and a - b, computed where products are (a product by one is exact): where one half of the floating-point units adds and
+// converts, and the other multiplies, sums of products use both.
+BN_INLINE D16::V plus(D16::V a, D16::V b) {
 #if defined(__AVX512F__)
-  BN_EACH(double, i) a.v[i] = (D16::V)_mm512_fmsub_pd((__m512d)a.v[i], _mm512_set1_pd(1), (__m512d)b.v[i]);
+  return (D16::V)_mm512_fmadd_pd((__m512d)a, _mm512_set1_pd(1), (__m512d)b);
 #elif defined(__AVX2__)
-  BN_EACH(double, i) a.v[i] = (D16::V)_mm256_fmsub_pd((__m256d)a.v[i], _mm256_set1_pd(1), (__m256d)b.v[i]);
+  return (D16::V)_mm256_fmadd_pd((__m256d)a, _mm256_set1_pd(1), (__m256d)b);
 #else
-  a = a - b;
+  return a + b;
 #endif
+}
+BN_INLINE D16::V minus(D16::V a, D16::V b) {
+#if defined(__AVX512F__)
+  return (D16::V)_mm512_fmsub_pd((__m512d)a, _mm512_set1_pd(1), (__m512d)b);
+#elif defined(__AVX2__)
+  return (D16::V)_mm256_fmsub_pd((__m256d)a, _mm256_set1_pd(1), (__m256d)b);
+#else
+  return a - b;
+#endif
+}
+BN_INLINE D16 minus(D16 a, D16 b) {
+  BN_EACH(double, i) a.v[i] = minus(a.v[i], b.v[i]);
   return a;
 }
 
@@ -216,23 +228,32 @@ BN_INLINE F16 load(const Half* p) {
   return r;
 }
 
-BN_INLINE D16 load_wide(const double* p) { return load(p); }
-BN_INLINE D16 load_wide(const float* p) {  // converting loads are cheaper than a load, extractions and conversions
+BN_INLINE D16 to_wide(F16 a) { return widen(a); }
+BN_INLINE D16 to_wide(D16 a) { return a; }
+
+// Vector k of sixteen values as doubles. Where registers are scarce these are better loaded one by one.
+template <class T> BN_INLINE D16::V wide_part(const T* p, int k) { return to_wide(load(p)).v[k]; }
+BN_INLINE D16::V wide_part(const float* p, int k) {  // converting loads are cheaper than a load, extractions and conversions
 #if defined(__AVX512F__)
-  D16 r;
-  BN_EACH(double, i) r.v[i] = (D16::V)_mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * i));
-  return r;
+  return (D16::V)_mm512_cvtps_pd(_mm256_loadu_ps(p + 8 * k));
 #elif defined(__AVX2__)
-  D16 r;
-  BN_EACH(double, i) r.v[i] = (D16::V)_mm256_cvtps_pd(_mm_loadu_ps(p + 4 * i));
-  return r;
+  return (D16::V)_mm256_cvtps_pd(_mm_loadu_ps(p + 4 * k));
 #else
-  return widen(load(p));
+  typedef float Unaligned __attribute__((vector_size(8), aligned(4), may_alias));
+  return __builtin_convertvector(reinterpret_cast<const Unaligned*>(p)[k], D16::V);
 #endif
 }
-BN_INLINE D16 load_wide(const Half* p) { return widen(load(p)); }
-BN_INLINE D16 load_wide(const BFloat16* p) { return widen(load(p)); }
 
+template <class T> BN_INLINE D16 load_wide(const T* p) {
+  D16 r;
+  BN_EACH(double, k) r.v[k] = wide_part(p, k);
+  return r;
+}
+
+BN_INLINE void store_part(double* p, int k, D16::V a) {
+  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  reinterpret_cast<Unaligned*>(p)[k] = a;
+}
 BN_INLINE void store(double* p, D16 a) { store_raw(p, a); }
 BN_INLINE void store(float* p, F16 a) { store_raw(p, a); }
 BN_INLINE void store(BFloat16* p, F16 a) {  // to_bfloat16 of convert.h, on vectors
@@ -317,16 +338,21 @@ template <class T> BN_INLINE Lanes<Compute<T>> load_some(const T* p, int64_t fir
   return load_raw(c);
 }
 
-// Zero outside of those lanes.
-BN_INLINE D16 keep(D16 a, int64_t first, int64_t end) {
+// The first `split` lanes of a, the others of b.
+template <class C> BN_INLINE Lanes<C> join(Lanes<C> a, Lanes<C> b, int64_t split) {
+  using Word = std::conditional_t<std::is_same<C, double>::value, int64_t, int32_t>;
+  typedef Word Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(Word)), may_alias));
+  const Word* first = kLaneMask<Word>.table + 32 - split;
+  BN_EACH(C, i) a.v[i] = reinterpret_cast<const Unaligned*>(first)[i] < 0 ? a.v[i] : b.v[i];
+  return a;
+}
+
+// Zero outside of those lanes; of all sixteen, a is vector k.
+BN_INLINE D16::V keep(D16::V a, int k, int64_t first, int64_t end) {
   typedef int64_t V __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
   const int64_t *from = kLaneMask<int64_t>.table + 16 - first, *to = kLaneMask<int64_t>.table + 32 - end;
-  BN_EACH(double, i) {
-    const V mask = reinterpret_cast<const Unaligned*>(from)[i] & reinterpret_cast<const Unaligned*>(to)[i];
-    a.v[i] = (D16::V)((V)a.v[i] & mask);
-  }
-  return a;
+  return (D16::V)((V)a & reinterpret_cast<const Unaligned*>(from)[k] & reinterpret_cast<const Unaligned*>(to)[k]);
 }
 
 // Zero where the mask is 0; elsewhere it is -1.
@@ -358,9 +384,6 @@ template <class T> BN_INLINE void prefetch(const T* p, int64_t bytes) {
   const char* from = reinterpret_cast<const char*>(p);
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
-
-BN_INLINE D16 to_wide(F16 a) { return widen(a); }
-BN_INLINE D16 to_wide(D16 a) { return a; }
 
 }  // namespace
 }  // namespace BN_ISA
