@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "load_store.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace batchnorm {
 namespace BN_ISA {

@@ -4,6 +4,7 @@
 
 #include "activation.h"
 #include "coefficients.h"
+#include "load_store.h"
 
 namespace batchnorm {
 namespace BN_ISA {

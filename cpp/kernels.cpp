@@ -1,6 +1,5 @@
 // The vector kernels of one instruction set (BN_ISA): which layout a problem has, and in what order its parts run. Compiled once
 // for each instruction set; nothing here has external linkage but the table at the end.
-#include <cstdlib>
 #include <optional>
 
 #include "channels_first.h"
@@ -19,19 +18,6 @@ constexpr int64_t kTaskBytes = 128 << 10;  // of input in one task of the second
 
 int threads_for(const Problem& p) { return p.m * p.C < kSmallProblem ? 1 : p.threads; }
 
-// Whether the runs of a channel fall on the same few sets of the second-level cache, as those of power-of-two shapes do: then a
-// group of channels does not stay there however small it is. A way is an eighth of the cache; half of the ways may be used.
-bool runs_collide(const Problem& p, int64_t size) {
-  if (p.reduced_dims != 2) return false;
-  const int64_t way = 2 * cache_budget() / 8;
-  int64_t a = std::llabs(p.x.reduced[0]) * size, b = way;
-  while (b != 0) {
-    const int64_t rest = a % b;
-    a = b, b = rest;
-  }
-  return p.reduced[0] > 4 * (way / a);
-}
-
 // The second pass over everything, last parts first; runs in the order of memory where there are any.
 template <class Apply> void apply_all(const Problem& p, int64_t bytes, bool by_runs, const Apply& apply) {
   const auto at_least_1 = [](int64_t n) { return n < 1 ? 1 : n; };
@@ -49,7 +35,7 @@ template <class Apply> void apply_all(const Problem& p, int64_t bytes, bool by_r
 // Two passes over memory: `block` by block to a value, up the tree, `finish` a channel; then `apply`. Where the second-level cache
 // can hold a group of channels, the group's second pass reads from there.
 template <class P, class Block, class Finish, class Apply>
-void channels_first(const Problem& p, int64_t size, int64_t bytes, bool reduces, bool applies, bool by_runs, const Block& block,
+void channels_first(const Problem& p, int64_t bytes, bool reduces, bool applies, bool by_runs, const Block& block,
                     const Finish& finish, const Apply& apply) {
   const int threads = threads_for(p);
   const int64_t blocks = blocks_of(p);
@@ -60,9 +46,9 @@ void channels_first(const Problem& p, int64_t size, int64_t bytes, bool reduces,
     finish(c, tree);
   };
   if (reduces && many) {
-    // What the last-level cache cannot hold is still better read twice from there than from memory.
-    const bool fits_last_level = p.m * p.C * bytes < kStreamFrom;
-    const bool both = applies && !fits_last_level;
+    // What the last-level cache holds is read again from there, in the order of memory: faster than a group's short runs from the
+    // second.
+    const bool both = applies && p.m * p.C * bytes >= kStreamFrom;
     int64_t group = cache_budget() / (p.m * bytes);
     if (threads > 1 && p.C / (4 * threads) < group) group = p.C / (4 * threads);
     if (group < 1) group = 1;
@@ -129,7 +115,7 @@ template <class T> void forward_of(const Problem& p, const Problem& given) {
   }
   const ChannelsFirst<T> k(p, table, w, nullptr);
   channels_first<Moments>(
-      p, sizeof(T), sizeof(T) * (p.residual ? 2 : 1), reduces, applies, k.by_runs(),
+      p, sizeof(T) * (p.residual ? 2 : 1), reduces, applies, k.by_runs(),
       [&](int64_t c, int64_t b) { return k.moments_block(c, b); }, finish,
       [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
 }
@@ -151,7 +137,7 @@ template <class T> void backward_of(const Problem& p, const Problem& given) {
   }
   const ChannelsFirst<T> k(p, table, nullptr, f);
   channels_first<Sums>(
-      p, sizeof(T), sizeof(T) * (p.residual ? 3 : 2), p.compute_sums, applies, k.by_runs(),
+      p, sizeof(T) * (p.residual ? 3 : 2), p.compute_sums, applies, k.by_runs(),
       [&](int64_t c, int64_t b) { return k.sums_block(c, b); }, finish,
       [&](int64_t c0, int64_t c1, int64_t r0, int64_t r1) { k.apply(c0, c1, r0, r1); });
 }

@@ -1,7 +1,7 @@
 // From position numbers to memory: where the positions of a channel stand, and how to bring them together.
 #pragma once
 
-#include "simd.h"
+#include "load_store.h"
 
 namespace batchnorm {
 namespace BN_ISA {
