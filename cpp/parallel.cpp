@@ -22,22 +22,36 @@ struct alignas(64) Range {  // alone on its cache line
   std::atomic<int64_t> taken{0};
 };
 
+// Callers that want several threads, now: each has its own, so the helpers of the others must be that many fewer.
+std::atomic<int> callers{0};
+
+struct Caller {
+  Caller() { callers.fetch_add(1); }
+  Caller(const Caller&) = delete;
+  Caller& operator=(const Caller&) = delete;
+  ~Caller() { callers.fetch_sub(1); }
+};
+
 struct Job {
   TaskRef task;
   int64_t tasks;
   Order order;
-  int ranges;
+  int threads, ranges;
   Range range[kRanges];
 
-  // Thread `who`: its own range, then those after it.
+  // Thread `who`: its own range, then those after it. A helper leaves when other callers have come in its place; the job's own
+  // caller, who is 0, finishes what is left.
   void work(int who) {
-    for (int i = 0; i < ranges; ++i) finish((who + i) % ranges);
+    for (int i = 0; i < ranges; ++i) finish((who + i) % ranges, who);
   }
 
-  void finish(int k) {
+  void finish(int k, int who) {
     const int64_t first = tasks * k / ranges, end = tasks * (k + 1) / ranges;
-    for (int64_t i; (i = range[k].taken.fetch_add(1, std::memory_order_relaxed)) < end - first;)
+    while (who == 0 || who + callers.load(std::memory_order_relaxed) <= threads) {
+      const int64_t i = range[k].taken.fetch_add(1, std::memory_order_relaxed);
+      if (i >= end - first) return;
       task(order == Order::forwards ? first + i : end - 1 - i);
+    }
   }
 };
 
@@ -94,7 +108,7 @@ class Pool {
     for (uint64_t seen = 0;;) {
       uint64_t state = state_.load();
       for (int spin = 0; state >> 32 == seen; state = state_.load()) {
-        if (++spin < kSpins) pause_briefly();
+        if (++spin < kSpins && callers.load(std::memory_order_relaxed) < 2) pause_briefly();
         else sleep_past(seen);
       }
       seen = state >> 32;
@@ -134,7 +148,10 @@ std::atomic<bool> forked{false};
 Pool& the_pool() {
   std::call_once(pool_once, [] {
     pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    pthread_atfork(nullptr, nullptr, [] {
+      pool = new Pool;
+      callers.store(0);
+    });
   });
   return *pool;
 }
@@ -170,14 +187,16 @@ void parallel_for(int64_t tasks, int threads, TaskRef task, Order order) {
     for (int64_t i = 0; i < tasks; ++i) task(order == Order::forwards ? i : tasks - 1 - i);
     return;
   }
-  Job job{task, tasks, order, threads < kRanges ? threads : kRanges, {}};
+  Job job{task, tasks, order, threads, threads < kRanges ? threads : kRanges, {}};
   if (host_pool != nullptr) {
     const auto work = [](int64_t begin, int64_t end, void* context) {
       for (int64_t i = begin; i < end; ++i) static_cast<Job*>(context)->work(static_cast<int>(i));
     };
     return host_pool(threads, work, &job);
   }
-  if (!the_pool().run(job, threads - 1)) job.work(0);
+  const Caller caller;
+  const int helpers = threads - callers.load();
+  if (helpers <= 0 || !the_pool().run(job, helpers)) job.work(0);
 }
 
 OnHostPool::OnHostPool(HostPool pool) {

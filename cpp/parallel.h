@@ -21,7 +21,7 @@ enum class Order { forwards, backwards };
 // Runs task(0) … task(tasks - 1), each once, on at most `threads` threads, the caller's among them. A thread begins with a range of
 // tasks of its own, in the order asked for, so that in the next pass it finds in its caches what it touched in this one; then it
 // helps with the ranges of others. Results must not depend on who runs what. A call that finds the pool busy runs on its caller's
-// thread alone.
+// thread alone, and where several callers are at work, each takes the place of a helper.
 void parallel_for(int64_t tasks, int threads, TaskRef task, Order order = Order::forwards);
 
 // A pool that the process has already: calls work(begin, end, context) on parts of 0 … tasks.
