@@ -297,6 +297,21 @@ def test_the_example_pair_is_in_the_data(rng: np.random.Generator) -> None:
     assert x[index] == p.a
 
 
+def test_every_position_of_a_long_channel_is_looked_at(rng: np.random.Generator) -> None:
+    """More than the 8192 numbers that NumPy takes at once."""
+    x = rng.normal(size=(10, 2, 40, 50)).astype(np.float32)
+    e, table = bn.explain(x), columns_of(x, 1)
+    y = columns_of(bn.batch_norm(x)[0], 1)
+    lost = sum(len(np.unique(table[:, c])) - len(np.unique(y[:, c])) for c in range(2))
+    assert e.inside.values == 20_000
+    assert (e.inside.made_equal > 0) == (lost > 0)
+    assert e.inside.example is not None
+    assert (e.inside.example.low, e.inside.example.high) == (table[:, 0].min(), table[:, 0].max())
+    p = e.between.example
+    assert p is not None
+    assert p.a == table[p.position_a, p.channel_a]
+
+
 def test_relative_distances_against_every_value(rng: np.random.Generator) -> None:
     x = rng.normal(size=(200, 3)).astype(np.float32)
     e = bn.explain(x)

@@ -56,7 +56,7 @@ def take_sample(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, al
         channels = np.sort(np.append(channels, also))
     positions = spread(per_channel, per_channel if complete else max(2, SAMPLE // len(channels)))
     view = np.moveaxis(x, kept, range(x.ndim - len(kept), x.ndim))
-    index = (*_indices(positions[:, None], reduced), *_indices(channels[None, :], shape))
+    index = (*(i[:, None] for i in _indices(positions, reduced)), *(i[None, :] for i in _indices(channels, shape)))
     values = np.asarray(view[index]).reshape(len(positions), len(channels)).astype(working_dtype(x.dtype), copy=False)
     flat = (np.asarray(a).reshape(-1)[channels] for a in (m.count, m.mean, m.m2, m.mean_low))
     y = normalize(values, Moments(*flat), axis=1, eps=eps)
@@ -64,4 +64,5 @@ def take_sample(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, al
 
 
 def _indices(flat: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Of one axis: NumPy 2.4's unravel_index is wrong for more than 8192 numbers with an axis of stride 0."""
     return np.unravel_index(flat, shape) if shape else ()
