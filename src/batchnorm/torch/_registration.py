@@ -36,10 +36,11 @@ def _silence_first_override() -> None:
     """Let PyTorch say here, where it is not heard, what it says once in a process when a kernel is overridden."""
     library = torch.library.Library("batchnorm_once", "DEF")
     library.define("override() -> ()")
+    assert library.m is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(2):
-            library.impl("override", lambda: None, "CPU")
+        for _ in range(2):  # by `m`, since `impl` refuses the second one before PyTorch 2.13
+            library.m.impl("override", "CPU", lambda: None, False)
 
 
 class _Raiser:
