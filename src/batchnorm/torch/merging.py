@@ -43,10 +43,10 @@ def merge_statistics(
     Returns
     -------
     OrderedDict
-        For `load_state_dict`. Running statistics are merged as above, in float64 and rounded once;
-        `num_batches_tracked` is the sum; other floats are averaged by their shares (those that are equal in all states
-        stay as they are). Where layers keep a `running_count`, it says which part of a running_var is biased, and
-        becomes the sum of counts.
+        For `load_state_dict`, on the devices of the first state. Running statistics are merged as above, in float64 and
+        rounded once; `num_batches_tracked` is the sum; other floats are averaged by their shares (those that are equal
+        in all states stay as they are). Where layers keep a `running_count`, it says which part of a running_var is
+        biased, and becomes the sum of counts.
 
     Raises
     ------
@@ -87,19 +87,19 @@ def merge_statistics(
 
 def _merged_statistics(parts: list[dict[str, Tensor]], counts: Tensor, correction: int, prefix: str) -> dict[str, Any]:
     """The running statistics of one layer."""
-    tables = []
+    tables, device = [], parts[0]["running_mean"].device
     for part, count in zip(parts, counts, strict=True):
         mean, var = part["running_mean"], part["running_var"].double()
         behind = part.get("running_count", count).double()  # positions behind the correction of the variance
         if correction:
             var = torch.where(torch.isinf(behind), var, var * ((behind - 1) / behind))
-        tables.append(_tables.of_statistics(count.to(mean.device), mean, var))
+        tables.append(_tables.of_statistics(count.to(mean.device), mean, var).to(device))
     whole = _tables.merge_moments(torch.stack(tables, 1))
     mean, var = _tables.mean_and_variance(whole, correction)
     first = parts[0]
     found = {"running_mean": mean.to(first["running_mean"].dtype), "running_var": var.to(first["running_var"].dtype)}
     if "num_batches_tracked" in first:
-        found["num_batches_tracked"] = sum(part["num_batches_tracked"] for part in parts)  # type: ignore[assignment]
+        found["num_batches_tracked"] = sum(part["num_batches_tracked"].to(device) for part in parts)  # type: ignore[assignment]
     if "running_count" in first:
         found["running_count"] = whole[0].to(first["running_count"].dtype)
     return {prefix + name: value for name, value in found.items()}
@@ -118,6 +118,7 @@ def _merged_value(name: str, values: list[Any], counts: Tensor) -> Any:
                 f"merge_statistics: {name} differs between the states and is not a tensor: nothing merges it"
             )
         return first
+    values = [value.to(first.device) for value in values]
     if all(torch.equal(value, first) for value in values[1:]):
         return first.detach().clone()
     if not (first.is_floating_point() or first.is_complex()):
