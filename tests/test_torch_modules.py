@@ -442,6 +442,50 @@ def test_refusals_state_the_rule_and_what_came(name):
         call()
 
 
+class Plain(torch.Tensor):
+    """A tensor that our kernels do not take: PyTorch's own operations compute, as on other devices."""
+
+
+PLAIN = {
+    "negative weights": ({"weights": torch.tensor([1.0, 2, -1, 1])}, {}, "finite and non-negative; got -1"),
+    "NaN weights": ({"weights": torch.tensor([1.0, 2, torch.nan, 1])}, {}, "finite and non-negative; got nan"),
+    "infinite weights": ({"weights": torch.tensor([1.0, 2, torch.inf, 1])}, {}, "finite and non-negative; got inf"),
+    "a mask of nothing": ({"mask": torch.zeros(4, dtype=torch.bool)}, {}, "select nothing"),
+    "a mask of one": ({"mask": torch.arange(4) == 2}, {}, "one counted value"),
+    "a ghost of one": (
+        {"mask": torch.arange(4) != 2}, {"virtual_batch_size": 2}, r"ghost 1 of 2 \(virtual_batch_size=2\) has 1 that",
+    ),
+    "small weights": ({"weights": torch.full((4,), 0.1)}, {}, "to more than 1; got a sum of 0.4.*running_correction=0"),
+    "small counts": (
+        {"weights": torch.full((4,), 0.2)}, {"running_correction": 0, "keep_count": True}, "running_count .*more than 1"
+    ),
+    "frozen": ({"weights": -torch.ones(4)}, {"statistics": "running"}, "finite and non-negative"),
+    "another device": ({"mask": torch.ones(4, device="meta") > 0}, {}, "input's device, cpu; got one on meta"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["kernels", "plain"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_selections_are_refused_whoever_computes(name, plain):
+    selection, options, words = PLAIN[name]
+    if not plain and name == "small weights":
+        words = "weights that sum to more; got a sum of 0.4.*running_correction=0"  # as the kernel says it
+    layer = bnt.BatchNorm1d(C, **options)
+    x, before = _randn(4, C), _state(layer)
+    with pytest.raises(ValueError, match=words):
+        layer(x.as_subclass(Plain) if plain else x, **selection)
+    assert _unchanged(layer, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"running_correction": 0}, {"activation": "relu"}], ids=str)
+def test_an_empty_batch_gives_no_warning_whoever_computes(options):
+    layer = bnt.BatchNorm1d(C, **options)
+    before = _state(layer)
+    assert layer(torch.zeros(0, C, 3).as_subclass(Plain)).shape == (0, C, 3)
+    assert layer(torch.zeros(0, C, 3)).shape == (0, C, 3)
+    assert _unchanged(layer, before)
+
+
 OPERANDS = {
     "residual": ({"residual": torch.zeros(4, C + 1)}, "x's shape and dtype"),
     "weight": ({"weight": torch.ones(C - 1)}, f"x has {C} channels"),

@@ -495,8 +495,13 @@ def test_options_are_copied_pickled_printed_and_named_by_revert(name, capsys):
     assert f"torch.nn's has no {', '.join(f'{k}={v!r}' for k, v in OPTIONED[name].items())}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", OPTIONED)
-def test_options_compile(name):
+def test_options_compile(name, way, monkeypatch):
+    """Gradients are those of the running statistics as they were, though the graph moves them before its backward."""
+    torch._dynamo.reset()  # it counts the times that a code is compiled anew
+    if way == "plain":
+        monkeypatch.setattr(bnt.modules, "is_ours", lambda x: False)
     layer = bnt.BatchNorm1d(C, **OPTIONED[name])
     layer.running_mean.fill_(0.5)
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
@@ -505,6 +510,8 @@ def test_options_compile(name):
         layer(x).square().sum().backward()
         compiled(xc).square().sum().backward()
         assert torch.equal(x.grad, xc.grad)
+    for p, q in zip(layer.parameters(), compiled.parameters(), strict=True):
+        assert p.grad is q.grad is None or torch.equal(p.grad, q.grad)
     for k, v in layer.state_dict().items():
         assert torch.equal(v, compiled._orig_mod.state_dict()[k]), k
 

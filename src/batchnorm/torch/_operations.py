@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import _options, _plain
+from . import _options, _paths, _plain
 
 Tensor = torch.Tensor
 
@@ -39,6 +39,27 @@ LIBRARY.define(
     "float? momentum, int correction, int on_nonfinite) -> ()",
     tags=TAGS,
 )
+# A copy that torch.compile does not make again: see `as_they_are`.
+LIBRARY.define("snapshot(Tensor t) -> Tensor", tags=TAGS)
+LIBRARY.impl("snapshot", torch.clone, "CompositeExplicitAutograd")
+
+
+def refuse_devices(*args: Any, **_: Any) -> Any:
+    """Say what is wrong where the dispatcher would say that there is no kernel of ours."""
+    devices = sorted({str(a.device) for a in args if isinstance(a, Tensor)})
+    if len(devices) == 1:
+        raise ValueError(
+            f"batch_norm: torch.ops.batchnorm computes on the CPU; got tensors on {devices[0]}, for which the modules "
+            "and batchnorm.torch.functional call PyTorch's own operations"
+        )
+    raise ValueError(
+        f"batch_norm: input, parameters, statistics and residual must be on one device; got {' and '.join(devices)}. "
+        "Move the layer, layer.to(x.device), or the input"
+    )
+
+
+for _name in ("forward", "backward", "update_"):
+    LIBRARY.impl(_name, refuse_devices, "CUDA")
 
 forward = torch.ops.batchnorm.forward.default
 backward = torch.ops.batchnorm.backward.default
@@ -78,6 +99,23 @@ def _(
 @torch.library.register_fake("batchnorm::update_", lib=LIBRARY)
 def _(*_: object) -> None:
     return None
+
+
+@torch.library.register_fake("batchnorm::snapshot", lib=LIBRARY)
+def _(t: Tensor) -> Tensor:
+    return torch.empty_like(t)
+
+
+def as_they_are(statistics: Tensor) -> Tensor:
+    """Running statistics before this call moves them, for a compiled backward, too.
+
+    Such a backward computes cheap parts of the forward again, from buffers that have been written to meanwhile: its
+    gradients would be wrong without a word (PyTorch 2.11 and 2.13). What our operations return it keeps.
+    """
+    if not torch.compiler.is_compiling() or _paths.is_exporting():
+        return statistics
+    found: Tensor = torch.ops.batchnorm.snapshot.default(statistics)
+    return found
 
 
 def _kernel(operation: Any, *args: Any) -> Any:

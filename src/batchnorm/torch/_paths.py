@@ -14,10 +14,21 @@ _graph_task = torch._C._current_graph_task_id
 _forward_ad = torch.autograd.forward_ad
 _is_compiling = torch.compiler.is_compiling
 
+_MODES = torch._C._TorchDispatchModeKey
+_RECORDING = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
+
 
 def is_jit_trace() -> bool:
     """Whether torch.jit.trace runs this; sizes are tensors then, and a decision on one would be frozen."""
     return _tracing_state() is not None
+
+
+def is_exporting() -> bool:
+    """`torch.compiler.is_exporting`, whose flag is read because torch.compile of 2.11 takes the function as True.
+
+    Before there was a flag nothing tells torch.export and torch.compile apart.
+    """
+    return bool(getattr(torch.compiler, "_is_exporting_flag", True))
 
 
 def is_ours(x: torch.Tensor) -> bool:
@@ -25,8 +36,17 @@ def is_ours(x: torch.Tensor) -> bool:
     if not x.is_cpu or x.dtype not in _DTYPES:
         return False
     if _is_compiling():
-        return not torch.compiler.is_exporting()  # an exported model must not need us
+        return not is_exporting()  # an exported model must not need us
     return type(x) in _PLAIN and not _is_transformed() and _forward_ad._current_level < 0 and _tracing_state() is None
+
+
+def is_readable(t: torch.Tensor) -> bool:
+    """Whether Python may look at the tensor's values: it has some, and nothing records what is done with them."""
+    if _is_compiling() or _is_transformed() or is_jit_trace():
+        return False
+    if t.device.type == "meta" or hasattr(t, "fake_mode") or any(map(torch._C._get_dispatch_mode, _RECORDING)):
+        return False
+    return t.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 def is_traced(x: object) -> bool:

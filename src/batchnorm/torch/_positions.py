@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from . import _paths
+
 Tensor = torch.Tensor
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -60,6 +62,12 @@ def mask_from_lengths(lengths: Tensor, max_length: int | None = None) -> Tensor:
 
 def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: str) -> Tensor:
     """Mask and weights together, broadcast to x, with one channel; no memory of x's size is made."""
+    for name, given in (("mask", mask), ("weights", weights)):
+        if given is not None and given.device != x.device:
+            raise ValueError(
+                f"{who}: {name} must be on the input's device, {x.device}; got one on {given.device}; use "
+                f"{name}.to(input.device)"
+            )
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(
@@ -85,6 +93,41 @@ def counted(x: Tensor, selection: Tensor | None) -> Tensor | int:
     if selection is None:
         return x.numel() // x.shape[1]
     return (selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum()
+
+
+def refused(x: Tensor, weights: Tensor, group: int, least: int) -> str:
+    """What is wrong with the values of weights, or nothing: the rules of `refused_weights` of fused_calls.cpp.
+
+    At least `least` positions must count, of every `group` samples where each so many are normalised by themselves.
+    """
+    N = x.shape[0]
+    size = min(group, N) if group else N
+    groups = -(-N // size)
+    of_samples = (weights > 0).expand(N, 1, *x.shape[2:]).flatten(1).sum(1)
+    counts = torch.nn.functional.pad(of_samples, (0, groups * size - N)).reshape(groups, size).sum(1)
+    bad = ~((weights >= 0) & torch.isfinite(weights))
+    *found, bads = torch.cat([counts, bad.sum().reshape(1)]).tolist()  # at once, so that a device is waited for once
+    if bads:
+        return f"weights must be finite and non-negative; got {weights[bad][0].item():f}"
+    return next((_too_few(n, g, groups, group) for g, n in enumerate(found) if n < least), "")
+
+
+def check(x: Tensor, weights: Tensor | None, group: int, least: int) -> None:
+    """Refuse what the CPU kernels refuse, in their words, where PyTorch's operations are to compute."""
+    if weights is not None and x.numel() and _paths.is_readable(x) and (words := refused(x, weights, group, least)):
+        raise ValueError(f"batch_norm: {words}")
+
+
+def _too_few(positions: int, g: int, groups: int, group: int) -> str:
+    if groups > 1:
+        return (
+            f"every ghost batch needs at least two values per channel in training; ghost {g} of {groups} "
+            f"(virtual_batch_size={group}) has {positions} that count{'s' * (positions == 1)}, so its variance would "
+            "be 0. Use another virtual_batch_size, or leave out the samples that remain"
+        )
+    if positions == 0:
+        return "mask and weights select nothing: no position of any channel counts"
+    return "one counted value per channel in training, so its variance is 0"
 
 
 def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import _native
-from . import _memory, _options
+from . import _memory, _options, _positions
 
 Tensor = torch.Tensor
 
@@ -70,29 +70,8 @@ def _check_weights(x: Tensor, weights: Tensor | None, group: int, least: int) ->
         return
     if weights.shape[1] != 1 or any(n not in (1, m) for n, m in zip(weights.shape, x.shape, strict=True)):
         raise ValueError("batch_norm: weights must be bool, float32 or float64 and broadcast to x, with one channel")
-    if least < 0:
-        return  # what a forward took is not looked through again
-    w = weights.double()
-    bad = w[~((w >= 0) & torch.isfinite(w))]
-    if bad.numel():
-        raise ValueError(f"batch_norm: weights must be finite and non-negative; got {bad[0].item():f}")
-    counts = (w > 0).expand(x.shape[0], 1, *x.shape[2:]).flatten(1).sum(1)
-    parts = counts.split(min(group, len(counts)) if group else len(counts))
-    for g, part in enumerate(parts):
-        if (positions := int(part.sum())) < least:
-            raise ValueError("batch_norm: " + _too_few(positions, g, len(parts), group))
-
-
-def _too_few(positions: int, g: int, groups: int, group: int) -> str:
-    if groups > 1:
-        return (
-            f"every ghost batch needs at least two values per channel in training; ghost {g} of {groups} "
-            f"(virtual_batch_size={group}) has {positions} that count{'s' * (positions == 1)}, so its variance would "
-            "be 0. Use another virtual_batch_size, or leave out the samples that remain"
-        )
-    if positions == 0:
-        return "mask and weights select nothing: no position of any channel counts"
-    return "one counted value per channel in training, so its variance is 0"
+    if least >= 0 and x.numel() and (words := _positions.refused(x, weights, group, least)):
+        raise ValueError("batch_norm: " + words)  # below 0: what a forward took is not looked through again
 
 
 def forward(

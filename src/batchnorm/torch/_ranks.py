@@ -117,8 +117,9 @@ class Ranks:
         return headers, [message[_HEADER:].reshape(table.shape[0], 1, -1) for message in messages]
 
     def _all_gather(self, message: Tensor) -> list[Tensor]:
-        if self.world == 1:
-            return [message]
+        return [message] if self.world == 1 else self._collective(message)
+
+    def _collective(self, message: Tensor) -> list[Tensor]:
         messages = [torch.empty_like(message) for _ in range(self.world)]
         try:
             dist.all_gather(messages, message, group=self.process_group)

@@ -6,19 +6,22 @@ from typing import Any
 
 import torch
 
-from . import _operations, _options, _table_operations, _tables
+from . import _operations, _options, _paths, _table_operations, _tables
 
 Tensor = torch.Tensor
 
 
-def move(layer: Any, table: Tensor, ours: bool) -> None:
-    """Move the running statistics of a layer towards moments (4, C), or those of ghosts, (4, G, C), as a whole."""
+def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
+    """Move the running statistics of a layer towards moments (4, C), or those of ghosts, (4, G, C), as a whole.
+
+    `weighted`: the counts may be anything.
+    """
     if table.dim() == 3:
         table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
-    if "running_count" not in layer._buffers:
-        return _move_by_kernel(layer, table) if ours else _move(layer, table)
-    if ours and not torch.compiler.is_compiling():
+    if weighted and (layer.keep_count or not ours) and _paths.is_readable(table):
         _check_counts(layer, table[0])
+    if not layer.keep_count:
+        return _move_by_kernel(layer, table) if ours else _move(layer, table)
     before = layer.running_var.clone(), layer.num_batches_tracked.clone()
     (_move_by_kernel if ours else _move)(layer, table)
     return _move_count(layer, table, *before)
@@ -33,10 +36,13 @@ def _move_by_kernel(layer: Any, table: Tensor) -> None:
 
 
 def _check_counts(layer: Any, count: Tensor) -> None:
-    if not bool((count > 1).all()):
+    least = 1 if layer.keep_count else layer.running_correction
+    if not bool((count > least).all()):
+        what = "running_count (keep_count=True)" if layer.keep_count else f"running_var, M2 / (count - {least}),"
         raise ValueError(
-            f"{type(layer).__name__}: running_count (keep_count=True) needs weights that sum to more than 1; got a sum "
-            f"of {float(count.min()):g}. Scale the weights (only their ratios matter for the output)"
+            f"{type(layer).__name__}: {what} needs weights that sum to more than {least}; got a sum of "
+            f"{float(count.min()):g}. Scale the weights (only their ratios matter for the output)"
+            + ("" if layer.keep_count else ", or use running_correction=0")
         )
 
 
@@ -88,9 +94,10 @@ def renormalized(layer: Any, table: Tensor, weight: Tensor | None, bias: Tensor 
 def _correction(layer: Any, table: Tensor) -> tuple[Tensor, Tensor]:
     """`Renorm.correction`, with limits that follow the tensor `num_batches_tracked`; (C) each, or of ghosts (G, C)."""
     count, mean, low, m2 = table
-    sigma = (layer.running_var.to(m2.dtype) + layer.eps).sqrt()
+    running_mean, running_var = map(_operations.as_they_are, (layer.running_mean, layer.running_var))
+    sigma = (running_var.to(m2.dtype) + layer.eps).sqrt()
     r = (m2 / count + layer.eps).sqrt() / sigma
-    d = ((mean - layer.running_mean.to(m2.dtype)) + low) / sigma
+    d = ((mean - running_mean.to(m2.dtype)) + low) / sigma
     renorm = layer.renorm
     r_max = 1 + (float(renorm.r_max) - 1) * _grown(layer.num_batches_tracked, renorm.start, renorm.r_end, m2.dtype)
     d_max = float(renorm.d_max) * _grown(layer.num_batches_tracked, renorm.start, renorm.d_end, m2.dtype)

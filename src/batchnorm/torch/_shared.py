@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from . import _operations, _options, _plain, _table_operations, _tables
+from . import _operations, _options, _plain, _positions, _table_operations, _tables
 from ._paths import is_ours
 
 Tensor = torch.Tensor
@@ -95,6 +95,7 @@ def gather(part: Part, group: int = 0) -> Tensor:
     if is_ours(x):
         table: Tensor = _table_operations.moments(x, part.weights, group)
         return table
+    _positions.check(x, part.weights, group, 0)
     return _plain.moments(x, part.weights, group)
 
 

@@ -33,6 +33,9 @@ _define(
 # Up the canonical tree: moments (4, G, C) to (4, C), sums (2, G, C) to (2, C).
 _define("merge(Tensor parts) -> Tensor", tags=_TAGS)
 
+for _name in ("moments", "sums", "input_gradients", "merge"):
+    _operations.LIBRARY.impl(_name, _operations.refuse_devices, "CUDA")
+
 moments = torch.ops.batchnorm.moments.default
 sums = torch.ops.batchnorm.sums.default
 input_gradients = torch.ops.batchnorm.input_gradients.default

@@ -245,6 +245,9 @@ def _check_positions(parts: list[_shared.Part], who: str) -> None:
     counts = [_positions.counted(part.x, part.weights) for part in parts]
     if any(isinstance(count, Tensor) for count in counts) and torch.compiler.is_compiling():
         return  # of a selection the kernels count
+    for part in parts:
+        if not _paths.is_ours(part.x):
+            _positions.check(part.x, part.weights, 0, 0)
     positions = int(sum(counts))
     if positions < 2:
         shapes = ", ".join(str(tuple(part.x.shape)) for part in parts)

@@ -184,9 +184,11 @@ class _Extended(_BatchNorm):
         if not ours and self._is_as_torch(selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _options.activate(y if residual is None else y + residual, *activation)
+        if not ours:
+            _positions.check(x, selection, group, 2 if batch else 0)
         y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, ours)
         if updates:
-            _running.move(self, table, ours)
+            _running.move(self, table, ours, selection is not None)
         return y
 
     def _is_usual(self, x: Tensor) -> bool:
@@ -247,7 +249,12 @@ class _Extended(_BatchNorm):
         weight, bias = self._affine()
         options = (self.eps, *activation)
         if not batch:
-            y, table = forward(x, weight, bias, self.running_mean, self.running_var, None, residual, *options)
+            mean, var = self.running_mean, self.running_var
+            if updates and not ours:
+                assert mean is not None
+                assert var is not None
+                mean, var = _operations.as_they_are(mean), _operations.as_they_are(var)
+            y, table = forward(x, weight, bias, mean, var, None, residual, *options)
             return y, moments(x.detach(), selection) if updates else table
         if self.renorm is None or not self.training:
             return forward(x, weight, bias, None, None, selection, residual, *options, None, group)

@@ -137,7 +137,7 @@ class SyncBatchNorm(_Extended):
             batch = updates = False
         y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, *activation), batch)
         if updates and whole.positions and not _paths.is_recomputation():
-            _running.move(self, whole.stats, _paths.is_ours(x))
+            _running.move(self, whole.stats, _paths.is_ours(x), True)
         return y
 
     def _gathered(
