@@ -73,10 +73,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _work(tasks: Any, data: Data) -> None:
-    """What a worker does: take a task, send its numbers, until the other end is closed."""
+def _work(tasks: Any) -> None:
+    """What a worker does: take the data, then a task, send its numbers, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the main process ends this one
     with _one_thread():
+        try:
+            data = tasks.recv()
+        except EOFError:
+            return
         while True:
             try:
                 task = tasks.recv()
@@ -96,6 +100,7 @@ def _work(tasks: Any, data: Data) -> None:
 class _Worker:
     process: BaseProcess
     tasks: Any  # a Connection, which is a class of its own on each system
+    needs: Data | None  # before its first task: as an argument, it makes `start` wait for ever for one that has died
 
 
 @contextmanager
@@ -117,10 +122,10 @@ def _start(started: list[_Worker], data: Data) -> None:
     """Start a process anew rather than fork: threads, and PyTorch's, do not survive a fork."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, data), daemon=True)
+    process = context.Process(target=_work, args=(theirs,), daemon=True)
     with _interrupts_held():
         process.start()
-        started.append(_Worker(process, ours))
+        started.append(_Worker(process, ours, data))
     theirs.close()
 
 
@@ -150,6 +155,9 @@ def _distribute(tasks: Sequence[Task], workers: Sequence[_Worker], done: Done) -
             worker, task = idle.pop(0), waiting.pop()
             busy[worker.tasks] = (worker, task)
             with _naming(worker, task):
+                if worker.needs is not None:
+                    worker.tasks.send(worker.needs)
+                    worker.needs = None
                 worker.tasks.send(task)
         for ready in connection.wait(list(busy)):
             worker, task = busy.pop(ready)
