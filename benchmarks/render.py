@@ -44,6 +44,9 @@ def parts() -> Iterator[tuple[str, str, str]]:
         yield "docs/pytorch.md", "torch-speed-table", tables_layers.ways(layers, "en", short=False)
     if core and layers:
         yield PERFORMANCE, "losses", tables.losses(core, layers)
+    if another := result("another_machine"):
+        yield PERFORMANCE, "another-machine-summary", tables.summary(another)
+        yield PERFORMANCE, "another-machine-functions", tables.functions(another)
     if networks := result("networks"):
         lists = {name: read_shapes(HERE / "shapes" / f"{name}.txt") for name in NETWORKS}
         yield PERFORMANCE, "networks", tables.networks(networks, lists)

@@ -9,6 +9,8 @@ thread and all), dtypes (the same in 64 and 16 bits), networks (every distinct b
 shapes/), sizes (64 KiB to 200 MiB).
 More than single calls: torch_layers (forward and backward through autograd), end_to_end and compiled (training steps),
 saved (bytes kept for the backward), threads, overhead, variants (masks, weights, ghosts), sync (two processes).
+Only when they are named, on machines other than the one of everything else: another_machine and
+another_machine_layers (core and torch_layers in short; of a processor with many cores, say), gpu.
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ PARTS = {
         NETWORKS, ("float32",), ("forward", "backward"), False,
         ("memcpy", "streaming copy", "ours", "eager"), Settings(rounds=7, budget=0.3),
     ),
+    "another_machine": Part(
+        ("core",), ("float32",), PLAIN, False,
+        ("memcpy", "streaming copy", "ours", "eager"), Settings(rounds=9, budget=0.4),
+    ),
     "sizes": Part(
         ("sizes",), ("float32",), ("forward", "backward"), False,
         ("memcpy reused", "streaming copy reused", "ours", "eager fresh", "onednn fresh"),
@@ -87,7 +93,11 @@ OTHERS = {
     "overhead": Other("overhead"),
     "variants": Other("variants"),
     "sync": Other("sync"),
+    "another_machine_layers": Other("torch_layers", "measure_shortly", "tables_of_another_machine"),
+    "gpu": Other("gpu"),
 }
+
+ELSEWHERE = ("another_machine", "another_machine_layers", "gpu")
 
 
 def distinct(lists: tuple[str, ...]) -> list[Shape]:
@@ -141,7 +151,7 @@ def main() -> None:
     unknown = set(options.parts) - set(names)
     if unknown:
         parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    for name in options.parts or names:
+    for name in options.parts or (name for name in names if name not in ELSEWHERE):
         measure(name)
 
 
