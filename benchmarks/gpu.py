@@ -51,26 +51,34 @@ def steps(sizes: tuple[int, ...], kind: str, dtype: torch.dtype, device: str) ->
         "accelerated": (torch.nn.BatchNorm2d(C), {}),
         "module": (bnt.BatchNorm2d(C), {}),
         "module, mask": (bnt.BatchNorm2d(C), {"mask": mask}),
+        "compiled module, mask": (bnt.BatchNorm2d(C), {"mask": mask}),
         "stock, add, ReLU": (Stock(C), {"residual": residual}),
         "module, add, ReLU": (bnt.BatchNorm2d(C, activation="relu"), {"residual": residual}),
     }
 
-    def step(layer: torch.nn.Module, more: Mapping[str, torch.Tensor]) -> Step:
+    def step(way: str, layer: torch.nn.Module, more: Mapping[str, torch.Tensor]) -> Step:
         layer.to(device)
         leaf = x.detach().requires_grad_()
+        call = torch.compile(layer) if way.startswith("compiled") and device == "cuda" else layer
 
         def run() -> Sequence[torch.Tensor]:
-            y = layer(leaf, **more)
+            y = call(leaf, **more)
             return y, *torch.autograd.grad(y, [leaf, *layer.parameters()], g)
 
         return run
 
-    return {way: step(*given) for way, given in ways.items()}
+    torch.compiler.reset()
+    return {way: step(way, *given) for way, given in ways.items()}
 
 
 def verify(found: dict[str, Sequence[torch.Tensor]]) -> None:
     """A fast wrong answer is not timed."""
-    pairs = [("stock", "accelerated"), ("stock", "module"), ("stock, add, ReLU", "module, add, ReLU")]
+    pairs = [
+        ("stock", "accelerated"),
+        ("stock", "module"),
+        ("module, mask", "compiled module, mask"),
+        ("stock, add, ReLU", "module, add, ReLU"),
+    ]
     for stock, way in pairs:
         for a, b in zip(found[stock], found[way], strict=True):
             assert (a.float() - b.float()).abs().max() <= 1e-2 * b.float().abs().max(), f"{way} disagrees with stock"
@@ -121,13 +129,23 @@ def measure(shapes: Sequence[tuple[int, ...]] = SHAPES, device: str = "cuda", ro
 
 def tables(results: Document) -> dict[str, str]:
     """PyTorch's times, and how many times faster the others are."""
-    head = ["shape", "layout", "dtype", "stock, ms", "accelerated", "module", "module with a mask"]
+    head = [
+        "shape",
+        "layout",
+        "dtype",
+        "stock, ms",
+        "accelerated",
+        "module",
+        "module with a mask",
+        "the same, compiled",
+    ]
     head += ["stock, add, ReLU, ms", "module, all in one call"]
     table = []
     for row in results["rows"]:
         t: dict[str, Any] = row["median_s"]
         cells = [digits(t["stock"] * 1e3), *(f"{t['stock'] / t[way]:.2f}" for way in ("accelerated", "module"))]
-        cells += [f"{t['stock'] / t['module, mask']:.2f}", digits(t["stock, add, ReLU"] * 1e3)]
+        cells += [f"{t['stock'] / t[way]:.2f}" for way in ("module, mask", "compiled module, mask")]
+        cells += [digits(t["stock, add, ReLU"] * 1e3)]
         cells += [f"{t['stock, add, ReLU'] / t['module, add, ReLU']:.2f}"]
         table.append([shape(row["shape"]), layout(row), row["dtype"], *cells])
     where = "{gpu}, PyTorch {torch}, commit {commit}".format(**results["machine"])

@@ -272,17 +272,14 @@ def _step(model, x):
 
 
 def test_accelerate_leaves_the_gpu_alone():
-    torch.backends.cudnn.deterministic = True
-    try:
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         expected = _step(_model(), _image())
         with bnt.accelerate():
             before = bnt.status()
             found = _step(_model(), _image())
             after = bnt.status()
-        assert (before.served, before.passed_on) == (after.served, after.passed_on)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    finally:
-        torch.backends.cudnn.deterministic = False
+    assert (before.served, before.passed_on) == (after.served, after.passed_on)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_convert_revert_and_fuse():
