@@ -269,7 +269,34 @@ def test_torch_layers_are_timed_and_tabled(monkeypatch: pytest.MonkeyPatch, tmp_
     survives_json(document, tmp_path)
 
 
+def test_layers_on_a_gpu_are_verified_timed_and_tabled(tmp_path: Path) -> None:
+    """On the CPU, where no GPU is: what is measured differs, what is written does not."""
+    gpu = part("gpu")
+    document = gpu.measure([(4, 3, 8, 8)], "cpu", 1)
+    assert [(row["layout"], row["dtype"]) for row in document["rows"]] == [
+        (layout, dtype) for layout in ("contiguous", "channels_last") for dtype in ("float32", "bfloat16")
+    ]
+    survives_json(document, tmp_path)
+    (table,) = gpu.tables(document).values()
+    assert [line[:3] for line in cells(table)[:1]] == [["4×3×8×8", "contiguous", "float32"]]
+    found = {way: [torch.ones(3)] for way in document["rows"][0]["median_s"]} | {"module": [torch.zeros(3)]}
+    with pytest.raises(AssertionError, match="module disagrees with stock"):
+        gpu.verify(found)
+
+
 # --- parts and pages
+
+
+def test_other_machines_are_measured_only_when_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    full, measured = part("run"), []
+    monkeypatch.setattr(full, "measure", measured.append)
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    full.main()
+    assert measured == [name for name in (*full.PARTS, *full.OTHERS) if name not in full.ELSEWHERE]
+    monkeypatch.setattr(sys, "argv", ["run.py", *full.ELSEWHERE])
+    measured.clear()
+    full.main()
+    assert measured == list(full.ELSEWHERE)
 
 
 def test_the_full_run_measures_each_shape_once() -> None:

@@ -371,7 +371,6 @@ COMPILED = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own compiler
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_layers(name):
     options, masked = COMPILED[name]

@@ -112,7 +112,7 @@ def as_they_are(statistics: Tensor) -> Tensor:
     Such a backward computes cheap parts of the forward again, from buffers that have been written to meanwhile: its
     gradients would be wrong without a word (PyTorch 2.11 and 2.13). What our operations return it keeps.
     """
-    if not torch.compiler.is_compiling() or _paths.is_exporting():
+    if not torch.compiler.is_compiling() or _paths.is_exporting(default=False):
         return statistics
     found: Tensor = torch.ops.batchnorm.snapshot.default(statistics)
     return found

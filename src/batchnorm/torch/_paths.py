@@ -23,12 +23,12 @@ def is_jit_trace() -> bool:
     return _tracing_state() is not None
 
 
-def is_exporting() -> bool:
+def is_exporting(default: bool) -> bool:
     """`torch.compiler.is_exporting`, whose flag is read because torch.compile of 2.11 takes the function as True.
 
-    Before there was a flag nothing tells torch.export and torch.compile apart.
+    Before there was a flag nothing told torch.export and torch.compile apart: the default is the answer.
     """
-    return bool(getattr(torch.compiler, "_is_exporting_flag", True))
+    return bool(getattr(torch.compiler, "_is_exporting_flag", default))
 
 
 def is_ours(x: torch.Tensor) -> bool:
@@ -36,7 +36,7 @@ def is_ours(x: torch.Tensor) -> bool:
     if not x.is_cpu or x.dtype not in _DTYPES:
         return False
     if _is_compiling():
-        return not is_exporting()  # an exported model must not need us
+        return not is_exporting(default=True)  # an exported model must not need us
     return type(x) in _PLAIN and not _is_transformed() and _forward_ad._current_level < 0 and _tracing_state() is None
 
 
