@@ -35,9 +35,10 @@ def parts() -> Iterator[tuple[str, str, str]]:
     if core:
         yield "README.md", "speed-table", tables.readme(core, "en")
         yield "README.zh-CN.md", "speed-table", tables.readme(core, "zh")
-        yield PERFORMANCE, "targets", tables_targets.targets(core)
         yield PERFORMANCE, "functions-summary", tables.summary(core)
         yield PERFORMANCE, "functions-table", tables.functions(core)
+    if core and (roofline := result("roofline")):
+        yield PERFORMANCE, "targets", tables_targets.targets(core, roofline)
     if layers:
         yield "README.md", "torch-speed-table", tables_layers.ways(layers, "en", short=True)
         yield "README.zh-CN.md", "torch-speed-table", tables_layers.ways(layers, "zh", short=True)

@@ -8,7 +8,8 @@ Single calls, verified and timed in turn with copies and other libraries: core (
 thread and all), dtypes (the same in 64 and 16 bits), networks (every distinct batch-norm layer of the networks in
 shapes/), sizes (64 KiB to 200 MiB).
 More than single calls: torch_layers (forward and backward through autograd), end_to_end and compiled (training steps),
-saved (bytes kept for the backward), threads, overhead, variants (masks, weights, ghosts), sync (two processes).
+saved (bytes kept for the backward), threads, overhead, variants (masks, weights, ghosts), sync (two processes),
+roofline (what the machine can read and copy).
 Only when they are named, on machines other than the one of everything else: another_machine and
 another_machine_layers (core and torch_layers in short; of a processor with many cores, say), gpu.
 """
@@ -93,6 +94,7 @@ OTHERS = {
     "overhead": Other("overhead"),
     "variants": Other("variants"),
     "sync": Other("sync"),
+    "roofline": Other("roofline"),
     "another_machine_layers": Other("torch_layers", "measure_shortly", "tables_of_another_machine"),
     "gpu": Other("gpu"),
 }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from batchnorm.bench.ratios import mean, seconds, times_faster
 from record import Document, Row, markdown
+from roofline import floor
 
 COPIES = ("memcpy", "streaming copy")
 MIB = 2**20
@@ -20,6 +21,8 @@ class Target(NamedTuple):
     words: str
     fits: Callable[[Row], bool]
     most: tuple[float, float]
+    is_large: bool
+    rereads_nearer: bool  # a nearer cache than where the tensor lies holds a channel
 
 
 def _is_large(row: Row) -> bool:
@@ -31,13 +34,27 @@ def _is_contiguous_images(row: Row) -> bool:
 
 
 REGIMES = (
-    Target("contiguous, larger than the last cache", lambda r: _is_large(r) and _is_contiguous_images(r), (1.25, 1.9)),
+    Target(
+        "contiguous, larger than the last cache",
+        lambda r: _is_large(r) and _is_contiguous_images(r),
+        (1.25, 1.9),
+        is_large=True,
+        rereads_nearer=True,
+    ),
     Target(
         "channels-last and (N, C), larger than the last cache",
         lambda r: _is_large(r) and not _is_contiguous_images(r),
         (1.6, 2.4),
+        is_large=True,
+        rereads_nearer=False,
     ),
-    Target("in the last cache, any layout", lambda r: not _is_large(r) and r["bytes"]["copy"] >= MIB, (3.0, 4.0)),
+    Target(
+        "in the last cache, any layout",
+        lambda r: not _is_large(r) and r["bytes"]["copy"] >= MIB,
+        (3.0, 4.0),
+        is_large=False,
+        rereads_nearer=False,
+    ),
 )
 FUSED = {"with ReLU, to without": (" + relu", (1.05, 1.05)), "with add and ReLU": (" + add + relu", (1.5, 1.4))}
 AGAINST = {"PyTorch": ("eager", 0, 4.0), "oneDNN, from 1 MiB": ("onednn", MIB, 2.0)}
@@ -50,21 +67,28 @@ def in_fastest_copies(row: Row) -> float:
     return ours / min(copy for copy in copies if copy is not None)
 
 
-def targets(core: Document) -> str:
+def targets(core: Document, roofline: Document) -> str:
     """Least and most of each regime's shapes, with all threads."""
     threads = max(row["threads"] for row in core["rows"])
     rows = [row for row in core["rows"] if row["threads"] == threads]
-    head = ["", "forward, aim", "forward", "backward, aim", "backward"]
-    return markdown(head, [*_copies(rows), *_fused(rows), *_others(rows)], 1)
+    head = ["", "forward, aim", "possible here", "forward", "backward, aim", "possible here", "backward"]
+    return markdown(head, [*_copies(rows, roofline["rows"]), *_fused(rows), *_others(rows)], 1)
 
 
-def _copies(rows: list[Row]) -> Iterator[list[str]]:
+def _copies(rows: list[Row], roofline: list[Row]) -> Iterator[list[str]]:
     for target in REGIMES:
         cells = [f"{target.words}, in copies"]
-        for direction, most in zip(DIRECTIONS, target.most, strict=True):
+        for i, direction in enumerate(DIRECTIONS):
             found = [in_fastest_copies(row) for row in rows if row["operation"] == direction and target.fits(row)]
-            cells += [f"≤ {most:g}", _spread(found)]
+            cells += [f"≤ {target.most[i]:g}", f"≥ {_floor(target, roofline)[i]:.2f}", _spread(found)]
         yield cells
+
+
+def _floor(target: Target, roofline: list[Row]) -> tuple[float, float]:
+    """With all threads, of the largest tensors that the caches hold, or of the largest of all."""
+    fits = [row for row in roofline if target.is_large or 2 * row["mib"] * MIB <= CACHE]
+    least = floor(max(fits, key=lambda row: (row["mib"], row["threads"])))
+    return least.near if target.rereads_nearer else least.far
 
 
 def _fused(rows: list[Row]) -> Iterator[list[str]]:
@@ -75,7 +99,7 @@ def _fused(rows: list[Row]) -> Iterator[list[str]]:
         for direction, limit in zip(DIRECTIONS, most, strict=True):
             plain = [row for row in rows if row["operation"] == direction and row["bytes"]["copy"] >= MIB]
             pairs = [(times[_key(row, direction + ending)], times[_key(row, direction)]) for row in plain]
-            cells += [f"≤ {limit:g}", _spread([fused / alone for fused, alone in pairs if fused and alone])]
+            cells += [f"≤ {limit:g}", "", _spread([fused / alone for fused, alone in pairs if fused and alone])]
         yield cells
 
 
@@ -89,6 +113,7 @@ def _others(rows: list[Row]) -> Iterator[list[str]]:
             average = mean(found)
             cells += [
                 f"≥ {aim:g}",
+                "",
                 "not measured"
                 if average is None
                 else f"{average:.1f}; not slower in {sum(ratio >= 0.95 for ratio in found)} of {len(found)}",

@@ -129,6 +129,14 @@ void copy(nb::object to_, nb::object from_, bool streaming) {
   active_kernels().copy(to.bytes(), from.bytes(), from.size(), threads, streaming);
 }
 
+// The sum of its words, whatever they mean.
+uint64_t read_bytes(nb::object from_) {
+  const Buffer from(from_, false);
+  const int threads = get_num_threads();
+  const WithoutLock released;
+  return active_kernels().read(from.bytes(), from.size(), threads);
+}
+
 std::vector<std::string> available_isas() {
   const Kernels* all[kMaxKernels];
   const int n = list_kernels(all);
@@ -160,6 +168,7 @@ NB_MODULE(_native, m) {
         nb::arg("residual_is_y") = false);
   m.def("merge", &merge, nb::arg("table"), nb::arg("merged"), nb::arg("groups"));
   m.def("copy", &copy, nb::arg("to"), nb::arg("source"), nb::arg("streaming"));
+  m.def("read", &read_bytes, nb::arg("source"));
   m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
   m.def("get_num_threads", &get_num_threads);
   m.def("isa", [] { return std::string(active_kernels().name); });

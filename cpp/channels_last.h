@@ -1,4 +1,4 @@
-// Channels side by side in memory: rows of C values. Statistics keep 16 lanes of sums for a panel of channels in L1 and take the
+// Channels side by side in memory: rows of C values. Statistics keep 16 lanes of sums for a panel of channels at hand and take the
 // rows in the order of memory; applying is one long run of columns.
 #pragma once
 
@@ -13,7 +13,9 @@ namespace {
 constexpr int64_t kAhead = 8192;  // bytes between a row and the one asked for: two pages, for the hardware stops at their ends
 constexpr int64_t kRun = 512;     // columns that make the start of a run cheap; their coefficients stay in L1
 constexpr int64_t kTogether = 4;  // rows of one lane that are added while its sums are in registers
-constexpr int64_t kPanel = 64;    // channels whose sums (2 x 16 lanes x 64 doubles = 16 KiB) stay in L1 beside the rows
+// Channels of a panel. The sums of the most (2 x 16 lanes x 256 doubles = 64 KiB) stay in the second-level cache, where four rows
+// at a time seldom need them; whole rows, or long parts of them, are what memory gives fastest. The least keeps all threads busy.
+constexpr int64_t kMostPanel = 256, kLeastPanel = 64;
 
 inline bool is_channels_last(const Problem& p) {
   return p.channel_dims == 1 && p.C >= 2 && all_arrays(p, [](const Array& a) { return a.channel[0] == 1; });
@@ -27,21 +29,24 @@ template <class T> class ChannelsLast {
   ChannelsLast(const Problem& p, Table<C>& table, const Weights* weights, const Factors<C>* factors)
       : p_(p), table_(table), weights_(weights), factors_(factors), repeat_(repeats(p)), repeated_(p.C * repeat_) {
     streaming_ = goes_past_cache<T>(p);
+    panel_ = kMostPanel;
+    while (panel_ > kLeastPanel && !is_shared_evenly(blocks_of(p) * panels())) panel_ /= 2;
+    panel_ = ((p.C + panels() - 1) / panels() + 15) / 16 * 16;
   }
 
-  int64_t panels() const { return (p_.C + kPanel - 1) / kPanel; }
+  int64_t panels() const { return (p_.C + panel_ - 1) / panel_; }
 
-  // Block b of channels panel * kPanel …; out has one value for each of them.
+  // Block b of the panel's channels; out has one value for each of all.
   void moments_block(int64_t b, int64_t panel, Moments* out) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
     BlockWeights block{Counted::all, static_cast<double>(n), 0, nullptr};
     Weights::Local local;
     if (weights_) block = weights_->block(b, local);
-    alignas(64) double K[kPanel] = {};
-    const int64_t width = panel_width(panel);
-    const T* first = at(p_.x, r0 + block.heaviest) + panel * kPanel;
+    alignas(64) double K[kMostPanel] = {};
+    const int64_t c0 = panel * panel_, width = panel_width(c0);
+    const T* first = at(p_.x, r0 + block.heaviest) + c0;
     for (int64_t i = 0; i < width; ++i) K[i] = finite_or_zero(to_double(first[i]));
-    const auto finish = [&](int64_t i, double s1, double s2) { out[i] = block_moments(block.total, K[i], s1, s2); };
+    const auto finish = [&](int64_t i, double s1, double s2) { out[c0 + i] = block_moments(block.total, K[i], s1, s2); };
     const auto row = [](int64_t i, const T* x) BN_INLINE_LAMBDA { return x + i; };
     const auto add = [&](double, const T* x, int64_t i, int j, D16::V& s1, D16::V& s2) BN_INLINE_LAMBDA {
       const D16::V d = minus(wide_part(x, j), wide_part(K + i, j));
@@ -52,17 +57,18 @@ template <class T> class ChannelsLast {
       s1 = s1 + wd, s2 = s2 + wd * d;
     };
     switch (block.counted) {
-      case Counted::none: std::fill_n(out, width, Moments{}); return;
-      case Counted::all: return reduce(r0, n, panel, finish, [](int64_t) { return 1.0; }, row, add, p_.x);
-      default: return reduce(r0, n, panel, finish, [&](int64_t r) { return weights_->of(block, r); }, row, add_weighted, p_.x);
+      case Counted::none: std::fill_n(out + c0, width, Moments{}); return;
+      case Counted::all: return reduce(r0, n, c0, finish, [](int64_t) { return 1.0; }, row, add, p_.x);
+      default: return reduce(r0, n, c0, finish, [&](int64_t r) { return weights_->of(block, r); }, row, add_weighted, p_.x);
     }
   }
 
   void sums_block(int64_t b, int64_t panel, Sums* out) const {
     const int64_t r0 = b * kBlock, n = p_.m - r0 < kBlock ? p_.m - r0 : kBlock;
-    const Columns<C> k{table_, panel * kPanel};
-    const auto finish = [&](int64_t i, double sg, double sgd) { out[i] = {sg, sgd}; };
-    with_variant(variant_of(p_, table_.any_wide(panel * kPanel, panel_width(panel))), [&](auto v) {
+    const int64_t c0 = panel * panel_;
+    const Columns<C> k{table_, c0};
+    const auto finish = [&](int64_t i, double sg, double sgd) { out[c0 + i] = {sg, sgd}; };
+    with_variant(variant_of(p_, table_.any_wide(c0, panel_width(c0))), [&](auto v) {
       const auto all = [](int64_t) { return 1.0; };
       const auto row = [&](int64_t i, const T* x, const T* g, auto... residual)
                            BN_INLINE_LAMBDA { return Gradients<v()>(*this, k, i, x + i, g + i, (residual + i)...); };
@@ -71,9 +77,8 @@ template <class T> class ChannelsLast {
         sg = sg + before;
         sgd = sgd + before * minus(wide_part(grads.x, j), wide_part(k.mean + i, j));
       };
-      if (p_.residual && p_.activation != Activation::none)
-        reduce(r0, n, panel, finish, all, row, add, p_.x, p_.grad_y, p_.residual);
-      else reduce(r0, n, panel, finish, all, row, add, p_.x, p_.grad_y);
+      if (p_.residual && p_.activation != Activation::none) reduce(r0, n, c0, finish, all, row, add, p_.x, p_.grad_y, p_.residual);
+      else reduce(r0, n, c0, finish, all, row, add, p_.x, p_.grad_y);
     });
   }
 
@@ -110,6 +115,7 @@ template <class T> class ChannelsLast {
   const Factors<C>* factors_;
   int64_t repeat_;
   Table<C> repeated_;
+  int64_t panel_;
   bool streaming_, wide_ = false;
 
   // With a weight for each row, or null.
@@ -140,7 +146,13 @@ template <class T> class ChannelsLast {
     return rows < p.m ? rows : p.m;
   }
 
-  int64_t panel_width(int64_t panel) const { return p_.C - panel * kPanel < kPanel ? p_.C - panel * kPanel : kPanel; }
+  // Of the panel that begins with channel c0.
+  int64_t panel_width(int64_t c0) const { return p_.C - c0 < panel_ ? p_.C - c0 : panel_; }
+
+  // Whether no thread waits long for the others: tasks are many, or as long as each other and as many for each.
+  bool is_shared_evenly(int64_t tasks) const {
+    return tasks >= 4 * p_.threads || (p_.m % kBlock == 0 && p_.C % panel_ == 0 && tasks % p_.threads == 0);
+  }
 
   // Row r of an array; null where there is none.
   T* at(const Array& a, int64_t r) const {
@@ -179,7 +191,10 @@ template <class T> class ChannelsLast {
   template <int64_t n> using Count = std::integral_constant<int64_t, n>;
 
   struct SameLane {
-    const T* row[kTogether];
+    const T* first;
+    int64_t apart;
+
+    BN_INLINE const T* operator[](int64_t k) const { return first + k * apart; }
   };
 
   struct Rows {
@@ -196,11 +211,8 @@ template <class T> class ChannelsLast {
 
     // Of the next rows, those of one lane.
     BN_INLINE SameLane take_lane(int64_t lane) const {
-      SameLane rows;
-      for (int64_t k = 0; k < kTogether; ++k) {
-        rows.row[k] = next + (lane + k * kLanes) * step;
-        prefetch(rows.row[k] + ahead, width * sizeof(T));
-      }
+      const SameLane rows{next + lane * step, kLanes * step};
+      for (int64_t k = 0; k < kTogether; ++k) prefetch(rows[k] + ahead, width * sizeof(T));
       return rows;
     }
 
@@ -208,30 +220,29 @@ template <class T> class ChannelsLast {
       const T* row = next;
       next += step;
       prefetch(row + ahead, width * sizeof(T));
-      if (__builtin_expect(reinterpret_cast<const char*>(row + (width + 15) / 16 * 16) <= end, 1)) return {{row}};
+      if (__builtin_expect(reinterpret_cast<const char*>(row + (width + 15) / 16 * 16) <= end, 1)) return {row, 0};
       std::memcpy(spare, row, width * sizeof(T));
-      return {{spare}};
+      return {spare, 0};
     }
   };
 
   // `row(i, rows...)` has what channels i … i + 15 of a row are; add(weight, row, i, j, s1, s2) adds vector j of these to sums of
   // the row's lane; finish(i, s1, s2) has channel i's.
   template <class G, class W, class R, class F, class... Arrays>
-  BN_INLINE void reduce(int64_t r0, int64_t n, int64_t panel, const G& finish, const W& weight, const R& row, const F& add,
+  BN_INLINE void reduce(int64_t r0, int64_t n, int64_t c0, const G& finish, const W& weight, const R& row, const F& add,
                         const Arrays&... arrays) const {
-    alignas(64) double a[kLanes][kPanel], b[kLanes][kPanel];
-    alignas(64) T spare[sizeof...(arrays)][kPanel] = {};
-    const int64_t width = panel_width(panel), padded = (width + 15) / 16 * 16;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      for (int64_t i = 0; i < padded; i += 16) store(a[lane] + i, fill<double>(0)), store(b[lane] + i, fill<double>(0));
-    }
+    alignas(64) double sums[2 * kLanes * kMostPanel];
+    alignas(64) T spare[sizeof...(arrays)][kMostPanel] = {};
+    const int64_t width = panel_width(c0), padded = (width + 15) / 16 * 16;
+    double *const a = sums, *const b = sums + kLanes * padded;  // those of a lane begin at lane * padded
+    std::fill_n(sums, 2 * kLanes * padded, 0.0);
     // Rows r, r + 16, …, as many as `of` has.
     const auto add_lane = [&](int64_t r, auto of, auto... rows) BN_INLINE_LAMBDA {
-      double *s1 = a[r % kLanes], *s2 = b[r % kLanes], w[of];
+      double *s1 = a + r % kLanes * padded, *s2 = b + r % kLanes * padded, w[of];
       for (int64_t k = 0; k < of; ++k) w[k] = weight(r + k * kLanes);
       for (int64_t i = 0; i < padded; i += 16) {
-        decltype(row(i, rows.row[0]...)) parts[of];
-        for (int64_t k = 0; k < of; ++k) parts[k] = row(i, rows.row[k]...);
+        decltype(row(i, rows[0]...)) parts[of];
+        for (int64_t k = 0; k < of; ++k) parts[k] = row(i, rows[k]...);
         BN_EACH(double, j) {  // vector by vector: what is live at once fits the registers
           D16::V sum1 = wide_part(s1 + i, j), sum2 = wide_part(s2 + i, j);
           for (int64_t k = 0; k < of; ++k) {
@@ -252,19 +263,17 @@ template <class T> class ChannelsLast {
       int64_t which = 0;
       const auto rows = [&](const Array& array) {
         const int64_t step = run_step(p_, array), ahead = kAhead / (width * static_cast<int64_t>(sizeof(T))) * step;
-        return Rows{at(array, r0 + done) + panel * kPanel, step, width, ahead, array.end, spare[which++]};
+        return Rows{at(array, r0 + done) + c0, step, width, ahead, array.end, spare[which++]};
       };
       add_rows(done, done + length, rows(arrays)...);
     });
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int lane = 0; lane < half; ++lane) {
-        for (int64_t i = 0; i < padded; i += 16) {
-          store(a[lane] + i, load(a[lane] + i) + load(a[lane + half] + i));
-          store(b[lane] + i, load(b[lane] + i) + load(b[lane + half] + i));
-        }
+    for (int64_t half = kLanes / 2 * padded; half >= padded; half /= 2) {
+      for (int64_t i = 0; i < half; i += 16) {
+        store(a + i, load(a + i) + load(a + half + i));
+        store(b + i, load(b + i) + load(b + half + i));
       }
     }
-    for (int64_t i = 0; i < width; ++i) finish(i, a[0][i], b[0][i]);
+    for (int64_t i = 0; i < width; ++i) finish(i, a[i], b[i]);
   }
 };
 

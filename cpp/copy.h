@@ -1,7 +1,8 @@
-// A copy: what the benchmarks measure everything else by.
+// A copy, and reading alone: what the benchmarks measure everything else by.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "load_store.h"
@@ -31,6 +32,31 @@ void copy(char* to, const char* from, int64_t bytes, int threads, bool streaming
     if (streaming) stream_bytes(to + first, from + first, end - first);
     else std::memcpy(to + first, from + first, end - first);
   });
+}
+
+// The sum of the bytes as little-endian words, so that nothing can be left out; each thread reads one part.
+uint64_t read(const char* from, int64_t bytes, int threads) {
+  typedef uint64_t V __attribute__((vector_size(kVectorBytes), aligned(1), may_alias));
+  constexpr int kWords = kVectorBytes / 8, kVectors = 8;
+  constexpr int64_t kStep = kVectors * kVectorBytes;
+  const int64_t parts = std::clamp<int64_t>(bytes / kLeastToShare, 1, threads), steps = bytes / kStep;
+  std::atomic<uint64_t> total{0};
+  parallel_for(parts, threads, [&](int64_t part) {
+    V sums[kVectors] = {};
+    for (int64_t i = steps * part / parts, end = steps * (part + 1) / parts; i < end; ++i) {
+      const char* at = from + i * kStep;
+      prefetch(at + 8192, kStep);
+      for (int k = 0; k < kVectors; ++k) sums[k] += reinterpret_cast<const V*>(at)[k];
+    }
+    uint64_t words = 0;
+    for (const V& sum : sums)
+      for (int k = 0; k < kWords; ++k) words += sum[k];
+    total += words;
+  });
+  uint64_t rest[kStep / 8] = {};
+  std::memcpy(rest, from + steps * kStep, bytes % kStep);
+  for (const uint64_t word : rest) total += word;
+  return total;
 }
 
 }  // namespace

@@ -79,9 +79,7 @@ void channels_last(const Problem& p, int64_t panels, bool reduces, bool applies,
   const int threads = threads_for(p);
   const int64_t blocks = blocks_of(p);
   Scratch<P> parts(reduces ? p.C * blocks : 0);
-  if (reduces)
-    parallel_for(panels * blocks, threads,
-                 [&](int64_t t) { block(t / panels, t % panels, parts + t / panels * p.C + t % panels * kPanel); });
+  if (reduces) parallel_for(panels * blocks, threads, [&](int64_t t) { block(t / panels, t % panels, parts + t / panels * p.C); });
   parallel_for((p.C + 15) / 16, threads, [&](int64_t t) {
     for (int64_t c = t * 16; c < p.C && c < t * 16 + 16; ++c) {
       Tree<P> tree;
@@ -171,7 +169,7 @@ void backward(const Problem& given) {
 
 }  // namespace
 
-const Kernels kernels = {BN_STRING(BN_ISA), forward, backward, copy};
+const Kernels kernels = {BN_STRING(BN_ISA), forward, backward, copy, read};
 
 }  // namespace BN_ISA
 }  // namespace batchnorm

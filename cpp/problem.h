@@ -70,7 +70,8 @@ struct Kernels {
   const char* name;
   void (*forward)(const Problem&);  // moments and / or normalize
   void (*backward)(const Problem&);
-  void (*copy)(char* to, const char* from, int64_t bytes, int threads, bool streaming);  // the yardstick of benchmarks
+  void (*copy)(char* to, const char* from, int64_t bytes, int threads, bool streaming);  // the yardsticks of benchmarks
+  uint64_t (*read)(const char* from, int64_t bytes, int threads);
 };
 
 namespace reference {

@@ -193,9 +193,15 @@ void forward(const Problem& p) { p.dtype == DType::f64 ? forward_in<double>(p) :
 void backward(const Problem& p) { p.dtype == DType::f64 ? backward_in<double>(p) : backward_in<float>(p); }
 void copy(char* to, const char* from, int64_t bytes, int, bool) { std::memcpy(to, from, bytes); }
 
+uint64_t read(const char* from, int64_t bytes, int) {
+  uint64_t total = 0;
+  for (int64_t i = 0; i < bytes; ++i) total += static_cast<uint64_t>(static_cast<unsigned char>(from[i])) << i % 8 * 8;
+  return total;
+}
+
 }  // namespace
 
-const Kernels kernels = {"reference", forward, backward, copy};
+const Kernels kernels = {"reference", forward, backward, copy, read};
 
 }  // namespace reference
 }  // namespace batchnorm

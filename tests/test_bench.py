@@ -236,6 +236,18 @@ def test_the_copies_copy_every_byte_and_no_other(streaming: bool, threads: int, 
                 assert not to[start + size :].any()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_reading_adds_up_every_byte(threads: int, rng: np.random.Generator) -> None:
+    bn.set_num_threads(threads)
+    for isa in bn._native.available_isas():
+        bn._native.force_isa(isa)
+        for size in (0, 1, 7, 63, 64, 511, 512, 513, 1_000_003):
+            for start in (0, 4, 60):
+                source = rng.integers(0, 256, start + size, dtype=np.uint8)[start:]
+                words = np.concatenate([source, np.zeros(-size % 8, np.uint8)]).view("<u8")
+                assert bn._native.read(source) == int(words.sum(dtype=np.uint64))
+
+
 def test_exact_results_are_those_of_the_functions_in_float64() -> None:
     for layout in ("contiguous", "channels_last"):
         data = Data(Problem("p", (3, 4, 2, 5), layout, "float64", "forward", 1))

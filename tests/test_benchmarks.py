@@ -149,6 +149,16 @@ def test_fusing_mobilenet_keeps_less(tmp_path: Path) -> None:
 # --- threads, calls, variants
 
 
+def test_the_roofline_is_measured_and_tabled(tmp_path: Path) -> None:
+    roofline = part("roofline")
+    document = roofline.measure(roofline.Sizes((0.25, 0.5), 1, 0.0))
+    (tmp_path / "roofline.json").write_text(written(document), encoding="utf-8")
+    assert len(cells(roofline.tables(read(tmp_path / "roofline.json"))["roofline"])) == len(document["rows"])
+    row = {"times": {n: {"median_s": s} for n, s in (("read", 0.6), ("memcpy", 2.0), ("streaming copy", 1.0))}}
+    assert roofline.floor(row).near == (1.0, pytest.approx(1.2))
+    assert roofline.floor(row).far == (pytest.approx(1.6), pytest.approx(2.4))
+
+
 def test_batch_norms_between_convolutions(tmp_path: Path) -> None:
     threads = part("threads")
     document = threads.measure(threads.Sizes((2, 4, 6, 6), 2, (2, 4, 6, 6), 1, 0.0, 0.05))
@@ -347,6 +357,7 @@ def test_the_page_has_a_place_for_each_table() -> None:
         "overhead",
         "variants",
         "sync",
+        "roofline",
     )
     for mark in marks:
         assert text.count(f"<!-- {mark} -->") == text.count(f"<!-- /{mark} -->") == 1, mark

@@ -166,7 +166,7 @@ class _Extended(_BatchNorm):
             y, table = _operations.differentiable_forward(
                 x, weight, bias, None, None, None, residual, self.eps, *activation
             )
-            _running.move(self, table, True)
+            _running.move(self, table, True, weighted=False)
             return y
         selection = None
         if mask is not None or weights is not None:
