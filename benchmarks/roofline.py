@@ -71,7 +71,15 @@ def floor(row: Row) -> Floor:
 
 
 def tables(results: Document) -> dict[str, str]:
-    head = ["MiB", "threads", "read, GB/s", "copy, GB/s each way", "reading, in copies", "nearer", "the same"]
+    head = [
+        "MiB",
+        "threads",
+        "read, GB/s",
+        "copy, GB/s each way",
+        "reading, in copies",
+        "least, nearer",
+        "least, from there",
+    ]
     rows = []
     for row in results["rows"]:
         size, least = row["mib"] * MIB / 1e9, floor(row)
