@@ -145,8 +145,10 @@ template <class T> class ChannelsFirst {
     };
     const Walk<T> walk(p_, gathered, r0, n);
     const Source<T> x{p_.x, from.x}, g{p_.grad_y, from.g};
-    if (from.residual) walk.each_sixteen({x, g, {p_.residual, from.residual}}, add);
-    else walk.each_sixteen({x, g}, add);
+    if constexpr (V != Variant::plain) {  // with an activation the derivative needs the residual, too
+      if (from.residual) walk.each_sixteen({x, g, {p_.residual, from.residual}}, add);
+    }
+    if (V == Variant::plain || !from.residual) walk.each_sixteen({x, g}, add);
     return {fold(sg), fold(sgd)};
   }
 

@@ -77,8 +77,11 @@ template <class T> class ChannelsLast {
         sg = sg + before;
         sgd = sgd + before * minus(wide_part(grads.x, j), wide_part(k.mean + i, j));
       };
-      if (p_.residual && p_.activation != Activation::none) reduce(r0, n, c0, finish, all, row, add, p_.x, p_.grad_y, p_.residual);
-      else reduce(r0, n, c0, finish, all, row, add, p_.x, p_.grad_y);
+      if constexpr (v() != Variant::plain) {
+        if (p_.residual && p_.activation != Activation::none)
+          return reduce(r0, n, c0, finish, all, row, add, p_.x, p_.grad_y, p_.residual);
+      }
+      reduce(r0, n, c0, finish, all, row, add, p_.x, p_.grad_y);
     });
   }
 

@@ -147,8 +147,8 @@ def test_cpp_knows_neither_numpy_nor_pytorch():
 
 
 @pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
-def test_only_the_vector_header_knows_an_instruction_set():
-    """Intrinsics stand in simd.h; the loops are written once for all instruction sets."""
+def test_only_the_vector_headers_know_an_instruction_set():
+    """Intrinsics stand in simd.h and load_store.h; the loops are written once for all instruction sets."""
     for path in sorted(CPP.glob("*.h")) + sorted(CPP.glob("*.cpp")):
-        if path.name != "simd.h":
+        if path.name not in ("simd.h", "load_store.h"):
             assert not re.search(r"\b_mm\d*_|immintrin", path.read_text(encoding="utf-8")), path.name
