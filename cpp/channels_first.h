@@ -154,7 +154,6 @@ template <class T> class ChannelsFirst {
 
   // Sixteen gradients before the activation, of x, g and perhaps a residual.
   template <Variant V, class Values> BN_INLINE D16 wide_grad(const Uniform<C>& k, const Values& values) const {
-    if constexpr (V == Variant::plain) return values.wide(1);
     Lanes<C> r = fill<C>(0);
     if constexpr (Values::kArrays > 2) r = values.narrow(2);
     return to_wide(grad_before_activation<V>(p_, k, 0, values.narrow(0), values.narrow(1), Values::kArrays > 2 ? &r : nullptr));

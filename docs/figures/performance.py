@@ -53,7 +53,7 @@ def log_axis(ax: Axes, ticks: tuple[float, ...]) -> None:
 
 def draw_functions(result: Document) -> None:
     rows = [row for row in by_size(result["rows"]) if mib(row) >= 1]
-    figure, panels = plt.subplots(1, 3, figsize=(9.2, 3.9), sharey=True)
+    figure, panels = plt.subplots(1, 3, figsize=(9.2, 3.9), sharex=True, sharey=True)
     for ax, kind in zip(panels, KINDS, strict=True):
         lines_of(ax, rows, names=ax is panels[0])
         for y, row in enumerate(rows):
@@ -64,8 +64,7 @@ def draw_functions(result: Document) -> None:
             ax.plot(ours, y, "o", color=BLUE, markersize=5.5)
         ax.axvspan(*FLOOR[kind], color=GREEN, alpha=0.3, linewidth=1.5)
         ax.set_title(kind, loc="left", fontsize=10)
-        log_axis(ax, (1, 2, 5, 10, 20))
-        ax.set_xlim(0.65, 26)
+        log_axis(ax, (0.5, 1, 2, 5, 10, 20))
     panels[1].set_xlabel("time, in copies of the tensor")
     key = [
         plt.Line2D([], [], marker="o", color="none", markerfacecolor=BLUE, markeredgecolor=BLUE, label="batchnorm"),
@@ -79,7 +78,7 @@ def draw_functions(result: Document) -> None:
 
 def draw_layers(result: Document) -> None:
     cases = grouped(by_size(result["rows"]))
-    figure, panels = plt.subplots(1, 3, figsize=(9.2, 4.4), sharey=True)
+    figure, panels = plt.subplots(1, 3, figsize=(9.2, 4.4), sharex=True, sharey=True)
     ways = {"module": (BLUE, 0.17, "our module"), "accelerated": (ORANGE, -0.17, "PyTorch's, accelerated")}
     for ax, kind in zip(panels, LAYERS, strict=True):
         lines_of(ax, [case[kind] for case in cases], names=ax is panels[0])
@@ -90,8 +89,7 @@ def draw_layers(result: Document) -> None:
                 ax.plot(case[kind]["times_faster"][way], y + shift, "o", color=colour, markersize=4.5)
         ax.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         ax.set_title(kind, loc="left", fontsize=10)
-        log_axis(ax, (0.75, 1, 1.5, 2, 3))
-        ax.set_xlim(0.66, 3.6)
+        log_axis(ax, (0.7, 1, 2, 3, 5, 10))
     panels[1].set_xlabel("times faster than PyTorch's own layers")
     key = [plt.Line2D([], [], marker="o", color=colour, label=label) for colour, _, label in ways.values()]
     figure.legend(handles=key, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(-0.09, -0.05))
