@@ -32,6 +32,15 @@ def _fused(model: nn.Module) -> nn.Module:
     return bnt.fuse(bnt.convert(model, verbose=False), verbose=False)
 
 
+def _bare(model: nn.Module) -> nn.Module:
+    """Without batch norm and activations: what a step takes at least, however fast these are."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, (nn.BatchNorm2d, nn.ReLU, nn.ReLU6)):
+                setattr(module, name, nn.Identity())
+    return model
+
+
 def _compiled(model: nn.Module) -> nn.Module:
     compiled: nn.Module = torch.compile(model, dynamic=False)
     return compiled
@@ -42,11 +51,12 @@ EAGER = {
     "accelerated": Way("`bnt.accelerate()`", _same, bnt.accelerate),
     "fused": Way("and `bnt.fuse(bnt.convert(model))`", _fused, bnt.accelerate),
 }
+LIMIT = {"limit": Way("without batch norm and activations", _bare)}
 COMPILED = {
     "compiled": Way("`torch.compile(model)`", _compiled),
     "fused and compiled": Way("`torch.compile(bnt.fuse(bnt.convert(model)))`", lambda m: _compiled(_fused(m))),
 }
-WAYS = {**EAGER, **COMPILED}
+WAYS = {**EAGER, **LIMIT, **COMPILED}
 
 
 class Batch(NamedTuple):
@@ -76,13 +86,14 @@ def network(name: str, way: str, layout: str) -> nn.Module:
     return WAYS[way].change(model.train())
 
 
-def stepper(model: nn.Module) -> Callable[[Batch], torch.Tensor]:
-    """Forward, backward and an update by SGD with momentum; returns the loss."""
+def stepper(model: nn.Module, dtype: str = "float32") -> Callable[[Batch], torch.Tensor]:
+    """Forward, backward and an update by SGD with momentum; returns the loss. bfloat16: under autocast."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
     def step(given: Batch) -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(model(given.x), given.classes)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = nn.functional.cross_entropy(model(given.x), given.classes)
         loss.backward()
         optimizer.step()
         return loss.detach()

@@ -81,14 +81,22 @@ def test_networks_have_the_published_sizes(name: str, parameters: int, layers: i
 def test_steps_are_verified_timed_and_tabled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     end_to_end, steps = part("end_to_end"), part("steps")
     monkeypatch.setattr(end_to_end, "peak_in_a_process", lambda *_: 2**20)
-    document = end_to_end.measure(("ResNet-18",), tuple(steps.EAGER), end_to_end.Sizes(2, 32, 1, 0.0))
-    assert [row["layout"] for row in document["rows"]] == ["contiguous", "channels_last"]
+    ways = (*steps.EAGER, *steps.LIMIT)
+    document = end_to_end.measure(("ResNet-18",), ways, end_to_end.Sizes(8, 32, 1, 0.0), dtypes=("float32", "bfloat16"))
+    cases = [
+        ("float32", "contiguous"),
+        ("float32", "channels_last"),
+        ("bfloat16", "contiguous"),
+        ("bfloat16", "channels_last"),
+    ]
+    assert [(row["dtype"], row["layout"]) for row in document["rows"]] == cases
     for row in document["rows"]:
-        assert set(row["times"]) == set(row["peak"]) == set(row["first"]) == {"stock", "accelerated", "fused"}
+        assert set(row["times"]) == set(row["first"]) == {"stock", "accelerated", "fused", "limit"}
+        assert set(row["peak"]) == ({"stock", "accelerated", "fused"} if row["dtype"] == "float32" else set())
     assert not bnt.status().active
     survives_json(document, tmp_path)
     (table,) = end_to_end.tables(document).values()
-    assert [(line[1], line[2], line[6]) for line in cells(table)[:2]] == [
+    assert [(line[2], line[3], line[8]) for line in cells(table)[:2]] == [
         ("contiguous", "PyTorch's own", "1.00"),
         ("contiguous", "`bnt.accelerate()`", "1.00"),
     ]
@@ -96,10 +104,10 @@ def test_steps_are_verified_timed_and_tabled(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_step_that_is_wrong_is_not_timed() -> None:
     end_to_end = part("end_to_end")
-    end_to_end.verify({"stock": [7.0, 3.0], "fused": [7.0001, 3.01]})
+    end_to_end.verify({"stock": [7.0, 3.0], "fused": [7.0001, 3.01]}, 1)
     for wrong in ([7.1, 3.0], [7.0, 3.3], [math.nan, 3.0], [7.0, math.nan]):
         with pytest.raises(SystemExit, match=r"fused: .* of the first step is"):
-            end_to_end.verify({"stock": [7.0, 3.0], "fused": wrong})
+            end_to_end.verify({"stock": [7.0, 3.0], "fused": wrong}, 1)
 
 
 @pytest.mark.slow
