@@ -7,9 +7,9 @@
 Single calls, verified and timed in turn with copies and other libraries: core (the named shapes, all operations, 1
 thread and all), dtypes (the same in 64 and 16 bits), networks (every distinct batch-norm layer of the networks in
 shapes/), sizes (64 KiB to 200 MiB).
-More than single calls: torch_layers (forward and backward through autograd), end_to_end and compiled (training steps),
-saved (bytes kept for the backward), threads, overhead, variants (masks, weights, ghosts), sync (two processes),
-roofline (what the machine can read and copy).
+More than single calls: groups (PyTorch's functions by layout and type, warm and in turn), torch_layers (forward and
+backward through autograd), end_to_end and compiled (training steps), saved (bytes kept for the backward), threads,
+overhead, variants (masks, weights, ghosts), sync (two processes), roofline (what the machine can read and copy).
 Only when they are named, on machines other than the one of everything else: another_machine and
 another_machine_layers (core and torch_layers in short; of a processor with many cores, say), gpu.
 """
@@ -86,6 +86,7 @@ class Other(NamedTuple):
 
 
 OTHERS = {
+    "groups": Other("groups"),
     "torch_layers": Other("torch_layers"),
     "end_to_end": Other("end_to_end"),
     "compiled": Other("end_to_end", "measure_compiled", "tables_compiled"),

@@ -109,6 +109,43 @@ def test_steps_are_verified_timed_and_tabled(monkeypatch: pytest.MonkeyPatch, tm
     ]
 
 
+def test_groups_are_verified_timed_and_tabled(tmp_path: Path) -> None:
+    groups = part("groups")
+    given = [
+        groups.Case((8, 16, 6, 6), "channels-last", "bfloat16"),
+        groups.Case((4, 5, 3, 3), "contiguous", "float32"),
+        groups.Case((64, 16), "(N, C)", "float16"),
+    ]
+    document = groups.measure(given, 1)
+    assert not bnt.status().active
+    survives_json(document, tmp_path)
+    for row in document["rows"]:
+        assert set(row["median_s"]) == {"warm", "in turn"}
+        row["median_s"]["warm"]["stock"] = {operation: 6.0 for operation in groups.OPERATIONS}
+        row["median_s"]["warm"]["accelerated"] = {operation: 2.0 for operation in groups.OPERATIONS}
+        row["median_s"]["warm"]["memory"] = {"read": 0.25, "memcpy": 0.5, "streaming copy": 1.0}
+    summary, each = (cells(table) for table in groups.tables(document).values())
+    assert [line[:6] for line in summary] == [
+        ["float32", "contiguous", "1", "3.00", "3.00", "3.00"],
+        ["bfloat16", "channels-last", "1", "3.00", "3.00", "3.00"],
+        ["float16", "(N, C)", "1", "3.00", "3.00", "3.00"],
+    ]
+    assert [line[5::3] for line in each] == [
+        ["2.67", "2.00", "4.00"],
+        ["4.00", "4.00", "4.00"],
+        ["2.67", "2.00", "4.00"],
+    ]
+
+
+def test_groups_that_are_wrong_are_not_timed() -> None:
+    groups = part("groups")
+    case, right = groups.Case((2, 2), "(N, C)", "float32"), [torch.ones(2, 2)]
+    groups.verify(case, [torch.full((2, 2), 1.0001)], right)
+    for wrong in (1.1, math.nan):
+        with pytest.raises(SystemExit, match="accelerated disagrees"):
+            groups.verify(case, [torch.full((2, 2), wrong)], right)
+
+
 def test_a_step_that_is_wrong_is_not_timed() -> None:
     end_to_end = part("end_to_end")
     end_to_end.verify({"stock": [7.0, 3.0], "fused": [7.0001, 3.01]}, 1)
