@@ -206,9 +206,10 @@ void update_kernel(Value* stack, uint64_t, uint64_t) {
   const bool given = in.optional_number(&momentum);
   const auto correction = static_cast<int>(in.integer());
   const auto on = static_cast<OnNonfinite>(in.integer());
-  require_readable({&mean, &var, &stats});
+  const Handle count = in.optional_tensor();
+  require_readable({&mean, &var, &stats, &count});
   const View table = stats.view();
-  const Running running{mean.view(true), var.view(true), batches.int64()};
+  const Running running{mean.view(true), var.view(true), count.view(true), batches.int64()};
   refuse_if(update_running(table, running, given ? &momentum : nullptr, correction, on));
 }
 

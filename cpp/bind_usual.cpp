@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <vector>
 
 #include "bind_lock.h"
@@ -226,7 +227,9 @@ bool move_running(nb::handle mean_, nb::handle var_, nb::handle batches_, nb::ha
   const Statistics rows = rows_of(table.doubles(), C);
   for (int64_t c = 0; c < C; ++c)
     if (!(rows.count[c] > correction)) return false;
-  const double a = momentum < 0 ? 1 / static_cast<double>(*batches.integer() + 1) : momentum;
+  const int64_t before = *batches.integer();
+  if (before == std::numeric_limits<int64_t>::max() || (momentum < 0 && before < 0)) return false;
+  const double a = momentum < 0 ? 1 / static_cast<double>(before + 1) : momentum;
   ++*batches.integer();
   for (int64_t c = 0; c < C; ++c) {
     mean.set(c, (1 - a) * mean.get(c) + a * rows.mean[c]);

@@ -37,6 +37,15 @@ inline void write(const View& v, int64_t i, double value) {
   }
 }
 
+// A value as a view of that dtype keeps it.
+inline double stored(const View& v, double value) {
+  char memory[sizeof(double)];
+  View one = v;
+  one.data = memory;
+  write(one, 0, value);
+  return read(one, 0);
+}
+
 inline double channel(const View& v, int64_t c) { return read(v, c * v.strides[0]); }
 inline void set_channel(const View& v, int64_t c, double value) { write(v, c * v.strides[0], value); }
 

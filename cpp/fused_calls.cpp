@@ -1,6 +1,7 @@
 #include "fused_calls.h"
 
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 #include "groups.h"
@@ -136,8 +137,12 @@ std::string too_few(int64_t positions, int64_t g, int64_t groups, int64_t group)
                         : "one counted value per channel in training, so its variance is 0";
 }
 
-// A number in a message; std::to_string prints the sign of a NaN, which says nothing.
-std::string said(double value) { return std::isnan(value) ? "nan" : std::to_string(value); }
+// A number in a message, as Python's format "g"; the sign of a NaN says nothing.
+std::string said(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", std::isnan(value) ? std::fabs(value) : value);
+  return text;
+}
 
 }  // namespace
 
@@ -261,30 +266,86 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
   return "";
 }
 
-std::string update_running(const View& stats, const Running& running, const double* momentum, int correction, OnNonfinite on) {
+namespace {
+
+struct Moved {
+  double mean, var;
+  double gap;  // the unbiased variance less the biased one; both are averages with the same weights, so it is one, too
+  double count;
+};
+
+// A channel's running statistics after a batch, before they are rounded.
+Moved moved(const Running& running, const double* stats, int64_t C, int64_t c, double a, int correction) {
+  const double n = stats[c], mean = stats[C + c], m2 = stats[3 * C + c], var = channel(running.var, c);
+  Moved to{a * mean + (1 - a) * channel(running.mean, c), a * (m2 / (n - correction)) + (1 - a) * var, 0, 0};
+  if (!running.count) return to;
+  const int rest = 1 - correction;
+  to.gap = a * (m2 / (n * (n - 1))) + (1 - a) * (var / (channel(running.count, c) - rest));
+  to.count = to.gap == 0 ? std::numeric_limits<double>::infinity() : to.var / to.gap + rest;
+  return to;
+}
+
+std::string refused_running(const View& stats, const Running& running, bool cumulative, int correction) {
   const bool table = stats.dtype == DType::f64 && stats.ndim == 2 && stats.sizes[0] == 4 && stats.strides[1] == 1;
   const int64_t C = table ? stats.sizes[1] : 0;
   const auto fits = [&](const View& v) { return v.ndim == 1 && v.sizes[0] == C && is_floating(v.dtype); };
   if (!table || stats.strides[0] != C || !fits(running.mean) || !fits(running.var) || running.batches == nullptr)
     return "running statistics must have a value for each channel of the table, and num_batches_tracked be one int64";
+  if (running.count && !(fits(running.count) && running.count.dtype == DType::f64))
+    return "running_count must be float64, with a value for each channel: a narrower dtype loses counts; set keep_count to "
+           "False and to True again";
+  if (*running.batches == std::numeric_limits<int64_t>::max() || (cumulative && *running.batches < 0))
+    return "num_batches_tracked must count from 0 to 2**63 - 2; got " + std::to_string(*running.batches) +
+           ". Set it, layer.num_batches_tracked.zero_()";
+  const int least = running.count ? 1 : correction;
+  const std::string what =
+      running.count ? "running_count (keep_count=True)" : "running_var is M2 / (count - " + std::to_string(least) + "), which";
   const auto* count = reinterpret_cast<const double*>(stats.data);
-  const double *mean = count + C, *m2 = count + 3 * C;
-  for (int64_t c = 0; c < C; ++c) {
-    if (on != OnNonfinite::propagate && !(std::isfinite(mean[c]) && std::isfinite(m2[c]))) {
-      if (on == OnNonfinite::skip) return "";
-      return "channel " + std::to_string(c) + " of the batch has mean " + said(mean[c]) + " and variance " +
-             said(m2[c] / count[c]) + "; running statistics are left as they were (on_nonfinite='raise')";
-    }
-    if (!(count[c] > correction))
-      return "running_var is M2 / (count - " + std::to_string(correction) +
-             "), which needs weights that sum to more; got a sum of " + std::to_string(count[c]) +
-             ". Scale the weights (only their ratios matter for the output), or use running_correction=0";
+  for (int64_t c = 0; c < C; ++c)
+    if (!(count[c] > least))
+      return what + " needs weights that sum to more than " + std::to_string(least) + "; got a sum of " + said(count[c]) +
+             ". Scale the weights (only their ratios matter for the output)" +
+             (running.count ? "" : ", or use running_correction=0");
+  return "";
+}
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return "float64";
+    case DType::f32: return "float32";
+    case DType::f16: return "float16";
+    default: return "bfloat16";
+  }
+}
+
+std::string not_finite(const double* stats, int64_t C, int64_t c, const Running& running, const Moved& to) {
+  return "channel " + std::to_string(c) + " of the batch has mean " + said(stats[C + c]) + " and variance " +
+         said(stats[3 * C + c] / stats[c]) + "; as " + name_of(running.var.dtype) + ", running_mean would be " +
+         said(stored(running.mean, to.mean)) + " and running_var " + said(stored(running.var, to.var)) +
+         (std::isfinite(to.gap) ? "" : ", and the other variance not finite") +
+         "; running statistics are left as they were (on_nonfinite='raise')";
+}
+
+}  // namespace
+
+std::string update_running(const View& stats, const Running& running, const double* momentum, int correction, OnNonfinite on) {
+  const std::string refused = refused_running(stats, running, momentum == nullptr, correction);
+  if (!refused.empty()) return refused;
+  const int64_t C = stats.sizes[1];
+  const auto* table = reinterpret_cast<const double*>(stats.data);
+  const double a = momentum ? *momentum : 1 / static_cast<double>(*running.batches + 1);
+  for (int64_t c = 0; on != OnNonfinite::propagate && c < C; ++c) {
+    const Moved to = moved(running, table, C, c, a, correction);
+    if (std::isfinite(stored(running.mean, to.mean)) && std::isfinite(stored(running.var, to.var)) && std::isfinite(to.gap))
+      continue;
+    return on == OnNonfinite::skip ? "" : not_finite(table, C, c, running, to);
   }
   ++*running.batches;
-  const double a = momentum ? *momentum : 1 / static_cast<double>(*running.batches);
   for (int64_t c = 0; c < C; ++c) {
-    set_channel(running.mean, c, a * mean[c] + (1 - a) * channel(running.mean, c));
-    set_channel(running.var, c, a * (m2[c] / (count[c] - correction)) + (1 - a) * channel(running.var, c));
+    const Moved to = moved(running, table, C, c, a, correction);
+    set_channel(running.mean, c, to.mean);
+    set_channel(running.var, c, to.var);
+    if (running.count) set_channel(running.count, c, to.count);
   }
   return "";
 }

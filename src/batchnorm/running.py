@@ -17,6 +17,10 @@ Array = NDArray[Any]
 ON_NONFINITE = ("propagate", "skip", "raise")
 
 
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
 class RunningStatistics:
     """Running mean and variance of every channel, as a layer keeps them.
 
@@ -37,8 +41,9 @@ class RunningStatistics:
         Keep `running_count` as well, so that `var` gives the biased and the unbiased variance, whatever the sizes of
         the batches were.
     on_nonfinite
-        What a batch with NaN or infinity in its moments does: "propagate" into the statistics, be left out ("skip"), or
-        "raise" ValueError.
+        What a batch does after which a statistic would not be finite, as it is stored: "propagate" into the statistics,
+        be left out ("skip"), or "raise" ValueError. So does a batch with NaN or infinity, and one whose variance is
+        beyond float32.
     frozen
         True: `update` does nothing.
     dtype
@@ -113,21 +118,19 @@ class RunningStatistics:
         Raises
         ------
         ValueError
-            For moments of other channels, of too few values for a variance, or, with ``on_nonfinite="raise"``, that are
-            not finite.
+            For moments of other channels, of too few values for a variance, or, with ``on_nonfinite="raise"``, after
+            which a statistic would not be finite; where num_batches_tracked cannot count another batch.
         """
         if self._moves_natively(m):
             return True
-        if self.frozen or not self._accepts(m):
+        if self.frozen:
             return False
-        batches = self.num_batches_tracked + 1
-        a = 1 / float(batches) if self.momentum is None else self.momentum
-        with np.errstate(all="ignore"):  # a variance beyond float32 is infinite there, as in PyTorch
-            mean = ((1 - a) * self.running_mean.astype(np.float64) + a * m.mean).astype(self.running_mean.dtype)
-            var = (1 - a) * self.running_var.astype(np.float64) + a * (m.m2 / (m.count - self.correction))
-            new = [mean, var.astype(self.running_var.dtype), batches]
-            if self.running_count is not None:
-                new.append(self._moved_count(m, a, var))
+        self._check(m)
+        new, finite = self._moved(m)
+        if self.on_nonfinite != "propagate" and not finite.all():
+            if self.on_nonfinite == "skip":
+                return False
+            raise ValueError(self._not_finite(m, new, finite))
         for own, value in zip(self.state().values(), new, strict=True):
             own[...] = value
         return True
@@ -141,20 +144,30 @@ class RunningStatistics:
             self.running_mean, self.running_var, self.num_batches_tracked, m._table, momentum, self.correction
         )
 
-    def _accepts(self, m: Moments) -> bool:
-        """Whether a batch moves them; ValueError where it may not."""
+    def _check(self, m: Moments) -> None:
+        """Refuse moments that cannot move them, and arrays that cannot be moved."""
         if m.shape != self.running_mean.shape:
             raise ValueError(
                 f"{self._who}: the moments must have one value for each channel, shape {self.running_mean.shape}; got "
                 f"{m.shape}; those of ghost batches become one with m.merged()"
             )
         for name, value in self.state().items():
-            fits = value.shape == (() if name == "num_batches_tracked" else m.shape)
-            if not (fits and value.flags.writeable):
+            shape, fits, rule = m.shape, _is_float(value.dtype), "floats, one for each channel"
+            if name == "num_batches_tracked":
+                shape, fits, rule = (), value.dtype.kind in "iu", "one integer, of no axes"
+            elif name == "running_count":
+                fits, rule = value.dtype == np.float64, "float64, one for each channel"
+            if value.shape != shape or not fits or not value.flags.writeable:
                 raise ValueError(
-                    f"{self._who}: {name} must be a writeable array with one value for each channel; got "
-                    f"{_checks.described(value)}, writeable={value.flags.writeable}"
+                    f"{self._who}: {name} must be a writeable array of {rule}; got {_checks.described(value)}, "
+                    f"writeable={value.flags.writeable}"
                 )
+        batches, most = int(self.num_batches_tracked), np.iinfo(self.num_batches_tracked.dtype).max
+        if batches == most or (self.momentum is None and batches < 0):
+            raise ValueError(
+                f"{self._who}: num_batches_tracked must count from 0 to {most - 1} ({self.num_batches_tracked.dtype}); "
+                f"got {batches}. Set it, num_batches_tracked[...] = 0"
+            )
         least = self.correction if self.running_count is None else 1
         if not (m.count > least).all():
             rule = "running_var is M2 / (count - 1)" if least else "running_var is M2 / count"
@@ -163,19 +176,32 @@ class RunningStatistics:
                 f"{m.count.min():g}. Scale the weights (only their ratios matter for y)"
                 + (", or use running_correction=0" if self.correction else "")
             )
-        if self.on_nonfinite == "propagate":
-            return True
-        bad = ~(np.isfinite(m.mean) & np.isfinite(m.m2))
-        if not bad.any():
-            return True
-        if self.on_nonfinite == "skip":
-            return False
-        c = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))
-        mean, var = (np.atleast_1d(v)[c] for v in (m.mean, m.m2 / m.count))
-        raise ValueError(
+
+    def _moved(self, m: Moments) -> tuple[list[Array], Array]:
+        """What a batch makes of them, in the order of `state` and in their own dtypes; and where that is finite."""
+        batches = int(self.num_batches_tracked) + 1
+        a = 1 / batches if self.momentum is None else self.momentum
+        with np.errstate(all="ignore"):  # a variance beyond float32 is infinite there, as in PyTorch
+            mean = ((1 - a) * self.running_mean.astype(np.float64) + a * m.mean).astype(self.running_mean.dtype)
+            var = (1 - a) * self.running_var.astype(np.float64) + a * (m.m2 / (m.count - self.correction))
+            new = [mean, var.astype(self.running_var.dtype), np.asarray(batches)]
+            finite = np.isfinite(mean) & np.isfinite(new[1])
+            if self.running_count is not None:
+                gap = (1 - a) * self._gap() + a * (m.m2 / (m.count * (m.count - 1)))
+                new.append(np.where(gap == 0, np.inf, var / gap + (1 - self.correction)))  # the n of running_var
+                finite = finite & np.isfinite(gap)
+        return new, finite
+
+    def _not_finite(self, m: Moments, new: list[Array], finite: Array) -> str:
+        """Which channel of a batch is refused with on_nonfinite="raise", and what would have been stored."""
+        c = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(~finite)))
+        mean, var, new_mean, new_var = (float(np.atleast_1d(v)[c]) for v in (m.mean, m.m2 / m.count, new[0], new[1]))
+        other = np.isfinite(new_mean) and np.isfinite(new_var)
+        return (
             f"{self._who}: channel {c[0] if len(c) == 1 else c} of the batch has mean {mean:g} and variance {var:g}; "
-            "running statistics are left as they were (on_nonfinite='raise'). Look upstream, or "
-            "use on_nonfinite='skip'"
+            f"as {self.running_var.dtype}, running_mean would be {new_mean:g} and running_var {new_var:g}"
+            f"{', and the other variance not finite' if other else ''}; running statistics are left as they were "
+            "(on_nonfinite='raise'). Look upstream, or use on_nonfinite='skip'"
         )
 
     def _gap(self) -> Array:
@@ -183,12 +209,6 @@ class RunningStatistics:
         assert self.running_count is not None
         gap: Array = self.running_var.astype(np.float64) / (self.running_count - (1 - self.correction))
         return gap
-
-    def _moved_count(self, m: Moments, a: float, var: Array) -> Array:
-        """The count that belongs to the moved running_var."""
-        gap = (1 - a) * self._gap() + a * (m.m2 / (m.count * (m.count - 1)))
-        count: Array = np.where(gap == 0, np.inf, var / gap + (1 - self.correction))
-        return count
 
     def var(self, correction: int = 0) -> Array:
         """The biased (0) or unbiased (1) running variance, in float64.

@@ -36,7 +36,7 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, Tensor stats, "
-    "float? momentum, int correction, int on_nonfinite) -> ()",
+    "float? momentum, int correction, int on_nonfinite, Tensor(d!)? running_count=None) -> ()",
     tags=TAGS,
 )
 # A copy that torch.compile does not make again: see `as_they_are`.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import _native
-from . import _memory, _options, _positions
+from . import _memory, _moving, _options, _positions
 
 Tensor = torch.Tensor
 
@@ -183,30 +183,19 @@ def merge(parts: Tensor) -> Tensor:
 
 def update_(
     running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor, stats: Tensor, momentum: float | None,
-    correction: int, on_nonfinite: int,
+    correction: int, on_nonfinite: int, running_count: Tensor | None = None,
 ) -> None:  # fmt: skip
     """`batchnorm::update_`."""
-    count, mean, _, m2 = stats.detach()
-    if on_nonfinite != 0:
-        finite = torch.isfinite(mean) & torch.isfinite(m2)
-        if not bool(finite.all()):
-            if on_nonfinite == 1:
-                return
-            c = int((~finite).nonzero()[0])
-            raise ValueError(
-                f"batch_norm: channel {c} of the batch has mean {float(mean[c]):f} and variance "
-                f"{float(m2[c] / count[c]):f}; running statistics are left as they were (on_nonfinite='raise')"
-            )
-    if not bool((count > correction).all()):
-        raise ValueError(
-            f"batch_norm: running_var is M2 / (count - {correction}), which needs weights that sum to more; got a sum "
-            f"of {float(count.min()):f}. Scale the weights (only their ratios matter for the output), or use "
-            "running_correction=0"
-        )
-    num_batches_tracked += 1
-    a = 1 / float(num_batches_tracked) if momentum is None else momentum
-    running_mean.copy_(a * mean + (1 - a) * running_mean.double())
-    running_var.copy_(a * (m2 / (count - correction)) + (1 - a) * running_var.double())
+    own = _moving.Running(running_mean, running_var, num_batches_tracked, running_count)
+    _moving.check("batch_norm", own, stats, momentum, correction)
+    to = _moving.moved(own, stats.detach(), momentum, correction)
+    if on_nonfinite != 0 and not bool(to.finite.all()):
+        if on_nonfinite == 1:
+            return
+        raise ValueError(f"batch_norm: {_moving.not_finite(stats, to)}")
+    for buffer, value in zip(own, to.running, strict=True):
+        if buffer is not None:
+            buffer.copy_(value)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

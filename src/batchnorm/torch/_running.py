@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from . import _operations, _options, _paths, _table_operations, _tables
+from . import _moving, _operations, _options, _paths, _table_operations, _tables
 
 Tensor = torch.Tensor
 
@@ -18,68 +18,34 @@ def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
     """
     if table.dim() == 3:
         table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
-    if weighted and (layer.keep_count or not ours) and _paths.is_readable(table):
-        _check_counts(layer, table[0])
-    if not layer.keep_count:
-        return _move_by_kernel(layer, table) if ours else _move(layer, table)
-    before = layer.running_var.clone(), layer.num_batches_tracked.clone()
-    (_move_by_kernel if ours else _move)(layer, table)
-    return _move_count(layer, table, *before)
+    if ours:
+        _move_by_kernel(layer, table)
+    else:
+        _move(layer, table, weighted)
 
 
 def _move_by_kernel(layer: Any, table: Tensor) -> None:
     buffers = layer._buffers  # found faster than by attributes
     _operations.update_(
         buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"], table, layer.momentum,
-        layer.running_correction, _options.ON_NONFINITE[layer.on_nonfinite],
+        layer.running_correction, _options.ON_NONFINITE[layer.on_nonfinite], buffers.get("running_count"),
     )  # fmt: skip
 
 
-def _check_counts(layer: Any, count: Tensor) -> None:
-    least = 1 if layer.keep_count else layer.running_correction
-    if not bool((count > least).all()):
-        what = "running_count (keep_count=True)" if layer.keep_count else f"running_var, M2 / (count - {least}),"
-        raise ValueError(
-            f"{type(layer).__name__}: {what} needs weights that sum to more than {least}; got a sum of "
-            f"{float(count.min()):g}. Scale the weights (only their ratios matter for the output)"
-            + ("" if layer.keep_count else ", or use running_correction=0")
-        )
-
-
 @torch.no_grad()
-def _move(layer: Any, table: Tensor) -> None:
+def _move(layer: Any, table: Tensor, weighted: bool) -> None:
     """What `batchnorm::update_` does, in PyTorch's operations."""
-    count, mean, _, m2 = table
-    finite = torch.isfinite(mean).all() & torch.isfinite(m2).all()
-    if layer.on_nonfinite == "raise" and not bool(finite):
-        raise ValueError(
-            f"{type(layer).__name__}: the batch's mean or variance is not finite; running statistics are left as they "
-            "were (on_nonfinite='raise')"
-        )
-    moves = finite | (layer.on_nonfinite == "propagate")
-    batches = layer.num_batches_tracked + moves.to(layer.num_batches_tracked.dtype)
-    a = 1.0 / batches.to(mean.dtype) if layer.momentum is None else layer.momentum
-    for running, value in ((layer.running_mean, mean), (layer.running_var, m2 / (count - layer.running_correction))):
-        running.copy_(torch.where(moves, a * value + (1 - a) * running.to(mean.dtype), running.to(mean.dtype)))
-    layer.num_batches_tracked.copy_(batches)
-
-
-@torch.no_grad()
-def _move_count(layer: Any, table: Tensor, var: Tensor, batches: Tensor) -> None:
-    """Move running_count, after the others, with what they were before.
-
-    The unbiased running variance and the biased one are averages with the same weights, so the gap between them is one,
-    too: it moves towards ``M2 / (m (m - 1))``, and the count is the unbiased one divided by it.
-    """
-    count, _, _, m2 = table
-    rest = 1 - layer.running_correction
-    a = 1.0 / layer.num_batches_tracked.to(m2.dtype) if layer.momentum is None else layer.momentum
-    old = var.to(m2.dtype)
-    gap = (1 - a) * (old / (layer.running_count - rest)) + a * (m2 / (count * (count - 1)))
-    moved = (1 - a) * old + a * (m2 / (count - layer.running_correction))
-    new = torch.where(gap == 0, torch.inf, moved / gap + rest)
-    moves = layer.num_batches_tracked != batches
-    layer.running_count.copy_(torch.where(moves, new.to(layer.running_count.dtype), layer.running_count))
+    who = type(layer).__name__
+    own = _moving.Running(layer.running_mean, layer.running_var, layer.num_batches_tracked, layer.running_count)
+    if (weighted or layer.momentum is None) and _paths.is_readable(table):
+        _moving.check(who, own, table, layer.momentum, layer.running_correction)
+    to = _moving.moved(own, table, layer.momentum, layer.running_correction)
+    moves = to.finite.all() | (layer.on_nonfinite == "propagate")
+    if layer.on_nonfinite == "raise" and not bool(moves):
+        raise ValueError(f"{who}: {_moving.not_finite(table, to)}")
+    for buffer, value in zip(own, to.running, strict=True):
+        if buffer is not None:
+            buffer.copy_(torch.where(moves, value, buffer))
 
 
 def renormalized(layer: Any, table: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:

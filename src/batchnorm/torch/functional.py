@@ -11,7 +11,7 @@ from typing import NamedTuple, overload
 import torch
 
 from .._checks import Activation
-from . import _operations, _options, _paths, _plain, _positions, _shared
+from . import _moving, _operations, _options, _paths, _plain, _positions, _shared
 
 Tensor = torch.Tensor
 Some = Tensor | Sequence[Tensor] | None
@@ -259,11 +259,6 @@ def _check_positions(parts: list[_shared.Part], who: str) -> None:
 
 def _moved(stats: Statistics, table: Tensor, momentum: float | None, correction: int) -> Statistics:
     """As `batchnorm::update_` moves them, into new tensors."""
-    count, mean, _, m2 = table.detach()
-    batches = stats.batches + 1
-    a = 1 / batches.to(mean.dtype) if momentum is None else momentum
-    new_mean, new_var = (
-        (a * value + (1 - a) * old.detach().to(mean.dtype)).to(old.dtype)
-        for old, value in ((stats.mean, mean), (stats.var, m2 / (count - correction)))
-    )
-    return Statistics(new_mean, new_var, batches)
+    own = _moving.Running(stats.mean.detach(), stats.var.detach(), stats.batches, None)
+    to = _moving.moved(own, table.detach(), momentum, correction).running
+    return Statistics(to.mean, to.var, to.batches)

@@ -89,9 +89,22 @@ class _Extended(_BatchNorm):
         if self.running_count is not None:
             self.running_count.fill_(torch.inf)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As torch.nn's; `running_count` keeps its dtype, as `num_batches_tracked` does: halves do not hold counts."""
+        before = self.running_count
+        super()._apply(fn, recurse)
+        self._widen_count(before)
+        return self
+
+    def _widen_count(self, before: Tensor | None = None) -> None:
+        count = self.running_count
+        if count is not None and count.dtype != (wide := _plain.table_dtype(count)):
+            self._buffers["running_count"] = (count if before is None else before).to(count.device, wide)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """As torch.nn's; a state without `running_count` (of a layer that kept none) leaves it unknown: infinite."""
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._widen_count()  # the state's own, with assign=True
         missing: list[str] = args[2]
         name = f"{prefix}running_count"
         if self.running_count is not None and name in missing:
@@ -332,7 +345,7 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
     on_single_value
         What one value per channel in training does: "error", or "running" to normalise with the running statistics.
     on_nonfinite
-        What a batch with NaN or infinity does to the running statistics: "propagate", "skip" or "raise".
+        What a batch does that would store NaN or infinity in the running statistics: "propagate", "skip" or "raise".
     running_correction
         1: running_var is unbiased, as PyTorch's. 0: biased, as in Keras, Flax and ONNX.
     virtual_batch_size
@@ -347,7 +360,8 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
     train_affine
         False: weight and bias are constants of the backward.
     keep_count
-        True: a buffer `running_count` (in `state_dict`, too) makes both variances of `running_variance` exact.
+        True: a buffer `running_count` (in `state_dict`, too) makes both variances of `running_variance` exact. It is
+        float64 whatever the layer is cast to.
 
     Examples
     --------
