@@ -21,7 +21,7 @@ import copy
 import functools
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -31,12 +31,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import batchnorm.torch as bnt
-from networks import CLASSES, NETWORKS, Network
+from networks import CLASSES, NETWORKS, Bottleneck, Network
 
 U = 2.0**-24
 TIE = 1e-6  # of u: when float64 itself cannot tell which float32 is nearer
 WORST = 2.0  # of u; see above
 N1 = 2.5e-7 / U  # of u
+TRAINED = 1.1  # after steps of training; see there
 FACTOR = 1.5  # whole networks: chance of the other layers' rounding, see there
 STEPS = 20
 BATCHES = 5
@@ -283,7 +284,7 @@ def test_whole_network_is_as_close_to_float64_as_stock(network: Network, layout:
 
 
 def learning_rate(network: Network) -> float:
-    """At 1e-3 resnet50 is chaotic: stock float32 ends a hundredth away from float64, and chance says who is nearer."""
+    """At 1e-3 resnet50 is chaotic: what differs in the last bit ends a hundredth apart."""
     return 1e-4 if network.name == "resnet50" else 1e-3
 
 
@@ -301,14 +302,46 @@ def train(model: nn.Module, x: Tensor, target: Tensor, rate: float) -> list[floa
     return losses
 
 
-def smooth(model: nn.Module) -> nn.Module:
-    """The network without kinks: SiLU for ReLU, mean for maximum."""
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.ReLU | nn.ReLU6 | nn.LeakyReLU):
-                setattr(parent, name, nn.SiLU())
-            elif isinstance(child, nn.MaxPool2d):
-                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+class Single(nn.Module):
+    """A layer that computes in float32, in a network of float64."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.float()).double()
+
+
+def replace(model: nn.Module, by: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Put ``by(child)``, where it is not None, in the place of each child."""
+    for parent in [*model.modules()]:
+        for name, child in [*parent.named_children()]:
+            other = by(child)
+            if other is not None:
+                setattr(parent, name, other)
+
+
+def without_kinks(layer: nn.Module) -> nn.Module | None:
+    """SiLU for ReLU, mean for maximum."""
+    if isinstance(layer, nn.ReLU | nn.ReLU6 | nn.LeakyReLU):
+        return nn.SiLU()
+    if isinstance(layer, nn.MaxPool2d):
+        return nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding)
+    return None
+
+
+def well_behaved(network: Network) -> nn.Module:
+    """The network in float64, without what would amplify a rounding: kinks, and residual branches that start large.
+
+    ResNets begin with small weights in the last BN of each branch (Goyal et al. 2017, arXiv:1706.02677, section 5.1);
+    with large ones resnet50 at this width is chaotic from its third step on.
+    """
+    model = prepared(network).double()
+    replace(model, without_kinks)
+    for block in model.modules():
+        if isinstance(block, Bottleneck):
+            block.bn3.weight.data.mul_(0.2)
     return model
 
 
@@ -324,30 +357,32 @@ def trained(way: str, model: nn.Module, x: Tensor, target: Tensor, rate: float) 
 @functools.cache
 def exactly_trained(network: Network) -> tuple[Tensor, Tensor]:
     x, target = batch(network, seed=1)
-    model = smooth(prepared(network)).double()
-    return trained("stock", model, x.double(), target, learning_rate(network))
+    return trained("stock", well_behaved(network), x.double(), target, learning_rate(network))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "layout"), CASES)
 def test_after_steps_of_training_as_close_to_float64_as_stock(network: Network, layout: str, report, monkeypatch):
-    """Twenty steps of SGD with momentum: where parameters and running statistics went, and the losses on the way.
+    """Twenty steps of SGD with momentum: where parameters and running statistics went.
 
-    On a network without kinks: the first unit that falls on the other side of 0 sends a trajectory elsewhere, and which
-    of stock and ours it happens to is chance (either came out up to 1e4 times nearer).
+    Only batch normalization rounds to float32: all else is float64, in all ways. The roundings of convolutions depend
+    on the machine, and so would the outcome: they are as large as ours. And nothing amplifies roundings, or which of
+    two trajectories ends nearer is chance. What is left is determined: over 12 batches log(ours / stock) was -0.06
+    (video) to -0.34 on average, with a standard deviation of at most 0.03 (contiguous) and 0.07 (channels-last).
+    ``TRAINED`` is more than six of them away from each network's average.
     """
     monkeypatch.setattr(torch, "relu", F.silu)  # TemporalBlock's
     x, target = batch(network, seed=1)
     rate, exact = learning_rate(network), exactly_trained(network)
     assert exact[1][-1] < 0.95 * exact[1][0], "it learns"
-    line = f"{f'{network.name}, {layout}':<28}"
-    of: dict[str, list[float]] = {}
+    of: dict[str, float] = {}
     for way in WAYS:
-        model = smooth(prepared(network)).to(memory_format=LAYOUTS[layout])
-        found = trained(way, model, x.to(memory_format=LAYOUTS[layout]), target, rate)
-        of[way] = [distance(f, e) for f, e in zip(found, exact, strict=True)]
-        line += f"  {way}: moved {of[way][0]:.1e} losses {of[way][1]:.1e}"
+        model = well_behaved(network)
+        replace(model, lambda layer: Single(layer) if isinstance(layer, _BatchNorm) else None)
+        model = model.to(memory_format=LAYOUTS[layout])
+        found = trained(way, model, x.double().to(memory_format=LAYOUTS[layout]), target, rate)
+        of[way] = distance(found[0], exact[0])
+    line = f"{f'{network.name}, {layout}':<28}" + "".join(f"  {way} {of[way]:.2e}" for way in of)
     report.setdefault(f"relative distance to float64's after {STEPS} steps", []).append(line)
-    for way in WAYS:
-        for name, ours, stock in zip(("moved", "losses"), of[way], of["stock"], strict=True):
-            assert ours <= FACTOR * stock + U, f"{name}, {way}: {ours:.2e}, stock {stock:.2e}"
+    for way in OURS:
+        assert of[way] <= TRAINED * of["stock"], line
