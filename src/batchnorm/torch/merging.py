@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -10,16 +9,21 @@ from typing import Any
 
 import torch
 
-from . import _tables
+from . import _merged_layers
 
 Tensor = torch.Tensor
 State = Mapping[str, Any]
 
 _NAMES_SHOWN = 4
+_COUNTS = 2**63  # positions are fewer
 
 
 def merge_statistics(
-    states: Sequence[State | torch.nn.Module], counts: Sequence[float], *, running_correction: int = 1
+    states: Sequence[State | torch.nn.Module],
+    counts: Sequence[float],
+    *,
+    since: torch.nn.Module | None = None,
+    running_correction: int = 1,
 ) -> OrderedDict[str, Any]:
     """One state of several: running statistics merged as moments, everything else averaged.
 
@@ -35,7 +39,12 @@ def merge_statistics(
         `state_dict()` of each, or the modules themselves; the same names, shapes and dtypes.
     counts
         How many positions stand behind each state: the values that were averaged for a channel (N for feature vectors,
-        N·H·W for images). Their ratios are the shares. 0: the state is not there.
+        N·H·W for images). Their ratios are the shares. 0: the state is not there. With `since`, those of this round.
+    since
+        The model as it was when the round began, which all states were trained from. Then what the states *added* is
+        merged, and the start has the weight that it would have had in one training with the batches of all:
+        ``num_batches_tracked`` grows by what they added, and with ``momentum=None`` all batches of all rounds weigh the
+        same. None: the states have nothing in common.
     running_correction
         What the layers keep. 1: running_var is unbiased, as PyTorch's; with n positions ``(n - 1) / n`` of it is
         biased, and the result is unbiased again. 0: running_var is biased, or is to be merged as it is.
@@ -44,14 +53,23 @@ def merge_statistics(
     -------
     OrderedDict
         For `load_state_dict`, on the devices of the first state. Running statistics are merged as above, in float64 and
-        rounded once; `num_batches_tracked` is the sum; other floats are averaged by their shares (those that are equal
-        in all states stay as they are). Where layers keep a `running_count`, it says which part of a running_var is
-        biased, and becomes the sum of counts.
+        rounded once; other floats are averaged by their shares (those that are equal in all states stay as they are).
+        `num_batches_tracked` is the sum: how many batches there were in all, if each state began at zero. In repeated
+        rounds it would count those of earlier rounds again for each state; that is what `since` is for. Where layers
+        keep a `running_count`, it says which part of a running_var is biased, and becomes the sum of counts.
 
     Raises
     ------
     TypeError, ValueError
-        Where names, shapes, dtypes or lengths differ, a count is not a number of positions, or integers differ.
+        Where names, shapes, dtypes or lengths differ, a count is not a number of positions, integers differ, a result
+        does not fit its dtype, or a state has fewer batches than `since`.
+
+    Notes
+    -----
+    With `since`, a state is ``q_k`` times the start and ``1 - q_k`` times what the client saw, where q_k is
+    ``(1 - momentum) ** batches_k``, or ``n_0 / (n_0 + batches_k)`` for ``momentum=None``. What the clients saw is
+    merged as above, and moves the start with the weight ``1 - sum p_k q_k``, or ``B / (n_0 + B)`` where they added B
+    batches in all. A state that added no batch to a layer has no say in its statistics.
 
     References
     ----------
@@ -66,48 +84,35 @@ def merge_statistics(
     >>> _ = a(torch.tensor([[1.0], [3.0]])), b(torch.tensor([[9.0], [11.0], [13.0]]))
     >>> bnt.merge_statistics([a, b], [2, 3])["running_var"]  # of 1, 3, 9, 11 and 13
     tensor([26.8000])
+
+    Rounds of training from a common model:
+
+    >>> import copy
+    >>> server = torch.nn.BatchNorm1d(1, momentum=None)
+    >>> for round in range(3):
+    ...     clients = [copy.deepcopy(server) for _ in range(10)]
+    ...     _ = [client(torch.randn(20, 1)) for client in clients]
+    ...     _ = server.load_state_dict(bnt.merge_statistics(clients, [20] * 10, since=server))
+    >>> server.num_batches_tracked
+    tensor(30)
     """
     given = [_state_of(state, i) for i, state in enumerate(states)]
-    shares = _checked_counts(counts, len(given), running_correction)
+    counting = bool(given) and any(name.rpartition(".")[2] == "running_count" for name in given[0])
+    shares = _checked_counts(counts, len(given), running_correction, counting)
     first = given[0]
     for i, state in enumerate(given[1:], 1):
-        _check_alike(first, state, i)
+        _check_alike(first, state, f"number {i}")
+    if since is not None:
+        _check_since(first, since)
     merged: OrderedDict[str, Any] = OrderedDict((name, None) for name in first)
     for name in first:
         prefix, _, last = name.rpartition("running_mean")
         if not last and f"{prefix}running_var" in first and (not prefix or prefix.endswith(".")):
-            merged.update(
-                _merged_statistics([_part(state, prefix) for state in given], shares, running_correction, prefix)
-            )
+            merged.update(_merged_layers.merged(given, shares, running_correction, prefix, since))
     for name, value in merged.items():
         if value is None:
             merged[name] = _merged_value(name, [state[name] for state in given], shares)
     return merged
-
-
-def _merged_statistics(parts: list[dict[str, Tensor]], counts: Tensor, correction: int, prefix: str) -> dict[str, Any]:
-    """The running statistics of one layer."""
-    tables, device = [], parts[0]["running_mean"].device
-    for part, count in zip(parts, counts, strict=True):
-        mean, var = part["running_mean"], part["running_var"].double()
-        behind = part.get("running_count", count).double()  # positions behind the correction of the variance
-        if correction:
-            var = torch.where(torch.isinf(behind), var, var * ((behind - 1) / behind))
-        tables.append(_tables.of_statistics(count.to(mean.device), mean, var).to(device))
-    whole = _tables.merge_moments(torch.stack(tables, 1))
-    mean, var = _tables.mean_and_variance(whole, correction)
-    first = parts[0]
-    found = {"running_mean": mean.to(first["running_mean"].dtype), "running_var": var.to(first["running_var"].dtype)}
-    if "num_batches_tracked" in first:
-        found["num_batches_tracked"] = sum(part["num_batches_tracked"].to(device) for part in parts)  # type: ignore[assignment]
-    if "running_count" in first:
-        found["running_count"] = whole[0].to(first["running_count"].dtype)
-    return {prefix + name: value for name, value in found.items()}
-
-
-def _part(state: State, prefix: str) -> dict[str, Tensor]:
-    names = ("running_mean", "running_var", "num_batches_tracked", "running_count")
-    return {name: state[prefix + name].detach() for name in names if prefix + name in state}
 
 
 def _merged_value(name: str, values: list[Any], counts: Tensor) -> Any:
@@ -144,38 +149,52 @@ def _state_of(state: object, i: int) -> State:
     return state
 
 
-def _checked_counts(counts: Sequence[float], states: int, correction: int) -> Tensor:
+def _checked_counts(counts: Sequence[float], states: int, correction: int, counting: bool) -> Tensor:
     if states == 0:
         raise ValueError("merge_statistics: needs at least one state; got none")
     if isinstance(correction, bool) or correction not in (0, 1):
         raise ValueError(f"merge_statistics: running_correction must be 1 (unbiased) or 0 (biased); got {correction!r}")
-    given: list[Any] = list(counts)
-    numbers_ = [count.item() if isinstance(count, Tensor) else count for count in given]
-    if len(numbers_) != states:
-        raise ValueError(f"merge_statistics: needs one count for each state; got {len(numbers_)} for {states} states")
-    for i, count in enumerate(numbers_):
+    given: list[Any] = [_number(count) for count in counts]
+    if len(given) != states:
+        raise ValueError(f"merge_statistics: needs one count for each state; got {len(given)} for {states} states")
+    least = 1 if correction or counting else 0  # positions behind a variance, or behind a running_count
+    for i, count in enumerate(given):
         real = isinstance(count, numbers.Real) and not isinstance(count, bool)
-        if not real or not math.isfinite(count) or count < 0 or 0 < count <= correction:
-            rule = "a finite number above 1, or 0" if correction else "a finite number of at least 0"
+        if not real or not 0 <= count < _COUNTS or 0 < count <= least:
+            rule = "above 1, or 0" if least else "at least 0"
             raise ValueError(
-                f"merge_statistics: a count is how many positions stand behind a state, {rule}; number {i} is {count!r}"
+                f"merge_statistics: a count is how many positions stand behind a state, a number below 2**63 and "
+                f"{rule}; number {i} is {count!r}"
                 + (
                     ". For shares of unknown size, running_correction=0 merges the variances as they are"
-                    if correction
+                    if correction and not counting
                     else ""
                 )
             )
-    if sum(numbers_) == 0:
+    if not any(given):
         raise ValueError("merge_statistics: all counts are 0: there is nothing to merge")
-    return torch.tensor(numbers_, dtype=torch.float64)
+    return torch.tensor([float(count) for count in given], dtype=torch.float64)
 
 
-def _check_alike(first: State, state: State, i: int) -> None:
+def _number(count: Any) -> Any:
+    return count.item() if isinstance(count, Tensor) and count.numel() == 1 else count
+
+
+def _check_since(first: State, since: Any) -> None:
+    if not isinstance(since, torch.nn.Module):
+        raise TypeError(
+            "merge_statistics: since must be a module, the model as it was when the round began: its layers say by "
+            f"which momentum their statistics moved; got {type(since).__name__}; load it into a model"
+        )
+    _check_alike(first, since.state_dict(), "since")
+
+
+def _check_alike(first: State, state: State, which: str) -> None:
     missing, unexpected = first.keys() - state.keys(), state.keys() - first.keys()
     if missing or unexpected:
         said = [f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("has", unexpected)) if names]
         raise ValueError(
-            f"merge_statistics: states must have the same names; number {i} {' and '.join(said)}, unlike number 0. "
+            f"merge_statistics: states must have the same names; {which} {' and '.join(said)}, unlike number 0. "
             "Merge states of one architecture"
         )
     for name, value in first.items():
@@ -183,7 +202,7 @@ def _check_alike(first: State, state: State, i: int) -> None:
         if ours != theirs:
             raise ValueError(
                 f"merge_statistics: {name} must have one shape and dtype in all states; got {ours} in number 0 and "
-                f"{theirs} in number {i}"
+                f"{theirs} in {which}"
             )
 
 
