@@ -387,32 +387,6 @@ def test_each_switch_does_one_thing(statistics, update, train_affine, training, 
     _close([layer.running_mean, layer.running_var], expected)
 
 
-WRONG = {
-    "statistics": ({"statistics": "mine"}, "'auto' .*got 'mine'"),
-    "update": ({"update": 1}, "None or True or False; got 1"),
-    "train_affine": ({"train_affine": None}, "got None"),
-    "keep_count": ({"keep_count": 2}, "got 2"),
-    "ghosts of 0": ({"virtual_batch_size": 0}, "at least 1.*got 0"),
-    "ghosts of True": ({"virtual_batch_size": True}, "got True"),
-    "no statistics to use": ({"statistics": "running", "track_running_stats": False}, "has none"),
-    "no statistics to move": ({"update": True, "track_running_stats": False}, "has none"),
-    "no statistics to renormalize by": ({"renorm": bn.Renorm(), "track_running_stats": False}, "has none"),
-    "no statistics to count": ({"keep_count": True, "track_running_stats": False}, "needs track_running_stats=True"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_options_that_do_not_exist_are_refused(name):
-    options, words = WRONG[name]
-    with pytest.raises(ValueError, match=words):
-        bnt.BatchNorm1d(C, **options)
-
-
-def test_renorm_must_be_one():
-    with pytest.raises(TypeError, match=r"BatchNorm1d: renorm must be bn\.Renorm"):
-        bnt.BatchNorm1d(C, renorm=True)
-
-
 # --- the count behind a variance ---
 
 
@@ -646,7 +620,6 @@ REFUSED_CALLS = {
     "masks": (lambda x: batch_norm([x, x], None, mask=[torch.ones(4, 2).bool()]), ValueError, "each of 2 .*got 1"),
     "a mask": (lambda x: batch_norm([x], None, mask=torch.ones(4, 2).bool()), TypeError, "sequence of tensors"),
     "residual": (lambda x: batch_norm(x, None, residual=x[:2]), ValueError, "residual must have"),
-    "correction": (lambda x: batch_norm(x, None, running_correction=2), ValueError, "got 2"),
     "no running statistics": (
         lambda x: Statistics.of(bnt.BatchNorm1d(3, track_running_stats=False)), ValueError, "no running statistics"
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +13,12 @@ from ._plan import Axis, Plan, make_plan
 
 Array = NDArray[Any]
 Doubles = NDArray[np.float64]
-Activation = str | tuple[str, float] | None
 
 # Codes of cpp/problem.h.
 _CODES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.float16): 2}
 _BFLOAT16, _BOOL = 3, 4
 _PARAMETER_CODES = (0, 1)
 _DTYPES = "float64, float32, float16 or bfloat16"
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4}
 _MAX_EXACT_COUNT = 2**53  # counts are float64
 
 
@@ -280,36 +277,6 @@ def known_moments(mean_shape: tuple[int, ...], count: Doubles, d: Data, ghosts: 
             f"{d.who}: cannot normalise with the moments of nothing: every channel needs a count above 0; got "
             f"{count.min():g}"
         )
-
-
-def epsilon(eps: object, who: str) -> float:
-    """Check eps: a positive, finite number."""
-    if type(eps) is float and 0 < eps < math.inf:
-        return eps  # the usual case, without the cost of the checks below
-    if isinstance(eps, bool) or not isinstance(eps, (numbers.Real, np.floating, np.integer)):
-        raise TypeError(f"{who}: eps must be a positive number; got {eps!r} of type {type(eps).__name__}")
-    value = float(eps)
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(
-            f"{who}: eps must be positive and finite, so that constant channels have a scale; got {eps!r}; try 1e-5"
-        )
-    return value
-
-
-def activation(value: object, who: str) -> tuple[int, float]:
-    """Code and slope of an activation."""
-    name, slope = value, 0.01
-    if isinstance(value, tuple) and len(value) == 2 and value[0] == "leaky_relu":
-        name, slope = value
-        if not isinstance(slope, (numbers.Real, np.floating)) or not math.isfinite(slope):
-            raise ValueError(f"{who}: the slope of leaky_relu must be a finite number; got {value!r}")
-    code = ACTIVATIONS.get(name) if name is None or isinstance(name, str) else None
-    if code is None:
-        raise ValueError(
-            f"{who}: activation must be None, 'relu', 'relu6', 'leaky_relu', ('leaky_relu', slope) or 'silu'; got "
-            f"{value!r}"
-        )
-    return code, float(slope)
 
 
 def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks
+from . import _checks, _options
 
 
 class Ghosts(NamedTuple):
@@ -20,7 +20,7 @@ def of(virtual_batch_size: object, d: _checks.Data) -> Ghosts | None:
     """Check a ghost size; None where the batch is not cut."""
     if virtual_batch_size is None:
         return None
-    size = checked_size(virtual_batch_size, d.who)
+    size = _options.VIRTUAL_BATCH_SIZE.checked(virtual_batch_size, d.who)
     if not d.plan.reduced:
         raise ValueError(
             f"{d.who}: virtual_batch_size cuts the first axis that is averaged over; every axis of the input "
@@ -28,18 +28,6 @@ def of(virtual_batch_size: object, d: _checks.Data) -> Ghosts | None:
         )
     size = min(size, max(d.plan.N, 1))
     return Ghosts(size, -(-d.plan.N // size))
-
-
-def checked_size(value: object, who: str) -> int:
-    """Return a ghost size as an int of at least 1."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(
-            f"{who}: virtual_batch_size must be an int, the samples of a ghost batch, or None for the whole batch; got "
-            f"{value!r} of type {type(value).__name__}"
-        )
-    if value < 1:
-        raise ValueError(f"{who}: virtual_batch_size must be at least 1 (None: the whole batch); got {value}")
-    return int(value)
 
 
 def rows(g: Ghosts | None) -> tuple[int, ...]:

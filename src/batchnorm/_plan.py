@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -82,17 +83,25 @@ def make_plan(shape: tuple[int, ...], axis: Axis) -> Plan:
     return _make_plan(shape, axis if type(axis) is int else channel_axes(axis))
 
 
-def channel_axes(axis: Axis) -> int | tuple[int, ...]:
+def channel_axes(axis: Axis, who: str = "") -> int | tuple[int, ...]:
     """An axis as an int, several as a tuple of ints; TypeError for anything else (1.0 and True, too)."""
     several = isinstance(axis, Sequence) and not isinstance(axis, str)
     given = tuple(axis) if isinstance(axis, Sequence) and several else (axis,)
-    if any(isinstance(i, (bool, np.bool_)) or not hasattr(i, "__index__") for i in given):
+    try:
+        ints = tuple(_index(i) for i in given)
+    except TypeError:
         raise TypeError(
-            f"axis must be an int or a tuple of ints (the axes of the channels); got {axis!r} of type "
-            f"{type(axis).__name__}"
-        )
-    ints = tuple(index(i) for i in given)  # type: ignore[arg-type]  # checked above
+            (f"{who}: " if who else "")
+            + f"axis must be an int or a tuple of ints (the axes of the channels); got {axis!r} of type "
+            f"{type(axis).__name__}" + ("; use tuple(axis)" if hasattr(axis, "tolist") else "")
+        ) from None
     return ints if several else ints[0]
+
+
+def _index(i: Any) -> int:
+    if isinstance(i, (bool, np.bool_)):
+        raise TypeError
+    return index(i)
 
 
 @lru_cache(maxsize=4096)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _native
-from ._checks import ACTIVATIONS
 from ._memory import empty_like
+from ._options import ACTIVATIONS, SLOPE
 
 Array = NDArray[Any]
 Doubles = NDArray[np.float64]
@@ -31,7 +31,7 @@ def moments(x: Any, axis: Any) -> Doubles | None:
     if not _is_usual(x) or type(axis) is not int or not -x.ndim <= axis < x.ndim:
         return None
     table = np.empty((4, x.shape[axis]))
-    return table if _forward(x, None, False, None, table, True, None, None, axis, 1.0, 0, 0.01) else None
+    return table if _forward(x, None, False, None, table, True, None, None, axis, 1.0, 0, SLOPE) else None
 
 
 def batch_norm(
@@ -62,7 +62,7 @@ def _normalized(
     if code is None or type(eps) is not float:
         return None
     y: Array = empty_like(x) if out is None else out
-    done = _forward(x, y, out is not None, residual, table, gathers, weight, bias, axis, eps, code, 0.01)
+    done = _forward(x, y, out is not None, residual, table, gathers, weight, bias, axis, eps, code, SLOPE)
     return y if done else None
 
 
@@ -82,7 +82,7 @@ def backward(
     grad_bias = None if bias is None else np.empty(bias.shape, bias.dtype)
     done = _backward(
         grad_y, x, grad_x, out is not None, residual, grad_residual, table, weight, bias, grad_weight, grad_bias, axis,
-        eps, code, 0.01, training,
+        eps, code, SLOPE, training,
     )  # fmt: skip
     return (grad_x, grad_weight, grad_bias, grad_residual) if done else None
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _checks, _ghosts, _native, _usual, renorm
-from ._checks import Activation
+from . import _checks, _ghosts, _native, _options, _usual, renorm
+from ._options import Activation
 from ._plan import Axis
 from .moments import Moments, gathered
 from .renorm import Correction
@@ -52,7 +52,7 @@ def run_forward(d: _checks.Data, a: Arguments, m: Moments | None = None) -> tupl
     gamma, beta = _checks.parameter(a.weight, "weight", d), _checks.parameter(a.bias, "bias", d)
     s = _checks.selection(d, a.mask, a.weights)
     r = None if a.residual is None else _checks.like(a.residual, "residual", d)
-    act, eps = _checks.activation(a.activation, d.who), _checks.epsilon(a.eps, d.who)
+    act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
     ghosts = _ghosts.of(a.virtual_batch_size, d)
     if m is None:
         _ghosts.trainable(d, s, ghosts)
@@ -78,7 +78,7 @@ def run_backward(d: _checks.Data, grad_y: ArrayLike, m: Moments, a: Arguments, t
     gamma, beta = _checks.parameter(a.weight, "weight", d), _checks.parameter(a.bias, "bias", d)
     s = _checks.selection(d, a.mask, a.weights)
     r = None if a.residual is None else _checks.like(a.residual, "residual", d)
-    act, eps = _checks.activation(a.activation, d.who), _checks.epsilon(a.eps, d.who)
+    act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
     if training:
         _ghosts.trainable(d, s, ghosts)
     if (correction := renorm.checked_correction(a.correction, m, d.who)) is not None:

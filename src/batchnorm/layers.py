@@ -10,21 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _ghosts, _usual, renorm
-from ._checks import Activation
+from . import _checks, _options, _usual
+from ._options import Activation
 from ._plan import Axis, channel_axes
 from .functional import Arguments, Gradients, run_backward, run_forward, run_moments
 from .moments import Moments
 from .renorm import Correction, Renorm
-from .running import (
-    KeptAttribute,
-    RunningStatistics,
-    checked_correction,
-    checked_dtype,
-    checked_momentum,
-    checked_on_nonfinite,
-    taken,
-)
+from .running import KeptAttribute, RunningStatistics, checked_dtype, taken
 
 Array = NDArray[Any]
 
@@ -43,19 +35,14 @@ class _Forward(NamedTuple):
     correction: Correction | None
 
 
-#: Options that a repr names only where they are not these.
-_RARE = {
-    "activation": None,
-    "virtual_batch_size": None,
-    "renorm": None,
-    "statistics": "auto",
-    "update": None,
-    "train_affine": True,
-    "on_nonfinite": "propagate",
-}
+_RARE = _options.by_name(  # a repr names them only where they are not at their defaults
+    _options.ACTIVATION, _options.VIRTUAL_BATCH_SIZE, _options.RENORM, _options.STATISTICS, _options.UPDATE,
+    _options.TRAIN_AFFINE, _options.ON_NONFINITE,
+)  # fmt: skip
+_BUILT = ("num_features", "affine", "track_running_stats", "dtype")  # what the arrays of a layer were made by
 
 
-class BatchNorm:
+class BatchNorm(_options.Checked):
     """Batch normalization of any shape, with learned scale and shift and running statistics.
 
     In training, ``y = (x - mean) / sqrt(var + eps) * weight + bias`` with the batch's mean and biased variance, and::
@@ -110,8 +97,9 @@ class BatchNorm:
         The `RunningStatistics` that hold these three, or None.
     training
         The mode; set by `train` and `eval`.
-    virtual_batch_size, renorm, statistics, update, train_affine
-        As given; they may be set at any time.
+    eps, momentum, activation, statistics, ...
+        The options, as given. They may be set at any time, by the rules of the constructor. A name that is neither an
+        option nor an attribute is refused.
 
     Examples
     --------
@@ -125,15 +113,35 @@ class BatchNorm:
     array([0.2, 0.4], dtype=float32)
     """
 
+    num_features: int | tuple[int, ...]
+    axis: Axis
+    eps: float
+    affine: bool
+    track_running_stats: bool
+    activation: Activation
+    virtual_batch_size: int | None
+    renorm: Renorm | None
+    statistics: str
+    update: bool | None
+    train_affine: bool
+    dtype: np.dtype[Any]
+    training: bool
     weight: Array | None
     bias: Array | None
+    running: RunningStatistics | None
     running_mean = KeptAttribute()
     running_var = KeptAttribute()
     num_batches_tracked = KeptAttribute()
     running_count = KeptAttribute()
-    momentum = KeptAttribute()
-    running_correction = KeptAttribute("correction")
-    on_nonfinite = KeptAttribute()
+    momentum = KeptAttribute(option=True)
+    running_correction = KeptAttribute("correction", option=True)
+    on_nonfinite = KeptAttribute(option=True)
+    keep_count = KeptAttribute(option=True)
+
+    _settable = _RARE | _options.by_name(
+        _options.EPS, _options.MOMENTUM, _options.RUNNING_CORRECTION, _options.KEEP_COUNT, _options.TRAINING
+    )
+    _last: _Forward | None
 
     def __init__(
         self,
@@ -159,39 +167,46 @@ class BatchNorm:
         shape = _checks.channel_shape(num_features, who)
         if math.prod(shape) == 0:
             raise ValueError(f"{who}: num_features must be at least 1; got {num_features!r}")
-        _checks.activation(activation, who)
+        self._shape, self._last, self.training = shape, None, True
         self.num_features = num_features
-        self.axis = self._checked_axis(axis)
-        self.eps = _checks.epsilon(eps, who)
+        self.axis = axis
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
-        self.activation = activation
-        self.virtual_batch_size = virtual_batch_size
-        self.renorm = renorm
-        self.statistics = statistics
-        self.update = update
-        self.train_affine = train_affine
         self.dtype = checked_dtype(dtype, who)
-        self.training = True
-        self._shape = shape
-        self._last: _Forward | None = None
         self.weight = np.ones(shape, dtype) if affine else None
         self.bias = np.zeros(shape, dtype) if affine else None
-        self.running: RunningStatistics | None = None
-        self.momentum = checked_momentum(momentum, who)
-        self.running_correction = checked_correction(running_correction, who)
-        self.on_nonfinite = checked_on_nonfinite(on_nonfinite, who)
-        if track_running_stats:
-            self.running = RunningStatistics(
-                shape,
-                momentum=momentum,
-                correction=running_correction,
-                keep_count=keep_count,
-                on_nonfinite=on_nonfinite,
-                dtype=dtype,
+        self.running = RunningStatistics(shape, dtype=dtype) if track_running_stats else None
+        given = locals()
+        for option in self._settable:
+            if option in given:
+                setattr(self, option, given[option])
+
+    def _checked(self, name: str, value: Any) -> Any:
+        who = type(self).__name__
+        if name == "axis":
+            return self._checked_axis(value)
+        if name == "running":
+            return self._checked_running(value)
+        if name in _BUILT and name in self.__dict__:
+            raise AttributeError(
+                f"{who}: {name} is decided when a layer is built; got {name}={_options.shown(value)}; build another"
             )
-            self.running._who = who
-        self._switches()
+        value = super()._checked(name, value)
+        if self.__dict__.get("running") is None:
+            _options.check_without_running(name, value, who)
+        return value
+
+    def _checked_running(self, value: Any) -> RunningStatistics | None:
+        who = type(self).__name__
+        if value is None:
+            return None
+        if not isinstance(value, RunningStatistics) or value._shape != self._shape:
+            raise (ValueError if isinstance(value, RunningStatistics) else TypeError)(
+                f"{who}: running must be RunningStatistics of channels {self._shape}, or None; got "
+                f"{_options.shown(value)}"
+            )
+        value._who = who
+        return value
 
     def reset_running_stats(self) -> None:
         """Set the running statistics to mean 0, variance 1, no batches."""
@@ -271,22 +286,13 @@ class BatchNorm:
             y, m = made[0], Moments._of_table(made[1])
             running.update(m)
         if y is not None:
-            self._last = _Forward(x, axis, m, None, None, residual, self.training, None, None)
+            self.__dict__["_last"] = _Forward(x, axis, m, None, None, residual, self.training, None, None)
         return y
 
     def _switches(self) -> tuple[bool, bool]:
         """Whether to normalise with the batch's statistics, and whether to move the running ones."""
-        who = type(self).__name__
-        if self.statistics not in ("auto", "batch", "running"):
-            raise ValueError(f"{who}: statistics must be 'auto', 'batch' or 'running'; got {self.statistics!r}")
-        if self.update not in (None, True, False):
-            raise ValueError(f"{who}: update must be None (in training), True or False; got {self.update!r}")
-        if self.virtual_batch_size is not None:
-            _ghosts.checked_size(self.virtual_batch_size, who)
-        wants = renorm.checked(self.renorm, who) is not None, self.statistics == "running", self.update is True
-        if self.running is None and any(wants):
-            option = ("renorm", "statistics='running'", "update=True")[wants.index(True)]
-            raise ValueError(f"{who}: {option} needs running statistics; build the layer with track_running_stats=True")
+        if self.running is None:
+            _options.check_all_without_running(self, type(self).__name__)
         uses_batch = self.training if self.statistics == "auto" else self.statistics == "batch"
         updates = self.training if self.update is None else bool(self.update)
         return uses_batch or self.running is None, updates
@@ -327,7 +333,7 @@ class BatchNorm:
         return Arguments(self.weight, self.bias, self.eps, mask, weights, residual, self.activation)
 
     def _checked_axis(self, axis: Axis) -> Axis:
-        return channel_axes(axis)
+        return channel_axes(axis, type(self).__name__)
 
     def _channel_axis(self, x: ArrayLike) -> Axis:
         return self.axis
@@ -386,6 +392,6 @@ class BatchNorm:
             options.append(f"axis={self.axis}")
         options += [f"eps={self.eps:g}", f"momentum={self.momentum}", f"affine={self.affine}"]
         options.append(f"track_running_stats={self.track_running_stats}")
-        options += [f"{name}={value!r}" for name, usual in _RARE.items() if (value := getattr(self, name)) != usual]
+        options += [f"{name}={value!r}" for name, o in _RARE.items() if (value := getattr(self, name)) != o.default]
         rule = "no running statistics: always the batch's" if self.running is None else self.running.rule()
         return f"{type(self).__name__}({', '.join(options)}; {rule})"

@@ -17,7 +17,7 @@ class _Ranked(BatchNorm):
     _shapes: dict[int, str] = {}  # noqa: RUF012  # a constant of each subclass
 
     def _checked_axis(self, axis: Axis) -> Axis:
-        if channel_axes(axis) != 1:
+        if channel_axes(axis, type(self).__name__) != 1:
             raise ValueError(
                 f"{type(self).__name__}: the channels are on axis 1; got axis={axis!r}. Use BatchNorm(C, axis=...)"
             )

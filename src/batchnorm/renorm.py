@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _formulas, _options
 from .moments import Moments
 
 Doubles = NDArray[np.float64]
@@ -33,7 +32,7 @@ class Correction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Renorm:
+class Renorm(_options.RenormOption):
     """Batch renormalization (Ioffe 2017): training that normalises as evaluation will, within limits.
 
     With the batch's mean and variance and the running ones, before this batch moves them::
@@ -52,8 +51,8 @@ class Renorm:
     start
         Batches of plain batch normalization (r_max 1, d_max 0) before the limits grow.
     r_end, d_end
-        The batch at which r_max and d_max are reached; in between they grow linearly. With ``start=0, r_end=0,
-        d_end=0`` the limits are constant.
+        The batch at which r_max and d_max are reached; in between they grow linearly. Where one is `start`, its limit
+        is reached at once; with ``start=0, r_end=0, d_end=0`` both are constant.
 
     Notes
     -----
@@ -75,16 +74,8 @@ class Renorm:
     d_end: int = 25_000
 
     def __post_init__(self) -> None:
-        for name, least in (("r_max", 1.0), ("d_max", 0.0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not least <= float(value) < math.inf:
-                raise ValueError(
-                    f"Renorm: {name} must be finite and at least {least:g} ({least:g}: no correction); got {value!r}"
-                )
-        for name in ("start", "r_end", "d_end"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-                raise ValueError(f"Renorm: {name} is a number of batches, an int of at least 0; got {value!r}")
+        for option in _options.RENORM_PARAMETERS:
+            option.checked(getattr(self, option.name), "Renorm")
         if min(self.r_end, self.d_end) < self.start:
             raise ValueError(
                 f"Renorm: the limits grow from batch start={self.start} on, so r_end and d_end cannot come before it; "
@@ -93,13 +84,8 @@ class Renorm:
 
     def limits(self, step: int) -> tuple[float, float]:
         """Return r_max and d_max for the batch after `step` batches."""
-        grown = [self._grown(step, end) for end in (self.r_end, self.d_end)]
-        return 1.0 + (float(self.r_max) - 1.0) * grown[0], float(self.d_max) * grown[1]
-
-    def _grown(self, step: int, end: int) -> float:
-        if step >= end:
-            return 1.0
-        return max(0.0, (step - self.start) / (end - self.start))
+        r_max, d_max = _formulas.renorm_limits(np, self, step)
+        return float(r_max), float(d_max)
 
     def correction(self, m: Moments, running: Moments, eps: float = 1e-5, step: int | None = None) -> Correction:
         """Return r and d for a batch.
@@ -126,24 +112,11 @@ class Renorm:
         array([[-1.],
                [ 3.]])
         """
-        r_max, d_max = (float(self.r_max), float(self.d_max)) if step is None else self.limits(step)
-        if r_max == 1 and d_max == 0:  # plain, whatever the running statistics are
-            return Correction(np.ones(m.shape), np.zeros(m.shape))
+        eps = _options.EPS.checked(eps, "Renorm.correction")
+        limits = (float(self.r_max), float(self.d_max)) if step is None else self.limits(step)
         with np.errstate(all="ignore"):  # what is not finite stays so
-            sigma = np.sqrt(running.var() + eps)
-            r = np.sqrt(m.m2 / m.count + eps) / sigma
-            d = ((m.mean - running.mean) + (m.mean_low - running.mean_low)) / sigma
-        return Correction(np.clip(r, 1 / r_max, r_max), np.clip(d, -d_max, d_max))
-
-
-def checked(value: object, who: str) -> Renorm | None:
-    """Check the option of a layer."""
-    if value is None or isinstance(value, Renorm):
-        return value
-    raise TypeError(
-        f"{who}: renorm must be bn.Renorm(r_max=3.0, d_max=5.0, ...) or None; got {value!r} of type "
-        f"{type(value).__name__}"
-    )
+            distance = (m.mean - running.mean) + (m.mean_low - running.mean_low)
+            return Correction(*_formulas.renorm_factors(np, limits, eps, distance, m.m2 / m.count, running.var()))
 
 
 def checked_correction(value: object, m: Moments, who: str) -> Correction | None:

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _checks, _native
+from . import _checks, _native, _options
 from .moments import Moments
 
 Array = NDArray[Any]
-
-ON_NONFINITE = ("propagate", "skip", "raise")
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
-class RunningStatistics:
+_FLOATS = "floats, one for each channel", _is_float
+_ARRAYS: dict[str, tuple[str, Callable[[np.dtype[Any]], bool]]] = {  # what each holds
+    "running_mean": _FLOATS,
+    "running_var": _FLOATS,
+    "num_batches_tracked": ("one integer, of no axes", lambda dtype: dtype.kind in "iu"),
+    "running_count": ("float64, one for each channel", lambda dtype: dtype == np.float64),
+}
+_CORRECTION = _options.RUNNING_CORRECTION.called("correction")
+
+
+class RunningStatistics(_options.Checked):
     """Running mean and variance of every channel, as a layer keeps them.
 
     Each batch moves them by its moments (mean, M2, m)::
@@ -78,6 +85,20 @@ class RunningStatistics:
     (array([3.5]), array([5.5]), array([3.5]))
     """
 
+    dtype: np.dtype[Any]
+    momentum: float | None
+    correction: int
+    on_nonfinite: str
+    frozen: bool
+    running_mean: Array
+    running_var: Array
+    num_batches_tracked: Array
+    running_count: Array | None
+
+    _settable = _options.by_name(
+        _options.MOMENTUM, _CORRECTION, _options.ON_NONFINITE, _options.FROZEN, _options.KEEP_COUNT
+    )
+
     def __init__(
         self,
         num_features: int | tuple[int, ...],
@@ -89,17 +110,48 @@ class RunningStatistics:
         frozen: bool = False,
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self._who = who = type(self).__name__  # a layer puts its own name here
-        self._shape = _checks.channel_shape(num_features, who)
-        self.dtype = checked_dtype(dtype, who)
-        self.momentum = checked_momentum(momentum, who)
-        self.correction = checked_correction(correction, who)
-        self.on_nonfinite = checked_on_nonfinite(on_nonfinite, who)
-        self.frozen = bool(frozen)
-        self.running_mean: Array = np.zeros(self._shape, self.dtype)
-        self.running_var: Array = np.ones(self._shape, self.dtype)
-        self.num_batches_tracked: Array = np.zeros((), np.int64)
-        self.running_count: Array | None = np.full(self._shape, np.inf) if keep_count else None
+        self._who = type(self).__name__  # a layer puts its own name here
+        self._shape = _checks.channel_shape(num_features, self._who)
+        self.dtype = checked_dtype(dtype, self._who)
+        self.momentum = momentum
+        self.correction = correction
+        self.on_nonfinite = on_nonfinite
+        self.frozen = frozen
+        self.running_mean = np.zeros(self._shape, self.dtype)
+        self.running_var = np.ones(self._shape, self.dtype)
+        self.num_batches_tracked = np.zeros((), np.int64)
+        self.running_count = None
+        self.keep_count = keep_count
+
+    @property
+    def keep_count(self) -> bool:
+        """Whether there is a `running_count`; setting it makes one, or takes it away."""
+        return self.running_count is not None
+
+    @keep_count.setter
+    def keep_count(self, keep: bool) -> None:
+        if keep != self.keep_count:
+            self.running_count = np.full(self._shape, np.inf) if keep else None
+
+    def _called(self) -> str:
+        return self._who
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if name in _ARRAYS and not (value is None and name == "running_count"):
+            self._check_array(name, value)
+        return super()._checked(name, value)
+
+    def _check_array(self, name: str, value: Any, written: bool = False) -> None:
+        rule, fits = _ARRAYS[name]
+        shape = () if name == "num_batches_tracked" else self._shape
+        is_array = isinstance(value, np.ndarray)
+        if is_array and value.shape == shape and fits(value.dtype) and (value.flags.writeable or not written):
+            return
+        got = f"{_checks.described(value)}, writeable={value.flags.writeable}" if is_array else _options.shown(value)
+        raise (ValueError if is_array else TypeError)(
+            f"{self._who}: {name} must be a{' writeable' if written else 'n'} array of {rule}; got {got}; to change its "
+            f"values, assign to {name}[...]"
+        )
 
     def reset(self) -> None:
         """Set them to mean 0, variance 1, no batches."""
@@ -152,16 +204,7 @@ class RunningStatistics:
                 f"{m.shape}; those of ghost batches become one with m.merged()"
             )
         for name, value in self.state().items():
-            shape, fits, rule = m.shape, _is_float(value.dtype), "floats, one for each channel"
-            if name == "num_batches_tracked":
-                shape, fits, rule = (), value.dtype.kind in "iu", "one integer, of no axes"
-            elif name == "running_count":
-                fits, rule = value.dtype == np.float64, "float64, one for each channel"
-            if value.shape != shape or not fits or not value.flags.writeable:
-                raise ValueError(
-                    f"{self._who}: {name} must be a writeable array of {rule}; got {_checks.described(value)}, "
-                    f"writeable={value.flags.writeable}"
-                )
+            self._check_array(name, value, written=True)
         batches, most = int(self.num_batches_tracked), np.iinfo(self.num_batches_tracked.dtype).max
         if batches == most or (self.momentum is None and batches < 0):
             raise ValueError(
@@ -219,7 +262,7 @@ class RunningStatistics:
             Where it is not the one that running_var holds, and `keep_count` is off.
         """
         var: Array = self.running_var.astype(np.float64)
-        if checked_correction(correction, self._who) == self.correction:
+        if _CORRECTION.checked(correction, self._who) == self.correction:
             return var
         if self.running_count is None:
             held = "unbiased (correction 1)" if self.correction else "biased (correction 0)"
@@ -239,8 +282,7 @@ class RunningStatistics:
 
     def state(self) -> dict[str, Array]:
         """The arrays themselves, under the names of `state_dict`."""
-        names = ("running_mean", "running_var", "num_batches_tracked", "running_count")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in _ARRAYS if (value := getattr(self, name)) is not None}
 
     def rule(self) -> str:
         """How a batch moves them, as a formula."""
@@ -256,10 +298,13 @@ class RunningStatistics:
 
 
 class KeptAttribute:
-    """An attribute of a layer that its running statistics hold; where it has none, the layer itself does."""
+    """An attribute of a layer that its running statistics hold.
 
-    def __init__(self, name: str | None = None) -> None:
-        self._name = name
+    A layer without them holds an option itself, and has no arrays.
+    """
+
+    def __init__(self, name: str | None = None, *, option: bool = False) -> None:
+        self._name, self._is_option = name, option
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._own, self._name = name, self._name or name
@@ -272,22 +317,15 @@ class KeptAttribute:
 
     def __set__(self, layer: Any, value: Any) -> None:
         running = layer.__dict__.get("running")
-        if running is None:
-            layer.__dict__[self._own] = value
-        else:
+        if running is not None:
             setattr(running, str(self._name), value)
-
-
-def checked_momentum(momentum: object, who: str) -> float | None:
-    """Check momentum: a number from 0 to 1, or None."""
-    if momentum is None:
-        return None
-    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real) or not 0 <= float(momentum) <= 1:
-        raise ValueError(
-            f"{who}: momentum is the weight of the new batch, from 0 to 1, or None for the mean over all batches; got "
-            f"{momentum!r}. (Keras, Flax and ONNX name the weight of the old value: use 1 minus it)"
-        )
-    return float(momentum)
+        elif self._is_option:
+            layer.__dict__[self._own] = value
+        elif value is not None:
+            raise ValueError(
+                f"{type(layer).__name__}: {self._own} is of the running statistics, and the layer has none; build it "
+                "with track_running_stats=True"
+            )
 
 
 def checked_dtype(dtype: DTypeLike, who: str) -> np.dtype[Any]:
@@ -298,22 +336,6 @@ def checked_dtype(dtype: DTypeLike, who: str) -> np.dtype[Any]:
             "inputs may be float16 or bfloat16 all the same"
         )
     return np.dtype(dtype)
-
-
-def checked_correction(correction: object, who: str) -> int:
-    """Check which variance is meant."""
-    if correction not in (0, 1):
-        raise ValueError(
-            f"{who}: running_correction must be 1 (unbiased, as PyTorch) or 0 (biased); got {correction!r}"
-        )
-    return int(correction)
-
-
-def checked_on_nonfinite(value: object, who: str) -> str:
-    """Check what a batch that is not finite does."""
-    if value not in ON_NONFINITE:
-        raise ValueError(f"{who}: on_nonfinite must be 'propagate', 'skip' or 'raise'; got {value!r}")
-    return str(value)
 
 
 def taken(who: str, own: Mapping[str, Array], state: Mapping[str, ArrayLike]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _checks
+from .. import _checks, _options
 from .._blocks import gather, working_dtype
 from .._plan import Axis, Plan, make_plan
 from .channels import ChannelTable, channel_statistics
@@ -219,7 +219,7 @@ def _check(x: np.ndarray, axis: Axis, eps: float) -> Plan:
             "explain: x is a numpy masked array, whose mask would be lost; pass the values that count: "
             "x.compressed(), or x.data"
         )
-    _checks.epsilon(eps, "explain")
+    _options.EPS.checked(eps, "explain")
     if x.ndim == 0 or x.size == 0:
         raise ValueError(
             f"explain: there is nothing to average in an array of shape {x.shape}; give at least one axis and one value"

@@ -1,23 +1,62 @@
-"""The extra options of our modules: what is accepted, and the codes the kernels know them by."""
+"""The options of our modules: those of `batchnorm._options`, and torch.nn's own with all that it trains with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .. import _checks, renorm
-from .._checks import Activation
-
-ON_NONFINITE = {"propagate": 0, "skip": 1, "raise": 2}
-ON_SINGLE_VALUE = ("error", "running")
-STATISTICS = ("auto", "batch", "running")
+from .. import _options
+from .._options import EXTRA, VIRTUAL_BATCH_SIZE, Option, by_name
 
 
-def activation(value: Activation, who: str) -> tuple[int, float]:
+def _real(accepts: Callable[[float], bool]) -> Callable[[Any], Any]:
+    """A number that torch.nn takes: kept as it is where it is an int or a tensor."""
+
+    def take(value: Any) -> Any:
+        tensor = isinstance(value, torch.Tensor) and value.dim() == 0 and value.is_floating_point()
+        taken = _options.number(accepts)(value.item() if tensor else value)
+        return value if tensor or isinstance(value, int) else taken
+
+    return take
+
+
+def _no_ghosts(value: Any) -> None:
+    if VIRTUAL_BATCH_SIZE.take(value) is not None:
+        raise ValueError
+
+
+EPS = replace(
+    _options.EPS,
+    take=_real(lambda v: 0 <= v < math.inf),
+    rule="must be finite and at least 0 (above 0 where a batch's statistics normalise)",
+)
+POSITIVE_EPS = replace(_options.EPS, take=_real(lambda v: 0 < v < math.inf))
+MOMENTUM = replace(
+    _options.MOMENTUM,
+    take=_options.or_none(_real(math.isfinite)),
+    rule="is the weight of the new batch, a finite number (a mean has 0 to 1), or None for the mean over all batches",
+)
+REPRODUCIBLE = Option("reproducible", False, _options.flag, "must be True or False")
+OF_SYNC = replace(
+    VIRTUAL_BATCH_SIZE,
+    take=_no_ghosts,
+    rule="makes ghost batches, parts of one process's batch, which a synchronised layer does not look at by itself: it "
+    "must be None",
+    fix="use BatchNorm1d, 2d or 3d",
+)
+
+DEFAULTS = {option.name: option.default for option in EXTRA}
+MODULE = by_name(EPS, MOMENTUM, *EXTRA)
+SYNC = MODULE | by_name(OF_SYNC, REPRODUCIBLE)
+
+
+def activation(value: object, who: str) -> tuple[int, float]:
     """Code and slope of an activation, as the kernels take them."""
-    return _checks.activation(value, who)
+    return _options.checked_activation(value, who)
 
 
 def activate(z: torch.Tensor, code: int, slope: float) -> torch.Tensor:
@@ -41,61 +80,3 @@ def is_told_by_y(dtype: torch.dtype, code: int, slope: float) -> bool:
     if dtype not in (torch.float32, torch.float64):
         return False
     return code in (1, 2) or (code == 3 and slope >= torch.finfo(dtype).tiny)
-
-
-DEFAULTS: dict[str, Any] = {  # PyTorch's behaviour
-    "activation": None,
-    "on_single_value": "error",
-    "on_nonfinite": "propagate",
-    "running_correction": 1,
-    "virtual_batch_size": None,
-    "renorm": None,
-    "statistics": "auto",
-    "update": None,
-    "train_affine": True,
-    "keep_count": False,
-}
-
-
-def check(who: str, options: Mapping[str, Any]) -> None:
-    """Refuse an option that does not exist."""
-    activation(options["activation"], who)
-    _check_choice(
-        who, options, "on_single_value", ON_SINGLE_VALUE,
-        "says what one value per channel in training does: 'error', or 'running' (normalise with the running "
-        "statistics)",
-    )  # fmt: skip
-    _check_choice(
-        who, options, "on_nonfinite", tuple(ON_NONFINITE),
-        "says what a batch with NaN or infinity does to the running statistics: 'propagate' (as PyTorch), 'skip' or "
-        "'raise'",
-    )  # fmt: skip
-    _check_choice(
-        who, options, "statistics", STATISTICS,
-        "says what normalises: 'auto' (the batch's in training, the running ones in evaluation), 'batch' or 'running'",
-    )  # fmt: skip
-    correction = options["running_correction"]
-    if isinstance(correction, bool) or correction not in (0, 1):
-        raise ValueError(
-            f"{who}: running_correction must be 1 (unbiased running_var, as PyTorch) or 0 (biased, as Keras, Flax and "
-            f"ONNX); got {correction!r}"
-        )
-    size = options["virtual_batch_size"]
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ValueError(
-            f"{who}: virtual_batch_size must be an int of at least 1, the samples of a ghost batch, or None for the "
-            f"whole batch; got {size!r}"
-        )
-    for name, values in (
-        ("update", (None, True, False)),
-        ("train_affine", (True, False)),
-        ("keep_count", (True, False)),
-    ):
-        if not any(options[name] is value for value in values):
-            raise ValueError(f"{who}: {name} must be {' or '.join(map(str, values))}; got {options[name]!r}")
-    renorm.checked(options["renorm"], who)
-
-
-def _check_choice(who: str, options: Mapping[str, Any], name: str, values: tuple[str, ...], rule: str) -> None:
-    if options[name] not in values:
-        raise ValueError(f"{who}: {name} {rule}; got {options[name]!r}")

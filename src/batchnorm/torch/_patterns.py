@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import Activation
+from .._options import Activation
 from ._fused_step import ACTIVATION_OF, hooked, in_place, step
 from .conversion import THEIRS
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from . import _moving, _operations, _options, _paths, _table_operations, _tables
+from .. import _formulas
+from .._options import NONFINITE_CODES
+from . import _moving, _operations, _paths, _table_operations, _tables
 
 Tensor = torch.Tensor
 
@@ -28,7 +30,7 @@ def _move_by_kernel(layer: Any, table: Tensor) -> None:
     buffers = layer._buffers  # found faster than by attributes
     _operations.update_(
         buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"], table, layer.momentum,
-        layer.running_correction, _options.ON_NONFINITE[layer.on_nonfinite], buffers.get("running_count"),
+        layer.running_correction, NONFINITE_CODES[layer.on_nonfinite], buffers.get("running_count"),
     )  # fmt: skip
 
 
@@ -61,21 +63,9 @@ def _correction(layer: Any, table: Tensor) -> tuple[Tensor, Tensor]:
     """`Renorm.correction`, with limits that follow the tensor `num_batches_tracked`; (C) each, or of ghosts (G, C)."""
     count, mean, low, m2 = table
     running_mean, running_var = map(_operations.as_they_are, (layer.running_mean, layer.running_var))
-    sigma = (running_var.to(m2.dtype) + layer.eps).sqrt()
-    r = (m2 / count + layer.eps).sqrt() / sigma
-    d = ((mean - running_mean.to(m2.dtype)) + low) / sigma
-    renorm = layer.renorm
-    r_max = 1 + (float(renorm.r_max) - 1) * _grown(layer.num_batches_tracked, renorm.start, renorm.r_end, m2.dtype)
-    d_max = float(renorm.d_max) * _grown(layer.num_batches_tracked, renorm.start, renorm.d_end, m2.dtype)
-    plain = (r_max == 1) & (d_max == 0)  # whatever the running statistics are
-    r, d = torch.clamp(r, 1 / r_max, r_max), torch.clamp(d, -d_max, d_max)
-    return torch.where(plain, 1.0, r), torch.where(plain, 0.0, d)
-
-
-def _grown(step: Tensor, start: int, end: int, dtype: torch.dtype) -> Tensor:
-    if end == start:
-        return (step >= end).to(dtype)
-    return torch.clamp((step - start).to(dtype) / (end - start), 0.0, 1.0)
+    limits = _formulas.renorm_limits(torch, layer.renorm, layer.num_batches_tracked.to(m2.dtype))
+    distance = (mean - running_mean.to(m2.dtype)) + low
+    return _formulas.renorm_factors(torch, limits, layer.eps, distance, m2 / count, running_var.to(m2.dtype))
 
 
 def variance(layer: Any, correction: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ._fused_forward import FusedForward
 from ._options import DEFAULTS
-from .modules import OPTIONS, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .sync import SyncBatchNorm
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -181,7 +181,7 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
         if extras := _extras_of(module):
             left.append((name, type(module).__name__, f"torch.nn's has no {extras}"))
             continue
-        for extra in OPTIONS:
+        for extra in DEFAULTS:
             module.__dict__.pop(extra, None)
         for own in ("reproducible", "_kind"):
             module.__dict__.pop(own, None)
@@ -204,7 +204,7 @@ def _unsynchronise(layer: SyncBatchNorm) -> None:
 
 
 def _extras_of(module: nn.Module) -> str:
-    used = {extra: getattr(module, extra) for extra in OPTIONS}
+    used = {extra: getattr(module, extra) for extra in DEFAULTS}
     if getattr(module, "reproducible", False):
         used["reproducible"] = True
     return ", ".join(f"{extra}={value!r}" for extra, value in used.items() if value != DEFAULTS.get(extra))

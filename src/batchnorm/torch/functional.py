@@ -10,7 +10,7 @@ from typing import NamedTuple, overload
 
 import torch
 
-from .._checks import Activation
+from .._options import RUNNING_CORRECTION, Activation
 from . import _moving, _operations, _options, _paths, _plain, _positions, _shared
 
 Tensor = torch.Tensor
@@ -132,8 +132,9 @@ def batch_norm(
     (tensor([[-1.0000]]), tensor([[1.0000]]))
     """
     who = "batch_norm"
-    if isinstance(running_correction, bool) or running_correction not in (0, 1):
-        raise ValueError(f"{who}: running_correction must be 1 (unbiased) or 0 (biased); got {running_correction!r}")
+    running_correction = RUNNING_CORRECTION.checked(running_correction, who)
+    momentum = _options.MOMENTUM.checked(momentum, who)
+    eps = (_options.POSITIVE_EPS if training else _options.EPS).checked(eps, who)
     options = _shared.Options(eps, *_options.activation(activation, who))
     micro = not isinstance(x, Tensor)
     parts = _parts(x, mask, weights, residual, who)

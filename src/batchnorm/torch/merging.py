@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .._options import RUNNING_CORRECTION
 from . import _merged_layers
 
 Tensor = torch.Tensor
@@ -152,8 +153,7 @@ def _state_of(state: object, i: int) -> State:
 def _checked_counts(counts: Sequence[float], states: int, correction: int, counting: bool) -> Tensor:
     if states == 0:
         raise ValueError("merge_statistics: needs at least one state; got none")
-    if isinstance(correction, bool) or correction not in (0, 1):
-        raise ValueError(f"merge_statistics: running_correction must be 1 (unbiased) or 0 (biased); got {correction!r}")
+    RUNNING_CORRECTION.checked(correction, "merge_statistics")
     given: list[Any] = [_number(count) for count in counts]
     if len(given) != states:
         raise ValueError(f"merge_statistics: needs one count for each state; got {len(given)} for {states} states")

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import Activation
+from .._options import (
+    RUNNING_CORRECTION,
+    Activation,
+    Option,
+    activation_code,
+    check_all_without_running,
+    check_spelling,
+    check_without_running,
+)
 from ..renorm import Renorm
 from . import _operations, _options, _plain, _positions, _running, _table_operations
+from ._options import DEFAULTS
 from ._paths import is_jit_trace, is_ours, is_recomputation, is_traced
 
 Tensor = torch.Tensor
-
-OPTIONS = tuple(_options.DEFAULTS)
 
 
 class _Extended(_BatchNorm):
     """What our layers add to torch.nn's. The defaults are the class's: a layer whose class is swapped has them."""
 
-    activation: Activation = None
-    on_single_value: str = "error"
-    on_nonfinite: str = "propagate"
-    running_correction: int = 1
-    virtual_batch_size: int | None = None
-    renorm: Renorm | None = None
-    statistics: str = "auto"
-    update: bool | None = None
-    train_affine: bool = True
+    activation: Activation = DEFAULTS["activation"]
+    on_single_value: str = DEFAULTS["on_single_value"]
+    on_nonfinite: str = DEFAULTS["on_nonfinite"]
+    running_correction: int = DEFAULTS["running_correction"]
+    virtual_batch_size: int | None = DEFAULTS["virtual_batch_size"]
+    renorm: Renorm | None = DEFAULTS["renorm"]
+    statistics: str = DEFAULTS["statistics"]
+    update: bool | None = DEFAULTS["update"]
+    train_affine: bool = DEFAULTS["train_affine"]
+
+    _settable: ClassVar[Mapping[str, Option]] = _options.MODULE
 
     def __init__(
         self,
-        *args: Any,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
         activation: Activation = None,
         on_single_value: str = "error",
         on_nonfinite: str = "propagate",
@@ -43,15 +61,22 @@ class _Extended(_BatchNorm):
         update: bool | None = None,
         train_affine: bool = True,
         keep_count: bool = False,
-        **kwargs: Any,
     ) -> None:
         given = locals()
-        options = {name: given[name] for name in OPTIONS}
-        _options.check(type(self).__name__, options)
-        super().__init__(*args, **kwargs)
-        for name, value in options.items():
-            setattr(self, name, value)
-        self._check_running_statistics()
+        without: dict[str, Any] = {} if bias else {"bias": bias}  # older versions of PyTorch have no such argument
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without)
+        for name in DEFAULTS:
+            setattr(self, name, given[name])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch.nn's; an option is checked before, and so is a name that looks like one misspelt."""
+        if name in self._settable:
+            value = self._settable[name].checked(value, type(self).__name__)
+            if getattr(self, "running_mean", None) is None:
+                check_without_running(name, value, type(self).__name__)
+        elif name[:1] != "_" and not hasattr(self, name):
+            check_spelling(name, value, self._settable, type(self).__name__)
+        super().__setattr__(name, value)
 
     @property
     def running_count(self) -> Tensor | None:
@@ -68,8 +93,7 @@ class _Extended(_BatchNorm):
         if not keep:
             self._buffers.pop("running_count", None)
         elif not self.keep_count:
-            if self.running_var is None:
-                raise ValueError(f"{type(self).__name__}: keep_count=True needs track_running_stats=True")
+            assert self.running_var is not None  # or it would have been refused
             count = torch.full_like(self.running_var, torch.inf, dtype=_plain.table_dtype(self.running_var))
             self._buffers["running_count"] = count
 
@@ -81,6 +105,7 @@ class _Extended(_BatchNorm):
         ValueError
             Where it is not the one that running_var holds, and `keep_count` is off.
         """
+        correction = RUNNING_CORRECTION.called("correction").checked(correction, type(self).__name__)
         return _running.variance(self, correction)
 
     def reset_running_stats(self) -> None:
@@ -111,20 +136,6 @@ class _Extended(_BatchNorm):
             missing.remove(name)
             self.running_count.fill_(torch.inf)
 
-    def _check_running_statistics(self) -> None:
-        if self.running_mean is None:
-            needs = {
-                "renorm": self.renorm,
-                "update=True": self.update,
-                "statistics='running'": self.statistics == "running",
-            }
-            for what, asked in needs.items():
-                if asked:
-                    raise ValueError(
-                        f"{type(self).__name__}: {what} needs running statistics, and the layer has none "
-                        "(track_running_stats=False)"
-                    )
-
     def forward(
         self,
         input: Tensor,
@@ -152,10 +163,8 @@ class _Extended(_BatchNorm):
         self._check_input(input)
         if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
             z = self._normalise(input, mask, weights, None, (0, 0.0)) + residual
-            return _options.activate(z, *_options.activation(self.activation, type(self).__name__))
-        return self._normalise(
-            input, mask, weights, residual, _options.activation(self.activation, type(self).__name__)
-        )
+            return _options.activate(z, *activation_code(self.activation))
+        return self._normalise(input, mask, weights, residual, activation_code(self.activation))
 
     def _check_input(self, input: Tensor) -> None:
         """Refuse another rank or number of channels than the layer's."""
@@ -214,6 +223,7 @@ class _Extended(_BatchNorm):
             and self.virtual_batch_size is None
             and self.renorm is None
             and self.train_affine
+            and self.eps > 0
             and is_ours(x)
             and x.numel() > self.num_features
             and not is_recomputation()
@@ -221,11 +231,13 @@ class _Extended(_BatchNorm):
 
     def _choices(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalise, and whether the running ones move."""
-        if self.statistics != "auto" or self.update or self.renorm is not None:
-            self._check_running_statistics()
+        if (self.statistics != "auto" or self.update or self.renorm is not None) and self.running_mean is None:
+            check_all_without_running(self, type(self).__name__)
         batch = self.training or self.running_mean is None
         if self.statistics != "auto":
             batch = self.statistics == "batch"
+        if batch:
+            _options.POSITIVE_EPS.checked(self.eps, type(self).__name__)
         return batch, (self.training and self.track_running_stats) if self.update is None else self.update
 
     def _check_ghosts(self, x: Tensor, group: int) -> None:
@@ -328,8 +340,7 @@ class _Extended(_BatchNorm):
 
     def extra_repr(self) -> str:
         """As torch.nn's, and the extra options that are not at their defaults."""
-        own = {name: getattr(self, name) for name in OPTIONS}
-        said = [f"{name}={value!r}" for name, value in own.items() if value != _options.DEFAULTS[name]]
+        said = [f"{name}={value!r}" for name, usual in DEFAULTS.items() if (value := getattr(self, name)) != usual]
         return ", ".join([super().extra_repr(), *said])
 
 

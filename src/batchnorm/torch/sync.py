@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from .._options import Activation, activation_code
+from ..renorm import Renorm
 from . import _operations, _options, _paths, _plain, _positions, _running, _shared
+from ._options import DEFAULTS
 from ._ranks import Ranks, Whole, world_size
 from .modules import _Extended
 
@@ -56,6 +59,7 @@ class SyncBatchNorm(_Extended):
 
     process_group: Any = None
     reproducible: bool = False
+    _settable = _options.SYNC
     _kind: Any = None  # what `convert_sync` found, for `revert`
 
     def __init__(
@@ -66,15 +70,26 @@ class SyncBatchNorm(_Extended):
         affine: bool = True,
         track_running_stats: bool = True,
         process_group: Any | None = None,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
+        activation: Activation = None,
+        on_single_value: str = "error",
+        on_nonfinite: str = "propagate",
+        running_correction: int = 1,
+        renorm: Renorm | None = None,
+        statistics: str = "auto",
+        update: bool | None = None,
+        train_affine: bool = True,
+        keep_count: bool = False,
         reproducible: bool = False,
-        **options: Any,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **options)
+        given = locals()
+        extra = {name: given[name] for name in DEFAULTS if name in given}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias, **extra)
         self.process_group = process_group
-        self.reproducible = bool(reproducible)
+        self.reproducible = reproducible
 
     @classmethod
     def convert_sync_batchnorm(cls, module: Any, process_group: Any | None = None) -> Any:
@@ -99,7 +114,7 @@ class SyncBatchNorm(_Extended):
         """As that of `BatchNorm1d`, with the statistics of all ranks."""
         if _paths.is_traced(input) or not self._exchanges():
             return super().forward(input, mask, weights, residual)
-        activation = _options.activation(self.activation, type(self).__name__)
+        activation = activation_code(self.activation)
         if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
             return self._synchronised(input, mask, weights, residual, activation)
         return _options.activate(self._synchronised(input, mask, weights, None, (0, 0.0)) + residual, *activation)
@@ -116,11 +131,6 @@ class SyncBatchNorm(_Extended):
 
     def _exchanges(self) -> bool:
         """Whether this forward takes part in a collective, or in the order of one."""
-        if self.virtual_batch_size is not None:
-            raise ValueError(
-                f"{type(self).__name__}: ghost batches (virtual_batch_size={self.virtual_batch_size}) are parts of one "
-                "process's batch, which a synchronised layer does not look at by itself; use BatchNorm1d, 2d or 3d"
-            )
         batch, updates = self._choices()
         if not self.training or not (batch or updates):
             return False
