@@ -149,8 +149,8 @@ class RunningStatistics(_options.Checked):
             return
         got = f"{_checks.described(value)}, writeable={value.flags.writeable}" if is_array else _options.shown(value)
         raise (ValueError if is_array else TypeError)(
-            f"{self._who}: {name} must be a{' writeable' if written else 'n'} array of {rule}; got {got}; to change its "
-            f"values, assign to {name}[...]"
+            f"{self._who}: {name} must be a{' writeable' if written else 'n'} array of {rule}; got {got}; to change "
+            f"its values, assign to {name}[...]"
         )
 
     def reset(self) -> None:
