@@ -7,6 +7,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import fuse_modules
+from torch.ao.quantization.quantize_fx import fuse_fx
+from torch.fx.experimental import optimization
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.mkldnn import to_mkldnn
 
 import batchnorm.torch as bnt
 
@@ -146,6 +151,65 @@ def test_revert_leaves_what_torch_cannot_say(capsys):
     ]
     assert [type(m) for m in model] == [nn.BatchNorm1d, bnt.BatchNorm1d, bnt.BatchNorm2d]
     assert model[0].__dict__.keys() == nn.BatchNorm1d(4).__dict__.keys()
+
+
+def _folded(model: nn.Sequential) -> nn.Module:
+    return nn.Sequential(fuse_conv_bn_eval(model[0], model[1]), *model[2:])
+
+
+# Tools that know torch.nn's layers, as docs/pytorch.md lists them: what each makes of a model, and of a layer of ours.
+TOOLS = {
+    "fuse_conv_bn_eval": (_folded, "drops"),
+    "convert_sync_batchnorm": (lambda model: nn.SyncBatchNorm.convert_sync_batchnorm(model).eval(), "drops"),
+    "to_mkldnn": (lambda model: nn.Sequential(ToMkldnn(), to_mkldnn(model), ToDense()), "drops"),
+    "fx.optimization.fuse": (optimization.fuse, "keeps"),
+    "fuse_fx": (fuse_fx, "keeps"),
+    "fuse_modules": (lambda model: fuse_modules(model, ["0", "1"]), "refuses"),
+}
+
+
+class ToMkldnn(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to_mkldnn()
+
+
+class ToDense(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to_dense()
+
+
+def _trained() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    model(torch.randn(8, 3, 8, 8) + 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_tools_of_torch_are_right_after_revert(name):
+    tool, _ = TOOLS[name]
+    x = torch.randn(2, 3, 8, 8)
+    for ours in (bnt.convert, bnt.fuse):
+        expected = _trained()(x)
+        reverted = bnt.revert(ours(_trained(), verbose=False), verbose=False)
+        torch.testing.assert_close(tool(reverted)(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_what_tools_of_torch_make_of_an_activation(name):
+    tool, does = TOOLS[name]
+    x = torch.randn(2, 3, 8, 8)
+    model = bnt.convert(_trained()[:2], verbose=False)
+    dropped = model(x)
+    assert dropped.min() < -1
+    model[1].activation = "relu"
+    kept = model(x)
+    assert kept.min() == 0
+    if does == "refuses":
+        with pytest.raises(AssertionError, match="did not find fuser method"):
+            tool(model)
+        return
+    torch.testing.assert_close(tool(model)(x), {"drops": dropped, "keeps": kept}[does], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["convert", "revert", "fuse"])
