@@ -310,6 +310,31 @@ def test_handles_nest_and_repeat():
     assert repr(outer).endswith("removed>")
 
 
+def test_a_lost_handle_is_found_again():
+    """As of a notebook's cell that ran twice: what the variable held first is still in force."""
+    cell = compile("import batchnorm.torch as bnt; handle = bnt.accelerate()", "<cell 3>", "exec")
+    variables = {}
+    exec(cell, variables)
+    exec(cell, variables)
+    with bnt.accelerate() as own:
+        status = bnt.status()
+        assert [handle.where for handle in status.handles[:2]] == ["<cell 3>:1"] * 2
+        assert "asked for at <cell 3>:1, 2 times" in str(status)
+        assert f"asked for at {__file__}:" in str(status)
+        assert status.handles[1:] == (variables["handle"], own)
+        assert repr(own) == f"<batchnorm.torch.accelerate: active, {own.where}>"
+    variables["handle"].remove()
+    assert bnt.status().active, "the first is lost, and in force"
+    before = _dump()
+    for handle in bnt.status().handles:
+        handle.remove()
+    assert not bnt.status().active
+    assert bnt.status().handles == ()
+    assert _dump() != before
+    assert [handle.active for handle in status.handles] == [False] * 3
+    status.handles[0].remove()  # again: nothing
+
+
 def test_blocks_in_many_threads():
     """Each thread takes handles and computes; afterwards PyTorch's kernels are back."""
     x, (weight, bias) = torch.randn(8, 4, 6, generator=_generator()), _parameters(4, torch.float32)

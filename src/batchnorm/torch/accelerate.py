@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -12,39 +14,37 @@ from .. import _native
 from . import _registration
 
 _lock = threading.Lock()
-_holders = 0
+_holders: list[Acceleration] = []  # whoever asks for our kernels, whether or not anybody else holds the handle
 
 
 class Acceleration:
     """What `accelerate` returns: `remove()` it, or leave its `with` block, to give PyTorch its own kernels back."""
 
     def __init__(self) -> None:
-        self._active = False
-        self._take()
+        self._where = _place_outside()
+        with _lock:
+            if not _holders:
+                _registration.registration.add_aten()
+            _holders.append(self)
 
     @property
     def active(self) -> bool:
         """Whether this handle still asks for our kernels."""
-        return self._active
+        return self in _holders
+
+    @property
+    def where(self) -> str:
+        """The line that called `accelerate`."""
+        return self._where
 
     def remove(self) -> None:
         """Give PyTorch its kernels back, unless another handle still asks for ours. A second time does nothing."""
-        global _holders
         with _lock:
-            if not self._active:
+            if not self.active:
                 return
-            self._active = False
-            _holders -= 1
-            if _holders == 0:
+            if len(_holders) == 1:
                 _registration.registration.remove_aten()
-
-    def _take(self) -> None:
-        global _holders
-        with _lock:
-            if _holders == 0:
-                _registration.registration.add_aten()
-            _holders += 1
-            self._active = True
+            _holders.remove(self)
 
     def __enter__(self) -> Acceleration:
         return self
@@ -55,7 +55,15 @@ class Acceleration:
         self.remove()
 
     def __repr__(self) -> str:
-        return f"<batchnorm.torch.accelerate: {'active' if self._active else 'removed'}>"
+        return f"<batchnorm.torch.accelerate: {f'active, {self._where}' if self.active else 'removed'}>"
+
+
+def _place_outside() -> str:
+    """The line outside of this package that is being run."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def accelerate() -> Acceleration:
@@ -67,6 +75,7 @@ def accelerate() -> Acceleration:
     its own.
 
     It holds for the whole process, all threads included. Handles nest: PyTorch's kernels are back when all are removed.
+    Those that nobody has any more, of a notebook's cell that ran twice, say, are in ``status().handles``.
     Take and remove handles while no other thread is inside a batch normalization, as with any change of kernels in
     PyTorch.
 
@@ -99,6 +108,8 @@ class Status:
     ----------
     active
         Whether PyTorch's batch normalization is ours now.
+    handles
+        Who asks for it: every handle that was not removed, in the order in which they were taken.
     torch
         PyTorch's version.
     registration
@@ -116,6 +127,7 @@ class Status:
     """
 
     active: bool
+    handles: tuple[Acceleration, ...]
     torch: str
     registration: str
     why: str
@@ -130,6 +142,8 @@ class Status:
             f"  PyTorch {self.torch}, {self.registration} registration" + (f" ({self.why})" if self.why else ""),
             f"  {self.isa} kernels, {self.threads} thread{'s' * (self.threads != 1)}",
         ]
+        for where, times in Counter(handle.where for handle in self.handles).items():
+            lines.append(f"  asked for at {where}" + (f", {times} times" if times > 1 else ""))
         for name in self.served:
             if self.served[name] or self.passed_on[name]:
                 lines.append(f"  {name}: {self.served[name]} served, {self.passed_on[name]} passed on")
@@ -137,15 +151,22 @@ class Status:
 
 
 def status() -> Status:
-    """Say what is active, which PyTorch, which instruction set, how many threads, and how many calls were served.
+    """Say what is active and who asked, which PyTorch and instruction set, how many threads, which calls were served.
+
+    To give PyTorch its kernels back whoever asked for ours::
+
+        for handle in bnt.status().handles:
+            handle.remove()
 
     >>> import batchnorm.torch as bnt
     >>> bnt.status().registration
     'native'
     """
     counts = _registration.registration.counts()
+    handles = tuple(_holders)
     return Status(
-        active=_holders > 0,
+        active=bool(handles),
+        handles=handles,
         torch=torch.__version__,
         registration="native" if _registration.NATIVE else "python",
         why=_registration.WHY_PYTHON,
