@@ -216,7 +216,7 @@ def test_a_header_that_may_be_data_is_pointed_out(capsys: Capture) -> None:
 def test_normalize_says_what_it_did(capsys: Capture, rng: np.random.Generator) -> None:
     x = rng.normal(size=(6, 3, 4)).astype(np.float32)
     np.save("x.npy", x)
-    assert main(["normalize", "x.npy", "-o", "y.npy", "--moments", "m.json"]) == 0
+    assert main(["normalize", "x.npy", "-o", "y.npy", "--save-moments", "m.json"]) == 0
     captured = capsys.readouterr()
     assert captured.out == (
         "y.npy: shape (6, 3, 4), float32, channels on axis 1.\n"
@@ -225,7 +225,7 @@ def test_normalize_says_what_it_did(capsys: Capture, rng: np.random.Generator) -
     )
     assert captured.err == ""
     assert np.array_equal(np.load("y.npy"), bn.batch_norm(x)[0])
-    assert main(["normalize", "x.npy", "-o", "z.npy", "--moments", "m.json", "--eval"]) == 0
+    assert main(["normalize", "x.npy", "-o", "z.npy", "--use-moments", "m.json"]) == 0
     assert "with the moments saved in m.json" in capsys.readouterr().out
     assert np.array_equal(np.load("z.npy"), np.load("y.npy"))
 
@@ -357,12 +357,20 @@ BAD_FILES = {
     "a text cell": ("x.csv", "a,b\n1,2\n3,4x\n", [], ["line 3, column 1 'b': '4x' is not a number", "--columns 0."]),
     "a text cell without header": ("x.csv", "1,2\n3,x\n", [], ["line 2, column 1: 'x' is not a number"]),
     "an underscore": ("x.csv", "1,2\n3,1_000\n", [], ["line 2, column 1: '1_000' is not a number"]),
-    "a decimal comma": ("x.csv", "a;b\n1,5;2\n", [], ["line 2: expected 1 cells as in line 1, found 2"]),
+    "a decimal comma": (
+        "x.csv",
+        "a;b\n1,5;2\n",
+        [],
+        [
+            "line 2: expected 1 cells as in line 1, found 2. The cells seem to be separated by semicolons, and decimals "
+            'by a comma: add --delimiter ";" --decimal ",".'
+        ],
+    ),
     "semicolons": (
         "x.csv",
         "a;b\n1;2\n",
         [],
-        ["'1;2' is not a number", "separated by semicolons; save them with commas"],
+        ["'1;2' is not a number", 'separated by semicolons: add --delimiter ";".'],
     ),
     "an empty cell": ("x.csv", "a,b\n1,2\n,4\n", [], ["line 3, column 0 'a' is empty", "fill it in, remove the row"]),
     "a short row": ("x.csv", "a,b\n1,2\n3\n", [], ["line 3: expected 2 cells as in line 1, found 1", "quote a cell"]),
@@ -486,26 +494,28 @@ def test_a_pickle_is_never_run(capsys: Capture) -> None:
         (["-o", "y.csv"], ["y.csv has the extension .csv", "from a .npy file these can be written: .npy."]),
         (["-o", "y"], ["y has no extension"]),
         (["-o", "pipe.npy"], ["is not a regular file", "by renaming"]),
-        (["-o", "y.npy", "--moments", "x.npy"], ["--moments x.npy is also the input or the output"]),
-        (["-o", "y.npy", "--moments", "y.npy"], ["--moments y.npy is also the input or the output"]),
-        (["-o", "y.npy", "--moments", "nowhere/m.json"], ["nowhere does not exist"]),
-        (["-o", "y.npy", "--eval"], ["--eval normalises with saved moments", "Add --moments FILE"]),
-        (["-o", "y.npy", "--eval", "--moments", "m.json"], ["m.json does not exist", "Save moments first"]),
-        (["-o", "y.npy", "--eval", "--moments", "folder.npy"], ["folder.npy cannot be read: Is a directory"]),
+        (["-o", "y.npy", "--save-moments", "x.npy"], ["--save-moments x.npy is also the input or the output"]),
+        (["-o", "y.npy", "--save-moments", "y.npy"], ["--save-moments y.npy is also the input or the output"]),
+        (["-o", "y.npy", "--save-moments", "nowhere/m.json"], ["nowhere does not exist"]),
+        (["-o", "y.npy", "--use-moments", "m.json"], ["m.json does not exist", "Save moments first"]),
+        (["-o", "y.npy", "--use-moments", "folder.json"], ["folder.json cannot be read: Is a directory"]),
+        (["-o", "y.npy", "--use-moments", "m.txt"], ["--use-moments: ", "must end in .json or .safetensors; got m.txt"]),
+        (["-o", "y.npy", "--save-moments", "m"], ["--save-moments: ", "must end in .json or .safetensors; got m"]),
         (
-            ["-o", "y.npy", "--eval", "--moments", "other.json"],
+            ["-o", "y.npy", "--use-moments", "other.json"],
             ["holds moments of 2 channels", "has 3 channels", "--axis"],
         ),
-        (["-o", "y.npy", "--eval", "--moments", "nothing.json"], ["has a channel of no values"]),
-        (["-o", "y.npy", "--axis", "0,1"], ["one value per channel", "(0, 1)", "--eval --moments FILE"]),
+        (["-o", "y.npy", "--use-moments", "nothing.json"], ["has a channel of no values"]),
+        (["-o", "y.npy", "--axis", "0,1"], ["one value per channel", "(0, 1)", "--use-moments FILE"]),
     ],
 )
 def test_normalize_refuses_outputs_and_moments(options: list[str], parts: list[str], capsys: Capture) -> None:
     write("x.npy", FLOATS)
     Path("folder.npy").mkdir()
+    Path("folder.json").mkdir()
     os.mkfifo("pipe.npy")
     np.save("two.npy", np.eye(2))
-    main(["normalize", "two.npy", "-o", "two.npy", "--moments", "other.json"])
+    main(["normalize", "two.npy", "-o", "two.npy", "--save-moments", "other.json"])
     write("nothing.json", re.sub(r'("count": ).*?\]', r"\1[0.0, 0.0, 0.0]", Path("other.json").read_text()))
     text = json.loads(Path("nothing.json").read_text())
     write("nothing.json", json.dumps(text | {k: [0.0] * 3 for k in ("count", "mean", "mean_low", "m2")}))
@@ -541,15 +551,15 @@ def test_an_unreadable_file(capsys: Capture, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_moments_of_other_columns(capsys: Capture) -> None:
     write("x.csv", "a,b\n1,2\n3,5\n")
-    main(["normalize", "x.csv", "-o", "y.csv", "--moments", "m.json"])
+    main(["normalize", "x.csv", "-o", "y.csv", "--save-moments", "m.json"])
     write("x.csv", "b,a\n1,2\n3,5\n")
     capsys.readouterr()
     refused(
-        ["normalize", "x.csv", "-o", "z.csv", "--eval", "--moments", "m.json"],
+        ["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json"],
         ["another order", "--columns a,b."],
         capsys,
     )
-    assert main(["normalize", "x.csv", "-o", "z.csv", "--eval", "--moments", "m.json", "--columns", "a,b"]) == 0
+    assert main(["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json", "--columns", "a,b"]) == 0
 
 
 def test_without_pyarrow_the_message_says_what_to_install(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -688,7 +698,7 @@ def interrupt_while_writing(number: int, *, existing: bool) -> subprocess.Comple
     x.flush()
     if existing:
         write("y.npy", "old")
-    command = [sys.executable, "-c", SLOW, "normalize", "x.npy", "-o", "y.npy", "--moments", "m.json"]
+    command = [sys.executable, "-c", SLOW, "normalize", "x.npy", "-o", "y.npy", "--save-moments", "m.json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not any(name.startswith(".y.npy.") for name in listing()):

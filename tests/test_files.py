@@ -245,7 +245,8 @@ def test_tables_from_every_kind_to_every_kind(tmp_path: Path, rng: np.random.Gen
             back = open_data(tmp_path / f"out{target}", columns="b").table
             assert back is not None
             assert back.values[:, 0].tolist() == y[:, 1].tolist()
-            assert back.others[2] == [f"n{i}" for i in range(9)]
+            others = back.others[2] if back.arrow is None else back.arrow.column(2).to_pylist()
+            assert others == [f"n{i}" for i in range(9)]
 
 
 def test_a_table_without_names_stays_without(tmp_path: Path) -> None:
@@ -330,16 +331,16 @@ def test_moments_of_training_data_normalise_new_data(tmp_path: Path, rng: np.ran
     train, new = rng.normal(3, 2, (50, 3)), rng.normal(3, 2, (1, 3))  # a single row: no moments of its own
     np.save(tmp_path / "train.npy", train)
     np.save(tmp_path / "new.npy", new)
-    normalize_file(Request(tmp_path / "train.npy", tmp_path / "a.npy", moments=tmp_path / "m.json"))
-    normalize_file(Request(tmp_path / "new.npy", tmp_path / "b.npy", moments=tmp_path / "m.json", evaluate=True))
+    normalize_file(Request(tmp_path / "train.npy", tmp_path / "a.npy", save_moments=tmp_path / "m.json"))
+    normalize_file(Request(tmp_path / "new.npy", tmp_path / "b.npy", use_moments=tmp_path / "m.json"))
     assert np.array_equal(np.load(tmp_path / "b.npy"), bn.normalize(new, bn.moments(train)))
 
 
 def test_evaluation_takes_the_saved_axis(tmp_path: Path, rng: np.random.Generator) -> None:
     x = rng.normal(size=(4, 5, 3))
     np.save(tmp_path / "x.npy", x)
-    normalize_file(Request(tmp_path / "x.npy", tmp_path / "a.npy", axis=(2,), moments=tmp_path / "m.json"))
-    normalize_file(Request(tmp_path / "x.npy", tmp_path / "b.npy", moments=tmp_path / "m.json", evaluate=True))
+    normalize_file(Request(tmp_path / "x.npy", tmp_path / "a.npy", axis=(2,), save_moments=tmp_path / "m.json"))
+    normalize_file(Request(tmp_path / "x.npy", tmp_path / "b.npy", use_moments=tmp_path / "m.json"))
     assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
 
 
@@ -476,7 +477,7 @@ def test_a_disk_that_fails_at_the_end_is_refused_too(tmp_path: Path, monkeypatch
     write(tmp_path / "y.npy", "old")
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(Refused, match="No space left"):
-        normalize_file(Request(tmp_path / "x.npy", tmp_path / "y.npy", moments=tmp_path / "m.json"))
+        normalize_file(Request(tmp_path / "x.npy", tmp_path / "y.npy", save_moments=tmp_path / "m.json"))
     assert listing(tmp_path) == ["x.npy", "y.npy"]
     assert (tmp_path / "y.npy").read_text() == "old"
 

@@ -124,6 +124,7 @@ def save_moments(
     *,
     axis: int | tuple[int, ...] = 1,
     names: Sequence[str] | None = None,
+    eps: float | None = None,
 ) -> None:
     """Write moments to a file from which `load_moments` gives the same bits back.
 
@@ -138,11 +139,14 @@ def save_moments(
         The channel axes of the data they came from, one for each axis of the moments; kept for the commands.
     names
         A name for each channel; kept for the commands.
+    eps
+        What to add to the variance; kept for ``batchnorm normalize --use-moments``, which without it takes 1e-5 and
+        says so.
 
     Raises
     ------
     ValueError
-        Where the file cannot be written, or axis or names do not fit.
+        Where the file cannot be written, axis or names do not fit, or eps is not positive and finite.
 
     Examples
     --------
@@ -157,20 +161,20 @@ def save_moments(
     """
     from .files.moments_files import save  # imported here: `import batchnorm` stays light
 
-    save(path, moments, axis, names)
+    save(path, moments, axis, names, eps)
 
 
 def load_moments(path: str | os.PathLike[str]) -> Moments:
-    """Moments that `save_moments`, or ``batchnorm normalize --moments``, wrote.
+    """Moments that `save_moments`, or ``batchnorm normalize --save-moments``, wrote.
 
     Raises
     ------
     ValueError
         Where the file does not exist, or is none of saved moments.
     """
-    from .files.moments_files import load  # imported here: `import batchnorm` stays light
+    from .files.moments_files import read  # imported here: `import batchnorm` stays light
 
-    return load(path).moments
+    return read(path, "load_moments").moments
 
 
 def _choose_kernels() -> None:

@@ -12,14 +12,22 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ._checks import is_odd
 from .functional import normalize
 from .moments import Moments, moments
 
 #: Values in a block: 32 MiB of float64, small enough to answer Ctrl-C at once, large enough to cost nothing.
 BLOCK = 1 << 22
 
+#: The largest integer up to which float64 holds every one.
+MOST_EXACT = 2**53
+
 Block = tuple[slice, ...]
 Advance = Callable[[int], None]
+
+
+class Rounded(ValueError):
+    """Integers that float64, in which they are computed, does not hold exactly."""
 
 
 def working_dtype(dtype: np.dtype) -> np.dtype:
@@ -46,8 +54,40 @@ def blocks(x: np.ndarray) -> Iterator[Block]:
 
 
 def load(x: np.ndarray, block: Block) -> np.ndarray:
-    """Return a block in its working dtype: a view where nothing needs converting."""
-    return np.asarray(x[block]).astype(working_dtype(x.dtype), copy=False)
+    """Return a block in its working dtype, as the kernels read it: a view where nothing needs converting.
+
+    A file's data may begin at any byte; what is not aligned is copied here, a block at a time.
+    """
+    values = np.asarray(x[block]).astype(working_dtype(x.dtype), copy=False)
+    return np.array(values) if is_odd(values) else values
+
+
+def beyond_exact(values: np.ndarray) -> np.ndarray:
+    """Return the flat indices of the integers beyond 2**53, which float64 rounds."""
+    if values.dtype.kind not in "iu" or values.itemsize < 8 or values.size == 0:
+        return np.empty(0, np.intp)
+    if values.max() <= MOST_EXACT and values.min() >= -MOST_EXACT:
+        return np.empty(0, np.intp)
+    flat = values.ravel()
+    return np.flatnonzero((flat > MOST_EXACT) | (flat < -MOST_EXACT))
+
+
+def rounding(got: str) -> str:
+    """Return the rule that an integer beyond 2**53 breaks."""
+    return (
+        f"integers are computed as float64, which holds each one up to 2**53; got {got}; subtract a whole number from "
+        "all of them first, such as the smallest"
+    )
+
+
+def load_exactly(x: np.ndarray, block: Block) -> np.ndarray:
+    """Return what `load` does, and refuse integers that it would round."""
+    values = np.asarray(x[block])
+    if len(found := beyond_exact(values)):
+        where = np.unravel_index(found[0], values.shape)
+        index = tuple(int(i) + (s.start or 0) for i, s in zip(where, block, strict=True))
+        raise Rounded(rounding(f"{x[index]} at index {index}"))
+    return load(x, block)
 
 
 def part(m: Moments, where: Block) -> Moments:
@@ -72,7 +112,12 @@ class Gathered:
         return Moments(self._count, self._mean, self._m2, self._mean_low)
 
 
-def gather(x: np.ndarray, kept: tuple[int, ...], advance: Advance | None = None) -> Moments:
+def gather(
+    x: np.ndarray,
+    kept: tuple[int, ...],
+    advance: Advance | None = None,
+    load: Callable[[np.ndarray, Block], np.ndarray] = load,
+) -> Moments:
     """Return the moments of ``x``, block by block; an array of one block has exactly ``bn.moments(x, kept)``."""
     gathered = Gathered(tuple(x.shape[a] for a in kept))
     for block in blocks(x):
@@ -88,6 +133,6 @@ def apply(
     """Write ``bn.normalize(x, m)`` to ``out``, block by block; ``out`` may be a memory map, not ``x`` itself."""
     for block in blocks(x):
         where = tuple(block[a] for a in kept)
-        normalize(load(x, block), part(m, where), axis=kept, eps=eps, out=np.asarray(out[block]))
+        normalize(load_exactly(x, block), part(m, where), axis=kept, eps=eps, out=np.asarray(out[block]))
         if advance is not None:
             advance(math.prod(s.stop - s.start for s in block))

@@ -100,12 +100,12 @@ def _loadable(value: object, name: str, who: str) -> tuple[Array, int]:
     if code is None:
         _refuse_dtype(x, name, who)
         raise AssertionError  # unreachable: _refuse_dtype raises
-    if not x.flags.carray and _is_odd(x):
+    if not x.flags.carray and is_odd(x):
         _refuse_layout(x, name, who)
     return x, code
 
 
-def _is_odd(x: Array) -> bool:
+def is_odd(x: Array) -> bool:
     """Whether an element, or a step to the next one, does not start where its dtype's elements do."""
     return not x.flags.aligned or any(s % x.itemsize for s in x.strides)
 
@@ -204,7 +204,7 @@ def _weights_array(weights: object, d: Data) -> Array:
         )
     if code > 1:
         w = w.astype(np.float32)
-    if _is_odd(w):
+    if is_odd(w):
         _refuse_layout(w, "weights", d.who)
     for rule, broken in (("finite", ~np.isfinite(w)), ("non-negative", w < 0)):
         if broken.any():
@@ -295,7 +295,7 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
         raise ValueError(f"{d.who}: out must have x's shape {d.x.shape}; got {described(out)}")
     if not out.flags.writeable:
         raise ValueError(f"{d.who}: out must be writable; got a read-only array ({described(out)}); pass a copy")
-    if _is_odd(out):
+    if is_odd(out):
         _refuse_layout(out, "out", d.who)
     if not out.flags.forc and _overlaps_itself(out):  # a contiguous array never does
         raise ValueError(

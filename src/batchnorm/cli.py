@@ -119,6 +119,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _delimiter(text: str) -> str:
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(text.lower(), text)
+    if len(delimiter) != 1 or delimiter.isalnum() or delimiter in "\"'+-._\r\n\0":
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a delimiter: give one sign that no number holds, such as ";" or "|", or tab'
+        )
+    return delimiter
+
+
+class _Replaced(argparse.Action):
+    """An option whose one name meant two things: to overwrite a file, and to use it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error(
+            f"{'/'.join(self.option_strings)} does not exist: --save-moments FILE saves the moments of IN, "
+            "--use-moments FILE normalises with those saved there"
+        )
+
+
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--axis",
@@ -126,7 +145,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="axis of the channels; several as 1,3 or --axis=-1,-2; none pools everything; default 1",
     )
-    parser.add_argument("--eps", type=float, default=1e-5, help="added to the variance; default 1e-5")
+    parser.add_argument("--eps", type=float, help="added to the variance; default 1e-5")
     parser.add_argument("--key", help="name of the array in an .npz")
     parser.add_argument("--columns", metavar="A,B", help="columns of a table, by name or number (from 0); default all")
     header = parser.add_mutually_exclusive_group()
@@ -144,6 +163,13 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         dest="header",
         help="it is data; default: data if all its cells are numbers",
     )
+    parser.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="D",
+        help='what stands between the cells of a .csv or .tsv, such as ";" or tab; default , in .csv, tab in .tsv',
+    )
+    parser.add_argument("--decimal", choices=(".", ","), help="what stands before decimals in it; default .")
 
 
 def _add_explain(commands: Any) -> None:
@@ -189,18 +215,21 @@ def _add_normalize(commands: Any) -> None:
         help="where to write: an array to .npy (or .npz to .npz), a table to .csv, .tsv or .parquet",
     )
     _add_data_options(parser)
-    parser.add_argument(
-        "--moments",
+    moments = parser.add_mutually_exclusive_group()
+    moments.add_argument(
+        "--save-moments",
         metavar="FILE",
         type=Path,
-        help="save the moments there, as JSON; with --eval, use those saved there",
+        help="save the moments of IN and eps there: .json or .safetensors",
     )
-    parser.add_argument(
-        "--eval",
-        action="store_true",
-        dest="evaluate",
-        help="normalise with the moments in --moments, not with those of IN",
+    moments.add_argument(
+        "--use-moments",
+        metavar="FILE",
+        type=Path,
+        help="normalise with the moments and the eps saved there, not with those of IN",
     )
+    for name in ("--moments", "--eval"):
+        parser.add_argument(name, nargs="?", action=_Replaced, help=argparse.SUPPRESS)
     parser.set_defaults(run=_normalize)
 
 
@@ -239,7 +268,7 @@ def _write_page(options: argparse.Namespace) -> None:
 
 def _explanation(options: argparse.Namespace) -> Explanation:
     from .explanation import EXAMPLE, explain
-    from .files import Refused, open_data
+    from .files import DEFAULT_EPS, Refused, open_data
 
     names: Sequence[str] | None = None
     remarks: Sequence[str] = ()
@@ -248,7 +277,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
         x, source = EXAMPLE, "the worked example"
         _refuse_file_options(options)
     else:
-        data = open_data(options.file, key=options.key, columns=options.columns, header=options.header)
+        data = open_data(options.file, **_reading(options))
         x, names, source, remarks = data.values, data.names, str(data), data.remarks
     axis = (1,) if options.axis is None else options.axis
     names = names if axis in ((1,), (-1,)) else None
@@ -257,7 +286,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
             x,
             axis,
             channel=_channel(options.channel, names, source),
-            eps=options.eps,
+            eps=DEFAULT_EPS if options.eps is None else options.eps,
             names=names,
             source=source,
             remarks=remarks,
@@ -268,11 +297,16 @@ def _explanation(options: argparse.Namespace) -> Explanation:
         raise Refused(f"{source}: {str(error).removeprefix('explain: ')}.") from error
 
 
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """How the file is to be read."""
+    return {name: getattr(options, name) for name in ("key", "columns", "header", "delimiter", "decimal")}
+
+
 def _refuse_file_options(options: argparse.Namespace) -> None:
     from .files import Refused
 
-    for name in ("key", "columns", "header"):
-        if getattr(options, name) is not None:
+    for name, value in _reading(options).items():
+        if value is not None:
             given = "no-header" if options.header is False else name
             raise Refused(f"--{given} is for a file, and none was named: batchnorm explain FILE.")
 
@@ -301,12 +335,10 @@ def _normalize(options: argparse.Namespace) -> None:
         source=options.input,
         target=options.output,
         axis=options.axis,
-        key=options.key,
-        columns=options.columns,
-        header=options.header,
         eps=options.eps,
-        moments=options.moments,
-        evaluate=options.evaluate,
+        save_moments=options.save_moments,
+        use_moments=options.use_moments,
+        **_reading(options),
     )
     with progress_on(sys.stderr) as progress:
         report = normalize_file(request, progress)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._blocks import Block, Gathered, blocks, load
+from ._blocks import Block, Gathered, Rounded, blocks, load_exactly
 from ._plan import Axis, Plan, make_plan
 from .functional import checked_threads, get_num_threads
 from .moments import Moments, moments
@@ -31,7 +31,8 @@ def gather_moments(source: Array | Iterable[Array], axis: Axis = 1, *, threads: 
     ----------
     source
         An array, a memory map (``np.load(path, mmap_mode="r")``) for instance; or an iterable of arrays with the same
-        channels, of which at most ``2 * threads`` are held at a time. Integers and bools are taken as float64.
+        channels, of which at most ``2 * threads`` are held at a time. Integers and bools are taken as float64; integers
+        beyond 2**53, which that would round, are refused. Elements need not be aligned.
     axis
         The axis, or axes, of the channels.
     threads
@@ -81,7 +82,10 @@ def _take(running: deque[tuple[Block, Future[Moments]]], gathered: Gathered) -> 
 
 
 def _moments(x: Array, block: Block, kept: tuple[int, ...]) -> Moments:
-    return moments(load(x, block), kept)
+    try:
+        return moments(load_exactly(x, block), kept)
+    except Rounded as error:
+        raise ValueError(f"{_WHO}: {error}") from None
 
 
 def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan]]:

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import errno
+import io
+import lzma
 import math
 import os
 import shutil
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 import numpy as np
 
 from .refused import Refused
+
+#: What NumPy's readers of headers raise: a header is a Python literal, parsed as one.
+DAMAGED_HEADER = (ValueError, TypeError, SyntaxError, IndexError, RecursionError, MemoryError, tokenize.TokenError)
+#: What zipfile raises: a member may be damaged, encrypted (RuntimeError), or packed in a way unknown here.
+DAMAGED_ARCHIVE = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    struct.error,
+    UnicodeDecodeError,
+)
 
 
 class Header(NamedTuple):
@@ -36,17 +56,28 @@ def read_npy(path: Path) -> np.ndarray:
 
 def read_npz(path: Path, key: str | None) -> tuple[np.ndarray, str]:
     """Return one array of an .npz and its key; the key may be left out when there is only one."""
+    with _archive(path) as archive:
+        key = _choose(archive, path, key)
+        source = f"{path}, array {key!r}"
+        with archive.open(f"{key}.npy") as file:
+            header = _read_header(file, source)
+            _check_length(header, archive.getinfo(f"{key}.npy").file_size - header.offset, source)
+            data = file.read(needed := math.prod(header.shape) * header.dtype.itemsize)
+            if len(data) < needed:
+                raise EOFError(f"array {key!r} ends early")
+    return np.ndarray(header.shape, header.dtype, data, order=_order(header)), key
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive to read; whatever is damaged in it, found now or later, is refused in one sentence."""
     try:
         with zipfile.ZipFile(path) as archive:
-            key = _choose(archive, path, key)
-            source = f"{path}, array {key!r}"
-            with archive.open(f"{key}.npy") as file:
-                header = _read_header(file, source)
-                _check_length(header, archive.getinfo(f"{key}.npy").file_size - header.offset, source)
-                data = file.read(math.prod(header.shape) * header.dtype.itemsize)
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+            yield archive
+    except (*DAMAGED_ARCHIVE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system; bz2 has no number
+            raise
         raise Refused(f"{path} is not a whole .npz archive ({error}). Write it again with numpy.savez.") from error
-    return np.ndarray(header.shape, header.dtype, data, order=_order(header)), key
 
 
 def create_npy(path: Path, shape: tuple[int, ...], dtype: np.dtype, fortran: bool) -> np.memmap:
@@ -71,7 +102,7 @@ def _reserve(path: Path) -> None:
 
 def replace_in_npz(source: Path, key: str, value: np.ndarray, target: Path) -> None:
     """Write the archive ``source`` to ``target`` with one array replaced; the other members keep their bytes."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", allowZip64=True) as new:
+    with _archive(source) as old, zipfile.ZipFile(target, "w", allowZip64=True) as new:
         for member in old.infolist():
             with new.open(_like(member), "w", force_zip64=True) as out:
                 if member.filename == f"{key}.npy":
@@ -113,21 +144,30 @@ def _read_header(file: IO[bytes], source: str) -> Header:
     if start != b"\x93NUMPY":
         raise Refused(f"{source} is not an .npy file: it does not begin with NumPy's mark. Write it with numpy.save.")
     version = tuple(file.read(2))
-    if version == (3, 0):  # used only for field names that are not Latin-1
-        raise Refused(
-            f"{source} holds records with named fields, not numbers of one dtype. Save one field as an array."
-        )
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
+    if version not in ((1, 0), (2, 0), (3, 0)):
         raise Refused(f"{source} is an .npy of an unknown version {version}. Write it again with numpy.save.")
     try:
-        shape, fortran, dtype = readers[version](file)
-    except ValueError as error:
+        shape, fortran, dtype = _parse_header(file, version[0])
+    except DAMAGED_HEADER as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise Refused(
-            f"{source}: its header is damaged or truncated ({error}). Write it again with numpy.save."
+            f"{source}: its header is damaged or truncated ({reason}). Write it again with numpy.save."
         ) from error
     _check_dtype(dtype, source)
     return Header(shape, fortran, dtype, file.tell())
+
+
+def _parse_header(file: IO[bytes], version: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read shape, order and dtype with NumPy's public readers; version 3 in ASCII, whose escapes say the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file of Python 2 holds the same numbers
+        if version == 1:
+            return np.lib.format.read_array_header_1_0(file)
+        if version == 2:
+            return np.lib.format.read_array_header_2_0(file)
+        text = file.read(int.from_bytes(file.read(4), "little")).decode("utf-8")
+        escaped = text.encode("ascii", "backslashreplace")
+        return np.lib.format.read_array_header_2_0(io.BytesIO(len(escaped).to_bytes(4, "little") + escaped))
 
 
 def _check_dtype(dtype: np.dtype, source: str) -> None:

@@ -11,9 +11,9 @@ from .arrays import read_npy, read_npz
 from .parquet_tables import read_parquet
 from .refused import Refused
 from .table import Table
+from .text_form import DELIMITERS, Form
 from .text_tables import read_text_table
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*DELIMITERS, ".parquet")
 KINDS = (".npy", ".npz", *TABLES)
 
@@ -33,16 +33,30 @@ class Data:
         return None if self.table is None else self.table.chosen_names
 
     @property
+    def rounded(self) -> str | None:
+        """Where an integer of a table stood that float64 does not hold, if any."""
+        return None if self.table is None else self.table.rounded
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """What the reader of the numbers must know about how they were read."""
-        return () if self.table is None else self.table.remarks
+        if self.table is None:
+            return ()
+        rounded = self.rounded is not None and self.values.dtype.kind == "f"
+        return (*self.table.remarks, *([f"{self.rounded} was rounded: float64 holds integers up to 2^53"] * rounded))
 
     def __str__(self) -> str:
         return str(self.path) if self.key is None else f"{self.path}, array {self.key!r}"
 
 
 def open_data(
-    path: str | Path, *, key: str | None = None, columns: str | None = None, header: bool | None = None
+    path: str | Path,
+    *,
+    key: str | None = None,
+    columns: str | None = None,
+    header: bool | None = None,
+    delimiter: str | None = None,
+    decimal: str | None = None,
 ) -> Data:
     """Open a file of numbers.
 
@@ -52,6 +66,8 @@ def open_data(
     key : the array's name in an .npz
     columns : names or numbers of a table's columns, separated by commas; None means all
     header : whether the first line of a .csv or .tsv holds names; None decides by whether it holds anything but numbers
+    delimiter : what stands between the cells of a .csv or .tsv; None means a comma or a tab
+    decimal : what stands before decimals in a .csv or .tsv, a point or a comma; None means a point
 
     Raises
     ------
@@ -67,10 +83,14 @@ def open_data(
             f"--columns chooses columns of a table, and {path} is an array. Choose the channels' axis with --axis "
             "instead."
         )
-    if kind not in DELIMITERS and header is not None:
-        raise Refused(f"--header and --no-header are for .csv and .tsv, and {path} is not one. Leave them out.")
+    stated = {"header": header, "delimiter": delimiter, "decimal": decimal}
+    for name, value in stated.items():
+        if kind not in DELIMITERS and value is not None:
+            option = "--header and --no-header are" if name == "header" else f"--{name} is"
+            raise Refused(f"{option} for .csv and .tsv, and {path} is not one. Leave it out.")
+    form = Form(delimiter or DELIMITERS[kind], decimal or ".") if kind in DELIMITERS else None
     try:
-        return _open(path, kind, key, columns, header)
+        return _open(path, kind, key, columns, header, form)
     except OSError as error:
         raise Refused(
             f"{path} cannot be read: {error.strerror or error}. Check the file and its permissions."
@@ -94,13 +114,11 @@ def check_input(path: Path) -> str:
     return kind
 
 
-def _open(path: Path, kind: str, key: str | None, columns: str | None, header: bool | None) -> Data:
+def _open(path: Path, kind: str, key: str | None, columns: str | None, header: bool | None, form: Form | None) -> Data:
     if kind == ".npy":
         return Data(path, read_npy(path))
     if kind == ".npz":
         values, key = read_npz(path, key)
         return Data(path, values, key=key)
-    table = (
-        read_parquet(path, columns) if kind == ".parquet" else read_text_table(path, DELIMITERS[kind], columns, header)
-    )
+    table = read_parquet(path, columns) if form is None else read_text_table(path, form, columns, header)
     return Data(path, table.values, table=table)

@@ -5,29 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from .. import _blocks as blocks
+from .._checks import epsilon
 from .._plan import Axis, make_plan
 from ..moments import Moments
 from .arrays import create_npy, replace_in_npz
 from .atomic import check_output, replacing
-from .data import DELIMITERS, TABLES, Data, check_input, open_data
-from .parquet_tables import write_parquet
+from .data import TABLES, Data, check_input, open_data
+from .moments_files import check_format, read, suffix_of, write
+from .parquet_tables import texts, write_parquet
 from .refused import Refused
-from .saved_moments import SavedMoments, check_fit, read_moments, write_moments
+from .saved_moments import SavedMoments, check_fit
+from .text_form import DELIMITERS, Form
 from .text_tables import write_text_table
 
 #: progress(phase, values) → a function to call with the number of values done since.
 Progress = Callable[[str, int], blocks.Advance]
 
+DEFAULT_EPS = 1e-5
+
 
 @dataclass(frozen=True)
 class Request:
-    """What ``batchnorm normalize`` was asked to do."""
+    """What ``batchnorm normalize`` was asked to do; ``eps`` None means that of the moments used, or the default."""
 
     source: Path
     target: Path
@@ -35,24 +40,34 @@ class Request:
     key: str | None = None
     columns: str | None = None
     header: bool | None = None
-    eps: float = 1e-5
-    moments: Path | None = None
-    evaluate: bool = False
+    delimiter: str | None = None
+    decimal: str | None = None
+    eps: float | None = None
+    save_moments: Path | None = None
+    use_moments: Path | None = None
 
 
 def normalize_file(request: Request, progress: Progress = lambda phase, total: lambda done: None) -> list[str]:
     """Write the normalised file, and the moments where asked for; return what was done, in sentences."""
     kind = _check_paths(request)
-    data = open_data(request.source, key=request.key, columns=request.columns, header=request.header)
-    saved = read_moments(request.moments) if request.evaluate and request.moments else None
+    reading = {name: getattr(request, name) for name in ("key", "columns", "header", "delimiter", "decimal")}
+    data = open_data(request.source, **reading)
+    if data.rounded is not None:
+        raise Refused(f"{request.source}: {blocks.rounding(data.rounded)}, or leave the column out with --columns.")
+    saved = None if request.use_moments is None else read(request.use_moments, "--use-moments")
     kept = _kept(data, request.axis, saved)
-    m = _moments(data, kept, request, saved, progress)
-    with ExitStack() as outputs:
-        temporary = outputs.enter_context(replacing(request.target))
-        if request.moments is not None and saved is None:
-            write_moments(outputs.enter_context(replacing(request.moments)), SavedMoments(m, kept, _names(data, kept)))
-        _write(temporary, kind, data, m, kept, request.eps, progress("normalising", data.values.size))
-    return _report(request, data, m, kept)
+    try:
+        m = _moments(data, kept, request, saved, progress)
+        eps = _eps(request, saved)
+        with ExitStack() as outputs:
+            temporary = outputs.enter_context(replacing(request.target))
+            if request.save_moments is not None:
+                beside = outputs.enter_context(replacing(request.save_moments))
+                write(beside, SavedMoments(m, kept, _names(data, kept), eps), suffix_of(request.save_moments))
+            _write(temporary, kind, data, m, kept, eps, progress("normalising", data.values.size))
+    except blocks.Rounded as error:
+        raise Refused(f"{data}: {error}.") from error
+    return _report(request, data, m, kept, saved)
 
 
 def _check_paths(request: Request) -> str:
@@ -65,20 +80,27 @@ def _check_paths(request: Request) -> str:
         raise Refused(
             f"{request.target} has {came}; from a {source_kind} file these can be written: {', '.join(possible)}."
         )
-    if not request.eps > 0 or request.eps == float("inf"):
-        raise Refused(
-            f"--eps {request.eps}: eps is added to the variance and must be positive and finite. The default is 1e-5."
-        )
-    if request.evaluate and request.moments is None:
-        raise Refused("--eval normalises with saved moments, and none were named. Add --moments FILE.")
+    if request.eps is not None:
+        try:
+            epsilon(request.eps, "--eps")
+        except ValueError as error:
+            raise Refused(f"{error}.") from error
     target = check_output(request.target)
-    if request.moments is None:
-        return kind
-    if os.path.realpath(request.moments) in (str(target), os.path.realpath(request.source)):
-        raise Refused(f"--moments {request.moments} is also the input or the output. Name a file of its own.")
-    if not request.evaluate:
-        check_output(request.moments)
+    for option, path in (("--save-moments", request.save_moments), ("--use-moments", request.use_moments)):
+        if path is None:
+            continue
+        if os.path.realpath(path) in (str(target), os.path.realpath(request.source)):
+            raise Refused(f"{option} {path} is also the input or the output. Name a file of its own.")
+        check_format(path, option)
+    if request.save_moments is not None:
+        check_output(request.save_moments)
     return kind
+
+
+def _eps(request: Request, saved: SavedMoments | None) -> float:
+    if request.eps is not None:
+        return request.eps
+    return DEFAULT_EPS if saved is None or saved.eps is None else saved.eps
 
 
 def _kept(data: Data, axis: Axis | None, saved: SavedMoments | None) -> tuple[int, ...]:
@@ -99,17 +121,18 @@ def _moments(
 ) -> Moments:
     shape = tuple(data.values.shape[a] for a in kept)
     if saved is not None:
-        check_fit(saved, str(request.moments), shape, _names(data, kept), str(data))
+        check_fit(saved, str(request.use_moments), shape, _names(data, kept), str(data))
         if (saved.moments.count == 0).any():
-            raise Refused(f"{request.moments} has a channel of no values. Save moments of data that has every channel.")
+            raise Refused(
+                f"{request.use_moments} has a channel of no values. Save moments of data that has every channel."
+            )
         return saved.moments
-    m = blocks.gather(data.values, kept, progress("gathering moments", data.values.size))
+    m = blocks.gather(data.values, kept, progress("gathering moments", data.values.size), blocks.load_exactly)
     if (m.count <= 1).any():
         raise Refused(
             f"{data} has one value per channel (shape {data.values.shape}, channels on axis {_axes(kept)}), so "
             "every variance is 0 and "
-            "every output would be 0. Give more rows, choose another --axis, or use saved moments: --eval "
-            "--moments FILE."
+            "every output would be 0. Give more rows, choose another --axis, or use saved moments: --use-moments FILE."
         )
     return m
 
@@ -132,30 +155,50 @@ def _write(
         replace_in_npz(data.path, data.key, y, path)
     else:
         assert data.table is not None  # likewise
-        if kind == ".parquet":
-            write_parquet(path, data.table, y)
-        else:
-            write_text_table(path, data.table, y, DELIMITERS[kind])
+        _write_table(path, kind, data, y)
 
 
-def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...]) -> list[str]:
+def _write_table(path: Path, kind: str, data: Data, y: np.ndarray) -> None:
+    table = data.table
+    assert table is not None
+    if kind == ".parquet":
+        write_parquet(path, table, y)
+        return
+    if table.arrow is not None:
+        table = replace(table, others=texts(table, data.path))
+    same = table.form is not None and kind == data.path.suffix.lower()
+    write_text_table(path, table, y, table.form if same and table.form is not None else Form(DELIMITERS[kind]))
+
+
+def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], saved: SavedMoments | None) -> list[str]:
     x = data.values
     channels = m.mean.size
     least, most = m.count.min(), m.count.max()
     counted = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
-    of = f"saved in {request.moments}" if request.evaluate else "of this file"
+    of = "of this file" if saved is None else f"saved in {request.use_moments}"
     lines = [
         f"{request.target}: shape {x.shape}, {blocks.working_dtype(x.dtype)}, channels on axis {_axes(kept)}.",
         f"Normalised with the moments {of}: {channels} {'channel' if channels == 1 else 'channels'}, m = {counted}.",
     ]
-    if request.moments is not None and not request.evaluate:
-        lines.append(f"Moments saved in {request.moments}.")
+    if request.save_moments is not None:
+        lines.append(f"Moments saved in {request.save_moments}.")
+    if saved is not None:
+        lines += _about_eps(request, saved)
     if blocks.working_dtype(x.dtype) != x.dtype.newbyteorder("="):
         lines.append(f"The input is {x.dtype}; it was converted to float64.")
     lines += [f"Note: {remark}." for remark in data.remarks]
     if broken := int(np.count_nonzero(~np.isfinite(m.mean))):
         lines.append(f"{broken} of the channels hold NaN or infinity; all their outputs are NaN.")
     return lines
+
+
+def _about_eps(request: Request, saved: SavedMoments) -> list[str]:
+    """Say where eps is not the one that the moments were saved with."""
+    if saved.eps is None:
+        return [f"Note: {request.use_moments} holds no eps; {_eps(request, saved):g} was added to the variance."]
+    if request.eps not in (None, saved.eps):
+        return [f"Note: eps is {request.eps:g}, as asked; the moments were saved with {saved.eps:g}."]
+    return []
 
 
 def _axes(kept: tuple[int, ...]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import epsilon
 from ..moments import Doubles, Moments
 from .refused import Refused
 from .table import columns_option
@@ -21,17 +22,24 @@ ARRAYS = ("count", "mean", "mean_low", "m2")
 
 @dataclass(frozen=True, eq=False)
 class SavedMoments:
-    """Moments with the kept axes, and the column names where there were any, of the data they came from."""
+    """Moments with the kept axes, and the column names where there were any, of the data they came from.
+
+    ``eps`` is what was added to the variance; files of moments alone have none.
+    """
 
     moments: Moments
     axis: tuple[int, ...]
     names: tuple[str, ...] | None
+    eps: float | None = None
+
+    def about(self) -> dict[str, object]:
+        """What a file says beside the numbers."""
+        return {"format": FORMAT, "version": VERSION, "axis": list(self.axis), "names": self.names, "eps": self.eps}
 
 
 def write_moments(path: Path, saved: SavedMoments) -> None:
     """Write ``saved`` to ``path``; NaN and infinity, which JSON lacks, become the strings "nan", "inf" and "-inf"."""
-    content = {"format": FORMAT, "version": VERSION, "axis": list(saved.axis), "names": saved.names}
-    content |= {name: _listed(getattr(saved.moments, name).tolist()) for name in ARRAYS}
+    content = saved.about() | {name: _listed(getattr(saved.moments, name).tolist()) for name in ARRAYS}
     lines = [
         f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
         for name, value in content.items()
@@ -45,14 +53,16 @@ def read_moments(path: str | Path) -> SavedMoments:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise Refused(
-            f"{path} does not exist. Save moments first: batchnorm normalize IN -o OUT --moments {path}."
+            f"{path} does not exist. Save moments first: batchnorm normalize IN -o OUT --save-moments {path}."
         ) from error
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise Refused(f"{path} is not a file of saved moments: it is not JSON ({error}).") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise Refused(f'{path} is not a file of saved moments: "format" must be "{FORMAT}". Save them with --moments.')
+        raise Refused(
+            f'{path} is not a file of saved moments: "format" must be "{FORMAT}". Save them with --save-moments.'
+        )
     if content.get("version") != VERSION:
         raise Refused(
             f"{path} has version {content.get('version')!r}; this batchnorm reads version {VERSION}. Save it again."
@@ -60,7 +70,7 @@ def read_moments(path: str | Path) -> SavedMoments:
     try:
         return _parsed(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise Refused(f"{path} is damaged: {_reason(error)}. Save the moments again with --moments.") from error
+        raise Refused(f"{path} is damaged: {_reason(error)}. Save the moments again with --save-moments.") from error
 
 
 def check_fit(
@@ -100,10 +110,10 @@ def _numbers(value: Any) -> Any:
 
 def _parsed(content: dict[str, Any]) -> SavedMoments:
     arrays = {name: np.array(_numbers(content[name]), dtype=np.float64) for name in ARRAYS}
-    return assembled(arrays, content["axis"], content["names"])
+    return assembled(arrays, content["axis"], content["names"], content.get("eps"))
 
 
-def assembled(arrays: dict[str, Doubles], axis: object, names: object) -> SavedMoments:
+def assembled(arrays: dict[str, Doubles], axis: object, names: object, eps: object) -> SavedMoments:
     """Check the parts of saved moments, and put them together."""
     if not isinstance(axis, list) or not all(type(a) is int and a >= 0 for a in axis):
         raise TypeError(f"axis is {axis!r}, not a list of integers from 0 on")
@@ -115,7 +125,8 @@ def assembled(arrays: dict[str, Doubles], axis: object, names: object) -> SavedM
         raise ValueError(f"{len(names)} names for {arrays['mean'].size} channels")
     if (arrays["count"] < 0).any() or (arrays["m2"] < 0).any():
         raise ValueError("a count or m2 is negative")
-    return SavedMoments(Moments(**arrays), tuple(axis), None if names is None else tuple(names))
+    checked = None if eps is None else epsilon(eps, "eps")
+    return SavedMoments(Moments(**arrays), tuple(axis), None if names is None else tuple(names), checked)
 
 
 def _reason(error: Exception) -> str:

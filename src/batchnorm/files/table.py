@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .refused import Refused
+from .text_form import Form
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,8 @@ class Table:
 
     ``values`` has one row per row of the file and one column per entry of ``chosen``; ``others`` holds every column
     that was not chosen, by its number. ``names`` names all columns; without a header they are the columns' numbers.
-    ``arrow`` is the pyarrow table of a Parquet file, which knows types and metadata that the rest does not.
+    ``rounded`` says where an integer stood that float64 does not hold, if any. ``form`` is how a text file was written.
+    ``arrow`` is the pyarrow table of a Parquet file, which knows types and metadata, and the other columns.
     """
 
     names: tuple[str, ...]
@@ -29,18 +31,24 @@ class Table:
     values: np.ndarray
     others: dict[int, Sequence[Any]]
     remarks: tuple[str, ...] = ()
+    rounded: str | None = None
+    form: Form | None = None
     arrow: Any = None
 
     @property
     def chosen_names(self) -> tuple[str, ...] | None:
         """The names of the chosen columns, or None for a file without a header."""
-        return tuple(self.names[i] for i in self.chosen) if self.header else None
+        return tuple(self.names[i].strip() for i in self.chosen) if self.header else None
 
 
-def choose(columns: str | None, names: tuple[str, ...], source: str) -> tuple[int, ...]:
-    """Return the numbers of the columns that ``columns`` asks for, names or numbers between commas; None means all."""
+def choose(columns: str | None, names: tuple[str, ...], source: str, index: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the numbers of the columns that ``columns`` asks for, names or numbers between commas.
+
+    None means all but those of ``index``, which number the rows.
+    """
+    names = tuple(name.strip() for name in names)
     if columns is None:
-        return tuple(range(len(names)))
+        return tuple(i for i in range(len(names)) if i not in index)
     asked = [c.strip() for c in next(csv.reader([columns]), [])]
     if not any(asked):
         raise Refused("--columns names no column. Give names or numbers separated by commas, such as --columns 0,1,2.")

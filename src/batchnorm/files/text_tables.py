@@ -2,52 +2,91 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
+from .text_form import MISSING, Form, cut_up, number_advice, other_form, rounded_integer
 
 Row = tuple[int, list[str]]  # the number of its last line in the file, and its cells
 
 
-def read_text_table(path: Path, delimiter: str, columns: str | None = None, header: bool | None = None) -> Table:
+def read_text_table(path: Path, form: Form, columns: str | None = None, header: bool | None = None) -> Table:
     """Return the table in ``path``.
 
-    ``header`` None decides by the first row: data if every cell of it is a number, else names.
+    ``header`` None decides by the first row: data if every cell of it is a number or blank, else names.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return _read(_rows(file, delimiter, path), path, delimiter, columns, header)
-    except UnicodeDecodeError as error:
-        raise Refused(
-            f"{path} is not text in UTF-8 (byte {error.start} cannot be read). Save the table as UTF-8."
-        ) from error
+    with open(path, "rb") as file, _cells_of_any_length():
+        form = replace(form, marked=file.peek(3).startswith(codecs.BOM_UTF8))
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        try:
+            return _read(_rows(text, form, path), path, form, columns, header)
+        except UnicodeDecodeError as error:
+            raise Refused(f"{path} is not text in UTF-8{_not_utf8(path)}. Save the table as UTF-8.") from error
 
 
-def write_text_table(path: Path, table: Table, values: np.ndarray, delimiter: str) -> None:
+def write_text_table(path: Path, table: Table, values: np.ndarray, form: Form) -> None:
     """Write ``table`` with ``values`` in the chosen columns; numbers have the digits that give the same value back."""
     columns: dict[int, Iterable[Any]] = dict(table.others)
-    columns |= {column: _texts(values[:, i]) for i, column in enumerate(table.chosen)}
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    columns |= {column: [form.text(v) for v in values[:, i]] for i, column in enumerate(table.chosen)}
+    rows = zip(*(columns[i] for i in range(len(table.names))), strict=True)
+    marked = form.marked or (table.header and table.names[0].startswith("\ufeff"))  # reading takes one mark away
+    with open(path, "w", encoding="utf-8-sig" if marked else "utf-8", newline="") as file:
+        # A writer quotes the cells that hold a character of its line's end; before Python 3.11.9, no other CR or LF.
+        writer = csv.writer(_EndedByLf(file), delimiter=form.delimiter, lineterminator="\r\n")
         if table.header:
             writer.writerow(table.names)
-        writer.writerows(zip(*(columns[i] for i in range(len(table.names))), strict=True))
+        writer.writerows(rows)
 
 
-def _texts(column: np.ndarray) -> list[str]:
-    return [str(v) for v in column]  # NumPy's str of a scalar is the shortest text that gives the same bits back
+class _EndedByLf:
+    """Takes rows that end in CR LF, and writes them ended by LF."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(row[:-2] + "\n")
 
 
-def _rows(file: Iterable[str], delimiter: str, path: Path) -> Iterator[Row]:
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """Lift the limit of 131072 characters a cell, which a document in a column of texts exceeds."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _not_utf8(path: Path) -> str:
+    """Say where the first byte stands that is not UTF-8, line by line: no letter of UTF-8 holds a line's end."""
+    if not path.is_file():  # what a pipe held is gone
+        return ""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return " but in UTF-16"
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f" (line {number} holds the byte 0x{line[error.start]:02x})"
+    return ""
+
+
+def _rows(file: Iterable[str], form: Form, path: Path) -> Iterator[Row]:
     """Yield the rows that are not blank; a blank line is fine at the end only: elsewhere it may be a missing value."""
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    reader = csv.reader(file, delimiter=form.delimiter, strict=True)
     blank = None
     while True:
         try:
@@ -68,27 +107,47 @@ def _rows(file: Iterable[str], delimiter: str, path: Path) -> Iterator[Row]:
         yield reader.line_num, cells
 
 
-def _read(rows: Iterator[Row], path: Path, delimiter: str, columns: str | None, header: bool | None) -> Table:
+def _read(rows: Iterator[Row], path: Path, form: Form, columns: str | None, header: bool | None) -> Table:
     first = next(rows, None)
     if first is None:
         raise Refused(f"{path} is empty: it holds no row. A table needs at least one row of numbers.")
     line, cells = first
-    numbers = [_number(c) is not None for c in cells]
-    has_header = not all(numbers) if header is None else header
-    names = tuple(c.strip() for c in cells) if has_header else tuple(map(str, range(len(cells))))
+    if cut_up(cells, form):
+        raise Refused(
+            f"{path}, line {line}: {_shown(form.delimiter.join(cells))} would be cut up at its decimal commas. "
+            f"{other_form(cells, cells, form)}"
+        )
+    numbers = [form.number(c) is not None for c in cells]
+    has_header = _is_header(cells, numbers) if header is None else header
+    names = tuple(cells if has_header else map(str, range(len(cells))))
     chosen = choose(columns, names, str(path))
-    body = rows if has_header else _chain(first, rows)
-    values, others = _columns(body, line, names, chosen, path, delimiter)
+    body = _Body(path, form, first, names, chosen)
+    values, others = body.columns(rows if has_header else _chain(first, rows))
     if len(values) == 0:
-        raise Refused(f"{path} holds column names and no row. If its only line is data, add --no-header.")
-    return Table(names, has_header, chosen, values, others, _remarks(header, has_header, numbers))
+        advice = other_form(cells, cells, form) or "If its only line is data, add --no-header."
+        raise Refused(f"{path} holds column names and no row. {advice}")
+    remarks = _remarks(header, names, numbers, 0 in chosen) if has_header else ()
+    return Table(names, has_header, chosen, values, others, remarks, rounded=body.rounded, form=form)
 
 
-def _remarks(header: bool | None, has_header: bool, numbers: Sequence[bool]) -> tuple[str, ...]:
-    if header is not None or not has_header or not any(numbers):
-        return ()
-    count = "one cell is a number" if sum(numbers) == 1 else f"{sum(numbers)} cells are numbers"
-    return (f"line 1 was taken as column names, although {count}; if it is data, add --no-header",)
+def _is_header(cells: Sequence[str], numbers: Sequence[bool]) -> bool:
+    """Whether a first row names columns: a row of numbers and blanks does not."""
+    return _counts(cells) or not all(n or not c.strip() for c, n in zip(cells, numbers, strict=True))
+
+
+def _counts(cells: Sequence[str]) -> bool:
+    """Whether a row is a blank and 0, 1, …: what pandas writes above numbered rows and columns."""
+    return not cells[0].strip() and list(cells[1:]) == [str(i) for i in range(len(cells) - 1)]
+
+
+def _remarks(header: bool | None, names: Sequence[str], numbers: Sequence[bool], first: bool) -> tuple[str, ...]:
+    remarks = []
+    if header is None and any(numbers) and not _counts(names):
+        count = "one cell is a number" if sum(numbers) == 1 else f"{sum(numbers)} cells are numbers"
+        remarks.append(f"line 1 was taken as column names, although {count}; if it is data, add --no-header")
+    if first and not names[0].strip():
+        remarks.append("column 0 has no name; if it numbers the rows, leave it out with --columns")
+    return tuple(remarks)
 
 
 def _chain(first: Row, rows: Iterator[Row]) -> Iterator[Row]:
@@ -96,55 +155,60 @@ def _chain(first: Row, rows: Iterator[Row]) -> Iterator[Row]:
     yield from rows
 
 
-def _columns(
-    rows: Iterator[Row], first_line: int, names: tuple[str, ...], chosen: tuple[int, ...], path: Path, delimiter: str
-) -> tuple[np.ndarray, dict[int, Sequence[str]]]:
-    numbers = array("d")
-    texts: dict[int, list[str]] = {i: [] for i in range(len(names)) if i not in chosen}
-    for line, cells in rows:
-        if len(cells) != len(names):
-            raise Refused(
-                f"{path}, line {line}: expected {len(names)} cells as in line {first_line}, found {len(cells)}. "
-                "Every row must have "
-                "the same number of cells; quote a cell that holds the separator."
+class _Body:
+    """The rows under the names, taken apart into numbers and other columns."""
+
+    def __init__(self, path: Path, form: Form, first: Row, names: tuple[str, ...], chosen: tuple[int, ...]) -> None:
+        self.path, self.form, self.names, self.chosen = path, form, names, chosen
+        self.first_line, self.first = first
+        self.rounded: str | None = None
+
+    def columns(self, rows: Iterator[Row]) -> tuple[np.ndarray, dict[int, Sequence[str]]]:
+        """Return the chosen columns as numbers, the others as they came."""
+        numbers = array("d")
+        texts: dict[int, list[str]] = {i: [] for i in range(len(self.names)) if i not in self.chosen}
+        for line, cells in rows:
+            if len(cells) != len(self.names):
+                raise self._bad_row(line, cells)
+            picked = [cells[i] for i in self.chosen]
+            try:
+                numbers.extend(self.form.numbers(picked))
+            except ValueError:
+                raise self._bad_cell(line, cells) from None
+            if self.rounded is None and (i := rounded_integer(picked)) is not None:
+                self.rounded = f"{self._where(line, self.chosen[i])}: {picked[i].strip()}"
+            for i, column in texts.items():
+                column.append(cells[i])
+        return np.frombuffer(numbers, dtype=np.float64).reshape(-1, len(self.chosen)), dict(texts)
+
+    def _where(self, line: int, column: int) -> str:
+        name = self.names[column]
+        return f"line {line}, column {column}{f' {name.strip()!r}' if name != str(column) else ''}"
+
+    def _bad_row(self, line: int, cells: list[str]) -> Refused:
+        advice = other_form(cells, self.first, self.form)
+        return Refused(
+            f"{self.path}, line {line}: expected {len(self.names)} cells as in line {self.first_line}, found "
+            f"{len(cells)}. "
+            + (advice or "Every row must have the same number of cells; quote a cell that holds the separator.")
+        )
+
+    def _bad_cell(self, line: int, cells: list[str]) -> Refused:
+        column = next(i for i in self.chosen if self.form.number(cells[i]) is None)
+        where, cell = f"{self.path}, {self._where(line, column)}", cells[column]
+        if cell.strip().lower() in MISSING:
+            came = f": {_shown(cell)} stands for a missing value" if cell.strip() else " is empty"
+            return Refused(
+                f"{where}{came}. A mean has no place for a missing value: fill it in, remove the row, or leave the "
+                "column out with --columns."
             )
-        picked = [cells[i] for i in chosen]
-        try:
-            if "_" in "".join(picked):  # float() reads 1_000, which no other program writes for a number
-                raise ValueError
-            numbers.extend(map(float, picked))
-        except ValueError:
-            raise _bad_cell(path, line, cells, names, chosen, delimiter) from None
-        for i, column in texts.items():
-            column.append(cells[i])
-    return np.frombuffer(numbers, dtype=np.float64).reshape(-1, len(chosen)), dict(texts)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None
-
-
-def _bad_cell(
-    path: Path, line: int, cells: list[str], names: tuple[str, ...], chosen: tuple[int, ...], delimiter: str
-) -> Refused:
-    column = next(i for i in chosen if _number(cells[i]) is None)
-    name = f" {names[column]!r}" if names[column] != str(column) else ""
-    where = f"{path}, line {line}, column {column}{name}"
-    if not cells[column].strip():
-        return Refused(
-            f"{where} is empty. A mean has no place for a missing value: fill it in, remove the row, or leave the "
-            "column out with --columns."
+        numeric = [i for i, c in enumerate(cells) if self.form.number(c) is not None]
+        advice = (
+            other_form(cells, self.first, self.form)
+            or number_advice(cell, self.form)
+            or other_columns_hint(numeric, len(cells))
         )
-    if len(cells) == 1 and ";" in cells[0] and delimiter == ",":
-        return Refused(
-            f"{where}: {_shown(cells[0])} is not a number. The cells seem to be separated by semicolons; save "
-            "them with commas."
-        )
-    numeric = [i for i, c in enumerate(cells) if _number(c) is not None]
-    return Refused(f"{where}: {_shown(cells[column])} is not a number. {other_columns_hint(numeric, len(cells))}")
+        return Refused(f"{where}: {_shown(cell)} is not a number. {advice}")
 
 
 def _shown(text: str) -> str:
