@@ -16,13 +16,14 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CPP = Path(__file__).parent.parent / "cpp"
 
 # cli → why · bench → files · explanation → ranked · gathering → layers · _blocks → functional → renorm · running
-# → moments → _ghosts · _usual · masks → _checks → _plan · _memory · _options · _formulas → _native.
+# → moments → _ghosts · _usual · masks → _checks → _plan · _memory · _options · _formulas · _foreign → _native.
 LEVELS = {
     "_native": 0,
     "_plan": 1,
     "_memory": 1,
     "_options": 1,
     "_formulas": 1,
+    "_foreign": 1,
     "_checks": 2,  # its refusals speak of plans
     "_ghosts": 3,
     "_usual": 3,

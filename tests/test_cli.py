@@ -362,8 +362,8 @@ BAD_FILES = {
         "a;b\n1,5;2\n",
         [],
         [
-            "line 2: expected 1 cells as in line 1, found 2. The cells seem to be separated by semicolons, and decimals "
-            'by a comma: add --delimiter ";" --decimal ",".'
+            "line 2: expected 1 cells as in line 1, found 2. The cells seem to be separated by semicolons",
+            'and decimals by a comma: add --delimiter ";" --decimal ",".',
         ],
     ),
     "semicolons": (
@@ -499,7 +499,10 @@ def test_a_pickle_is_never_run(capsys: Capture) -> None:
         (["-o", "y.npy", "--save-moments", "nowhere/m.json"], ["nowhere does not exist"]),
         (["-o", "y.npy", "--use-moments", "m.json"], ["m.json does not exist", "Save moments first"]),
         (["-o", "y.npy", "--use-moments", "folder.json"], ["folder.json cannot be read: Is a directory"]),
-        (["-o", "y.npy", "--use-moments", "m.txt"], ["--use-moments: ", "must end in .json or .safetensors; got m.txt"]),
+        (
+            ["-o", "y.npy", "--use-moments", "m.txt"],
+            ["--use-moments: ", "end in .json or .safetensors; got m.txt"],
+        ),
         (["-o", "y.npy", "--save-moments", "m"], ["--save-moments: ", "must end in .json or .safetensors; got m"]),
         (
             ["-o", "y.npy", "--use-moments", "other.json"],

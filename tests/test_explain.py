@@ -581,7 +581,12 @@ def test_explanations_are_frozen(example: Explanation) -> None:
         (np.ones((4, 3)), {"eps": 0.0}, ValueError, "eps must be positive"),
         (np.ones((4, 3)), {"eps": np.nan}, ValueError, "eps must be positive"),
         (np.ones((4, 3)), {"names": ["a"]}, ValueError, "one name for each of the 3 channels; got 1"),
-        (np.ones((4, 3), complex), {}, TypeError, "must hold real numbers; got shape (4, 3), dtype complex128"),
+        (
+            np.ones((4, 3), complex),
+            {},
+            TypeError,
+            "real numbers; got complex data (shape (4, 3), dtype complex128)",
+        ),
         (np.array([["a", "b"]]), {}, TypeError, "must hold real numbers"),
         (np.ones((4, 3), np.clongdouble).real, {}, TypeError, "must hold real numbers"),
         ([[1.0, 2.0], [3.0]], {}, TypeError, "must be an array of real numbers; got list"),

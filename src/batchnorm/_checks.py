@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._foreign import content
 from ._memory import empty_like
 from ._plan import Axis, Plan, make_plan
 
@@ -62,7 +63,10 @@ def _as_array(value: object, name: str, who: str) -> Array:
     try:
         return np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise TypeError(f"{who}: {name} must be an array of {_DTYPES}; got {type(value).__name__} ({error})") from None
+        raise TypeError(
+            f"{who}: {name} must be an array of {_DTYPES}; got {type(value).__name__} ({error}); pass numbers, in "
+            "rows of equal length"
+        ) from None
 
 
 def _plain(value: NDArray[Any], name: str, who: str) -> Array:
@@ -75,15 +79,11 @@ def _plain(value: NDArray[Any], name: str, who: str) -> Array:
 
 
 def _refuse_dtype(x: Array, name: str, who: str) -> None:
-    if not x.dtype.isnative:
+    if not x.dtype.isnative and x.dtype.newbyteorder("=") in _CODES:
         fix = f"convert it with {name}.astype({name}.dtype.newbyteorder('='))"
         raise TypeError(f"{who}: {name} must be in native byte order; got {described(x)}; {fix}")
-    kind = {"i": "integer", "u": "integer", "b": "bool", "c": "complex", "O": "object"}.get(x.dtype.kind, "unsupported")
-    fix = {
-        "complex": f"normalise {name}.real and {name}.imag as channels of their own",
-        "object": "build it with a numeric dtype, as np.array(..., dtype=np.float32), from rows of equal length",
-    }.get(kind, f"convert it with {name}.astype(np.float32)")
-    raise TypeError(f"{who}: {name} must be {_DTYPES}; got {kind} data ({described(x)}); {fix}")
+    holds, fix = content(x, name)
+    raise TypeError(f"{who}: {name} must be {_DTYPES}; got {holds} ({described(x)}); {fix}")
 
 
 def _refuse_layout(x: Array, name: str, who: str) -> None:

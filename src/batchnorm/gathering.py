@@ -88,14 +88,30 @@ def _moments(x: Array, block: Block, kept: tuple[int, ...]) -> Moments:
         raise ValueError(f"{_WHO}: {error}") from None
 
 
+def _is_whole(source: object) -> bool:
+    """Whether an iterable stands for one array, as tables and sparse matrices do: its items are names, or its rows."""
+    return hasattr(source, "__array__") or hasattr(source, "toarray")
+
+
+def _as_array(value: object) -> str:
+    """Say how to make one array of a table or a sparse matrix."""
+    if hasattr(value, "toarray"):
+        return "; fill in its zeros with toarray()"
+    return "; pass np.asarray of it" if hasattr(value, "__array__") else ""
+
+
 def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan]]:
     """Each array, with its plan."""
-    if not isinstance(source, (np.ndarray, Iterable)):
-        raise TypeError(f"{_WHO}: source must be an array or an iterable of arrays; got {type(source).__name__}")
+    if not isinstance(source, np.ndarray) and (not isinstance(source, Iterable) or _is_whole(source)):
+        raise TypeError(
+            f"{_WHO}: source must be an array or an iterable of arrays; got {type(source).__name__}{_as_array(source)}"
+        )
     channels: tuple[int, ...] | None = None
     for i, x in enumerate([source] if isinstance(source, np.ndarray) else source):
         if not isinstance(x, np.ndarray):
-            raise TypeError(f"{_WHO}: source must give arrays; item {i} is {type(x).__name__}; use np.asarray")
+            raise TypeError(
+                f"{_WHO}: source must give arrays; item {i} is {type(x).__name__}{_as_array(x) or '; use np.asarray'}"
+            )
         try:
             plan = make_plan(x.shape, axis)
         except (TypeError, ValueError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import _checks, _options
 from .._blocks import gather, working_dtype
+from .._foreign import content
 from .._plan import Axis, Plan, make_plan
 from .channels import ChannelTable, channel_statistics
 from .comparing import Between, Inside, compare_between, compare_inside
@@ -210,10 +211,8 @@ def _array(x: Any) -> np.ndarray:
 
 def _check(x: np.ndarray, axis: Axis, eps: float) -> Plan:
     if (x.dtype.kind not in "fiub" or x.itemsize > 8) and x.dtype.name != "bfloat16":
-        raise TypeError(
-            f"explain: x must hold real numbers; got {_checks.described(x)}; convert it, such as with "
-            "x.astype(np.float64)"
-        )
+        holds, fix = content(x, "x")
+        raise TypeError(f"explain: x must hold real numbers; got {holds} ({_checks.described(x)}); {fix}")
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
             "explain: x is a numpy masked array, whose mask would be lost; pass the values that count: "
