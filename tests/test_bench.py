@@ -84,6 +84,7 @@ def test_a_list_is_read_and_every_combination_made(tiny: Path) -> None:
         ("a, 4", "'a, 4'"),
         ("a, 4x0x2", "'a, 4x0x2'"),
         ("a, 1x5", "two positions a channel"),
+        (f"a, {'9' * 5000}x2", "two positions a channel"),
         ("a, 4x5, contiguous", "'a, 4x5, contiguous'"),
     ],
 )
@@ -102,6 +103,31 @@ def test_a_list_that_is_empty_or_missing_is_refused(tmp_path: Path) -> None:
         read_shapes(empty)
     with pytest.raises(Refused, match="cannot be read"):
         read_shapes(tmp_path / "missing.txt")
+
+
+@pytest.mark.parametrize("sizes", ["65536x65536x1024x1024", "999999999999999999x999999999999999999"])
+def test_a_shape_beyond_memory_is_refused_before_anything_is_allocated(
+    sizes: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(f"small, 4x5\nlarge, {sizes}\n")
+    monkeypatch.setattr(document, "Data", lambda problem: pytest.fail("tensors were made"))
+    assert main(["bench", "--shapes", str(path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"list.txt: shapes must fit into memory; large, {sizes} takes " in said.err
+    assert said.err.endswith("Make it smaller, or put # before its line.\n")
+
+
+def test_memory_that_does_not_suffice_is_said(tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs may hold the memory that the machine has."""
+
+    def full(problem: Problem) -> Data:
+        raise MemoryError("Unable to allocate 16.0 GiB")
+
+    monkeypatch.setattr(document, "Data", full)
+    assert main(["bench", "--shapes", str(tiny)]) == 2
+    assert "the memory does not suffice (Unable to allocate 16.0 GiB). Name smaller" in capsys.readouterr().err
 
 
 def test_floors_equal_a_count_by_hand() -> None:

@@ -63,6 +63,8 @@ def run_bench(options: argparse.Namespace) -> None:
             document = run(rows, everybody(compiled), settings, progress("measuring", len(rows)))
     except Wrong as wrong:
         raise Refused(f"{wrong}. That is a fault of this library: please report it, with your processor.") from wrong
+    except MemoryError as error:
+        raise Refused(f"the memory does not suffice ({error}). Name smaller shapes with --shapes.") from error
     finally:
         set_num_threads(before)
     if options.json is not None:
@@ -73,9 +75,12 @@ def run_bench(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace, threads: int) -> tuple[list[Problem], Settings]:
     from .document import Settings
-    from .problem import problems, read_shapes
+    from .machine import memory_bytes
+    from .problem import check_memory, problems, read_shapes
 
-    shapes = read_shapes(options.shapes or Path(__file__).with_name("shapes.txt"))
+    path = options.shapes or Path(__file__).with_name("shapes.txt")
+    shapes = read_shapes(path)
+    check_memory(shapes, path, memory_bytes())
     operations = ("forward", "backward") if options.quick else ("forward", "evaluation", "backward")
     rows = list(problems(shapes, ("float32",), operations, options.threads or (threads,)))
     return rows, Settings(rounds=3, budget=0.3) if options.quick else Settings(rounds=11, budget=1.5)

@@ -59,10 +59,21 @@ def _caches() -> dict[str, str]:
 
 
 def _memory() -> float | None:
+    found = memory_bytes()
+    return None if found is None else round(found / 2**30, 1)
+
+
+def memory_bytes() -> int | None:
+    """The memory of this machine, or of the container that the process runs in, where it is less."""
     try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return found
+    return min(found, int(limit)) if limit.isdigit() else found
 
 
 def _commit(checkout: Path | None) -> str | None:

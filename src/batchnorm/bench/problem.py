@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..files import Refused
 
 LAYOUTS = ("contiguous", "channels_last")
+BYTES_A_VALUE = 110  # measured; nearly all of it are float64 arrays of the specification
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 
 
@@ -41,6 +42,11 @@ class Shape(NamedTuple):
     layers: int = 1
 
     @property
+    def bytes_needed(self) -> int:
+        """What measuring takes at least: inputs, outputs, and the exact results with what they are computed from."""
+        return math.prod(self.sizes) * BYTES_A_VALUE
+
+    @property
     def layouts(self) -> tuple[str, ...]:
         """Both, or one where positions have no axes of their own and both are the same memory."""
         return LAYOUTS if math.prod(self.sizes[2:]) > 1 else LAYOUTS[:1]
@@ -67,7 +73,7 @@ class Problem(NamedTuple):
         return math.prod(self.sizes) * ITEM_BYTES[self.dtype]
 
 
-LINE = re.compile(r"(?P<name>[^,]+),\s*(?P<sizes>\d+(x\d+)+)(,\s*(?P<layers>\d+) layers?)?")
+LINE = re.compile(r"(?P<name>[^,]+),\s*(?P<sizes>\d{1,18}(x\d{1,18})+)(,\s*(?P<layers>\d{1,18}) layers?)?")
 
 
 def read_shapes(path: Path) -> list[Shape]:
@@ -92,6 +98,18 @@ def read_shapes(path: Path) -> list[Shape]:
     if not found:
         raise Refused(f"{path} names no shape. Write one on each line, as name, 32x64x56x56.")
     return found
+
+
+def check_memory(shapes: Sequence[Shape], path: Path, available: int | None) -> None:
+    """Refuse a list with a shape that the memory cannot hold."""
+    largest = max(shapes, key=lambda shape: shape.bytes_needed)
+    if available is not None and largest.bytes_needed > available:
+        sizes = "x".join(map(str, largest.sizes))
+        raise Refused(
+            f"{path}: shapes must fit into memory; {largest.name}, {sizes} takes {largest.bytes_needed // 2**30} GiB "
+            f"({BYTES_A_VALUE} bytes a value), and there are {available // 2**30}. Make it smaller, or put # before "
+            "its line."
+        )
 
 
 def problems(
