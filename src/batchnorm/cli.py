@@ -267,8 +267,9 @@ def _write_page(options: argparse.Namespace) -> None:
 
 
 def _explanation(options: argparse.Namespace) -> Explanation:
+    from ._options import EPS
     from .explanation import EXAMPLE, explain
-    from .files import DEFAULT_EPS, Refused, open_data
+    from .files import Refused, open_data
 
     names: Sequence[str] | None = None
     remarks: Sequence[str] = ()
@@ -286,7 +287,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
             x,
             axis,
             channel=_channel(options.channel, names, source),
-            eps=DEFAULT_EPS if options.eps is None else options.eps,
+            eps=EPS.default if options.eps is None else options.eps,
             names=names,
             source=source,
             remarks=remarks,

@@ -1,7 +1,7 @@
 """Tables and arrays in and out of files; larger than memory where the kind allows it, and written atomically."""
 
 from .data import Data, open_data
-from .normalizing import DEFAULT_EPS, Request, normalize_file
+from .normalizing import Request, normalize_file
 from .refused import Refused
 
-__all__ = ["DEFAULT_EPS", "Data", "Refused", "Request", "normalize_file", "open_data"]
+__all__ = ["Data", "Refused", "Request", "normalize_file", "open_data"]

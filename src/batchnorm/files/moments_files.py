@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from .._checks import epsilon
+from .._options import EPS
 from .._plan import Axis, channel_axes
 from ..moments import Moments
 from .atomic import replacing
@@ -25,7 +25,7 @@ def save(
     if not isinstance(moments, Moments):
         raise TypeError(f"save_moments: moments must be Moments; got {type(moments).__name__}")
     if eps is not None:
-        epsilon(eps, "save_moments")
+        EPS.checked(eps, "save_moments")
     axes = channel_axes(axis)
     given = [axes] if isinstance(axes, int) else list(axes)
     arrays = {name: getattr(moments, name) for name in ARRAYS}

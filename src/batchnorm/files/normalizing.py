@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import _blocks as blocks
-from .._checks import epsilon
+from .._options import EPS
 from .._plan import Axis, make_plan
 from ..moments import Moments
 from .arrays import create_npy, replace_in_npz
@@ -26,8 +26,6 @@ from .text_tables import write_text_table
 
 #: progress(phase, values) → a function to call with the number of values done since.
 Progress = Callable[[str, int], blocks.Advance]
-
-DEFAULT_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def _check_paths(request: Request) -> str:
         )
     if request.eps is not None:
         try:
-            epsilon(request.eps, "--eps")
+            EPS.checked(request.eps, str(request.source))
         except ValueError as error:
             raise Refused(f"{error}.") from error
     target = check_output(request.target)
@@ -100,7 +98,7 @@ def _check_paths(request: Request) -> str:
 def _eps(request: Request, saved: SavedMoments | None) -> float:
     if request.eps is not None:
         return request.eps
-    return DEFAULT_EPS if saved is None or saved.eps is None else saved.eps
+    return EPS.default if saved is None or saved.eps is None else saved.eps
 
 
 def _kept(data: Data, axis: Axis | None, saved: SavedMoments | None) -> tuple[int, ...]:

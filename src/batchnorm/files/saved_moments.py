@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import epsilon
+from .._options import EPS
 from ..moments import Doubles, Moments
 from .refused import Refused
 from .table import columns_option
@@ -125,7 +125,10 @@ def assembled(arrays: dict[str, Doubles], axis: object, names: object, eps: obje
         raise ValueError(f"{len(names)} names for {arrays['mean'].size} channels")
     if (arrays["count"] < 0).any() or (arrays["m2"] < 0).any():
         raise ValueError("a count or m2 is negative")
-    checked = None if eps is None else epsilon(eps, "eps")
+    try:
+        checked = None if eps is None else EPS.take(eps)
+    except (TypeError, ValueError):
+        raise ValueError(f"{EPS.name} {EPS.rule}; got {eps!r}") from None
     return SavedMoments(Moments(**arrays), tuple(axis), None if names is None else tuple(names), checked)
 
 
