@@ -189,6 +189,12 @@ def _check_dtype(dtype: np.dtype, source: str) -> None:
             f"{source} holds raw bytes (dtype {dtype}); numpy.save forgets the name of bfloat16. "
             "Save such data with array.astype(numpy.float32)."
         )
+    if dtype.kind in "Mm":
+        first = " - array.min()" if dtype.kind == "M" else ""
+        raise Refused(
+            f"{source} holds times (dtype {dtype}). Count them in seconds before saving: (array{first}) / "
+            "numpy.timedelta64(1, 's')."
+        )
     if dtype.kind not in "fiub" or dtype.itemsize > 8:
         raise Refused(
             f"{source} has dtype {dtype}; float16, float32, float64, integers and booleans can be read. Convert "
