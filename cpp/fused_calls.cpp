@@ -134,7 +134,7 @@ std::string too_few(int64_t positions, int64_t g, int64_t groups, int64_t group)
            " that count" + (positions == 1 ? "s" : "") +
            ", so its variance would be 0. Use another virtual_batch_size, or leave out the samples that remain";
   return positions == 0 ? "mask and weights select nothing: no position of any channel counts"
-                        : "one counted value per channel in training, so its variance is 0";
+                        : "one counted value per channel, so its variance is 0";
 }
 
 // A number in a message, as Python's format "g"; the sign of a NaN says nothing.

@@ -346,7 +346,7 @@ def _too_small(shape: tuple[int, ...], says: tuple[str, ...]) -> Bad:
 
 _EMPTY, _ONE = (
     ("empty batch", "evaluation"),
-    ("one value per channel in training", "variance is 0", "batch of at least 2"),
+    ("one value per channel", "variance is 0", "batch of at least 2"),
 )
 _FROM_BATCH = [_too_small(shape, _EMPTY) for shape in ((0, 3), (4, 3, 0), (0, 3, 5), (0, 0, 0))]
 _FROM_BATCH += [_too_small(shape, _ONE) for shape in ((1, 3), (1, 3, 1), (1, 3, 1, 1))]
@@ -609,7 +609,7 @@ FORWARDS: list[
         (_ones(1, 5),),
         {},
         ValueError,
-        ("one value per channel in training", r"\(1, 5\)", "channels on axis 1", "batch of at least 2"),
+        ("one value per channel", r"\(1, 5\)", "channels on axis 1", "batch of at least 2"),
     ),
     (
         "one pixel",
@@ -617,7 +617,7 @@ FORWARDS: list[
         (_ones(1, 5, 1, 1),),
         {},
         ValueError,
-        ("one value per channel in training", r"\(1, 5, 1, 1\)"),
+        ("one value per channel", r"\(1, 5, 1, 1\)"),
     ),
     (
         "int",

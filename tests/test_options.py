@@ -302,6 +302,25 @@ def test_a_tensor_of_one_value_is_a_number():
         _refused(repr(wrong), TypeError, ("eps",), setattr, layer, "eps", wrong)
 
 
+def test_layers_that_cannot_be_ours_are_left_with_the_reason(capsys):
+    makers = {
+        "eps must be finite and at least 0": lambda cls: cls(2, eps=-0.1),
+        "momentum is the weight": lambda cls: cls(2, momentum=nan),
+        "its own attribute activation": lambda cls: cls(2),
+    }
+    for said, make in makers.items():
+        for cls in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm):
+            model = torch.nn.Sequential(make(cls), torch.nn.BatchNorm1d(3))
+            if "activation" in said:
+                model[0].activation = torch.nn.ReLU()
+            for convert in (bnt.convert, bnt.convert_sync):
+                converted = convert(copy.deepcopy(model))
+                assert type(converted[0]) is cls
+                assert type(converted[1]) in MODULES.values()
+                assert f"left 0 ({cls.__name__}): " in (out := capsys.readouterr().out)
+                assert said in out
+
+
 # --- attributes that are no options ---
 
 
@@ -387,6 +406,32 @@ def test_what_needs_running_statistics_is_refused_without_them():
             if name not in CONVERTED:
                 with pytest.raises(ValueError, match=r"build it with track_running_stats=True"):
                     make(track_running_stats=False, **{option: value})
+
+
+# --- what is no option, and no tensor ---
+
+
+def test_scripts_are_refused_with_what_works_instead():
+    for name, cls in MODULES.items():
+        for model in (cls(2), torch.nn.Sequential(torch.nn.ReLU(), cls(2))):
+            with pytest.raises(
+                TypeError, match=rf"torch\.jit\.script: .*; got {name}; use .*revert\(model\) first, or"
+            ):
+                torch.jit.script(model)
+    x = torch.from_numpy(X)
+    torch.jit.script(bnt.revert(bnt.BatchNorm1d(2), verbose=False))(x)
+
+
+def test_operands_that_are_no_tensors():
+    x, mask = torch.from_numpy(X), np.array([True, True, False, True])
+    for given, words in (({"mask": mask}, "mask must be a tensor; got ndarray"), ({"weights": [1.0] * 4}, "got list")):
+        layer = bnt.BatchNorm1d(2)
+        before = _state(layer)
+        with pytest.raises(TypeError, match=words):
+            layer(x, **given)
+        assert _state(layer) == before
+        with pytest.raises(TypeError, match=f"{next(iter(given))} must be a tensor"):
+            bnt.functional.batch_norm(x, None, **given)
 
 
 # --- renorm: parameters and schedule ---

@@ -199,7 +199,7 @@ def _on(values):
 
 PLACES = torch.arange(54).reshape(6, 9)
 REFUSED = {
-    "one value": (lambda layer, x: layer(x[:1, :, :1]), "one value per channel in training"),
+    "one value": (lambda layer, x: layer(x[:1, :, :1]), "one value per channel"),
     "a mask of nothing": (lambda layer, x: layer(x, mask=_on(False)), "select nothing"),
     "a mask of one": (lambda layer, x: layer(x, mask=_on(PLACES == 7)), "one counted value"),
     "negative weights": (lambda layer, x: layer(x, weights=_on(-1.0)), "non-negative; got -1"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -325,7 +327,7 @@ def test_one_value_is_refused_or_normalised_with_running_statistics(shape, selec
     x = _randn(*shape) + 2
     layer = bnt.BatchNorm1d(C)
     before = _state(layer)
-    with pytest.raises(ValueError, match=r"one (counted )?value per channel in training"):
+    with pytest.raises(ValueError, match=r"one (counted )?value per channel"):
         layer(x, **selection)
     assert _unchanged(layer, before)
     lenient = bnt.BatchNorm1d(C, on_single_value="running")
@@ -337,11 +339,23 @@ def test_one_value_is_refused_or_normalised_with_running_statistics(shape, selec
         bnt.BatchNorm1d(C, on_single_value="running", track_running_stats=False)(x, **selection)
 
 
+def test_evaluation_without_running_statistics_hears_of_them_and_not_of_training():
+    for layer in (bnt.BatchNorm1d(C, track_running_stats=False), bn.BatchNorm1d(C, track_running_stats=False)):
+        layer.eval()
+        x = torch.zeros(1, C) if isinstance(layer, torch.nn.Module) else np.zeros((1, C), np.float32)
+        with pytest.raises(ValueError, match=r"one value per channel \(input \(1, 5\)") as error:
+            layer(x)
+        assert re.search("track_running_stats=True|running statistics, in evaluation", str(error.value))
+        assert "in training" not in str(error.value)
+    with pytest.raises(ValueError, match="one counted value per channel, so its variance is 0"):
+        bnt.BatchNorm1d(C, track_running_stats=False).eval()(torch.zeros(3, C), mask=torch.arange(3) == 1)
+
+
 def test_the_message_about_one_value_says_the_rule_what_came_and_the_fix():
     with pytest.raises(ValueError) as error:  # noqa: PT011
         bnt.BatchNorm1d(5)(torch.zeros(1, 5))
     assert str(error.value) == (
-        "BatchNorm1d: one value per channel in training (input (1, 5), channels on axis 1), so its variance is 0 and "
+        "BatchNorm1d: one value per channel (input (1, 5), channels on axis 1), so its variance is 0 and "
         "the output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or "
         "on_single_value='running'"
     )

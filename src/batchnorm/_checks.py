@@ -253,9 +253,9 @@ def trainable(d: Data, s: Selection) -> None:
     if s.positions == 1:
         counted = "value" if s.weights is None else "counted value"
         raise ValueError(
-            f"{d.who}: one {counted} per channel in training (input {d.x.shape}, {_where(d.plan)}), so its variance is "
-            "0 and the output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or "
-            "normalise with known moments (evaluation)"
+            f"{d.who}: one {counted} per channel (input {d.x.shape}, {_where(d.plan)}), so its variance is 0 and the "
+            "output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or normalise "
+            "with known moments: running statistics, in evaluation"
         )
 
 

@@ -63,6 +63,11 @@ def mask_from_lengths(lengths: Tensor, max_length: int | None = None) -> Tensor:
 def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: str) -> Tensor:
     """Mask and weights together, broadcast to x, with one channel; no memory of x's size is made."""
     for name, given in (("mask", mask), ("weights", weights)):
+        if given is not None and not isinstance(given, Tensor):
+            raise TypeError(
+                f"{who}: {name} must be a tensor; got {type(given).__name__}; use torch.as_tensor({name}, "
+                "device=input.device)"
+            )
         if given is not None and given.device != x.device:
             raise ValueError(
                 f"{who}: {name} must be on the input's device, {x.device}; got one on {given.device}; use "
@@ -127,7 +132,7 @@ def _too_few(positions: int, g: int, groups: int, group: int) -> str:
         )
     if positions == 0:
         return "mask and weights select nothing: no position of any channel counts"
-    return "one counted value per channel in training, so its variance is 0"
+    return "one counted value per channel, so its variance is 0"
 
 
 def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._fused_forward import FusedForward
-from ._options import DEFAULTS
+from ._options import DEFAULTS, EPS, MOMENTUM
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .sync import SyncBatchNorm
 
@@ -63,7 +63,7 @@ def convert(model: Model, *, verbose: bool = True) -> Model:
     <class 'batchnorm.torch.modules.BatchNorm1d'>
     """
     check_model(model, "convert")
-    found = [module for module in model.modules() if type(module) in OURS]
+    found = [module for module in model.modules() if type(module) in OURS and not _unfit(module)]
     for module in found:
         module.__class__ = OURS[type(module)]
     if verbose:
@@ -114,7 +114,7 @@ def convert_sync(
     """
     check_model(model, "convert_sync")
     kinds = (*OURS, *OURS.values(), nn.SyncBatchNorm)
-    found = [(name, module) for name, module in model.named_modules() if type(module) in kinds]
+    found = [(n, module) for n, module in model.named_modules() if type(module) in kinds and not _unfit(module)]
     for name, module in found:
         if getattr(module, "virtual_batch_size", None) is not None:
             raise ValueError(
@@ -131,7 +131,7 @@ def convert_sync(
             layer.reproducible = layer.reproducible or reproducible
     if verbose:
         print(f"converted {counted(len(found))}")
-        print_left(left for left in not_ours(model) if left[1] != "SyncBatchNorm")
+        print_left(not_ours(model))
     return model
 
 
@@ -228,10 +228,12 @@ def not_ours(model: nn.Module) -> Iterator[Left]:
 
 
 def _why_left(module: nn.Module) -> str:
-    if type(module) in OURS or type(module) in THEIRS or type(module) is SyncBatchNorm:
+    if type(module) in THEIRS:
         return ""
+    if type(module) in OURS:
+        return _unfit(module)
     if isinstance(module, nn.SyncBatchNorm):
-        return "it gathers statistics from several processes; convert_sync makes it ours"
+        return _unfit(module) or "it gathers statistics from several processes; convert_sync makes it ours"
     if isinstance(module, _BatchNorm):
         if isinstance(module, LazyModuleMixin):
             return "it has no parameters yet; call the model once, then convert"
@@ -241,6 +243,19 @@ def _why_left(module: nn.Module) -> str:
     if "BatchNorm" in type(module).__name__ and not any(isinstance(m, _BatchNorm) for m in module.modules()):
         return "not a class of torch.nn, whatever it computes"
     return ""
+
+
+def _unfit(module: nn.Module) -> str:
+    """Why a layer of torch.nn's cannot be one of ours: a value that ours refuses, or a name that means an option."""
+    if type(module) in THEIRS:
+        return ""
+    for option in (EPS, MOMENTUM):
+        try:
+            option.checked(getattr(module, option.name), "its value is refused")
+        except (TypeError, ValueError) as error:
+            return str(error)
+    own = [name for name in DEFAULTS if hasattr(module, name)]
+    return f"its own attribute {own[0]} would be an option of ours; rename it" if own else ""
 
 
 def counted(n: int) -> str:

@@ -171,7 +171,10 @@ def _as_list(name: str, value: Some, n: int, single: bool, who: str) -> list[Ten
     if value is None:
         return [None] * n
     if single != isinstance(value, Tensor):
-        raise TypeError(f"{who}: {name} must be {'a tensor' if single else 'a sequence of tensors'}, as x is")
+        raise TypeError(
+            f"{who}: {name} must be {'a tensor' if single else 'a sequence of tensors'}, as x is; got "
+            f"{type(value).__name__}; use {'torch.as_tensor' if single else 'list'}({name})"
+        )
     values = [value] if isinstance(value, Tensor) else list(value)
     if len(values) != n:
         raise ValueError(f"{who}: {name} must have one tensor for each of {n} micro-batches; got {len(values)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -77,6 +77,12 @@ class _Extended(_BatchNorm):
         elif name[:1] != "_" and not hasattr(self, name):
             check_spelling(name, value, self._settable, type(self).__name__)
         super().__setattr__(name, value)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise TypeError(
+            f"torch.jit.script: our layers call operators that scripts do not know; got {type(self).__name__}; use "
+            "batchnorm.torch.revert(model) first, or torch.jit.trace, or torch.export"
+        )
 
     @property
     def running_count(self) -> Tensor | None:
@@ -314,11 +320,12 @@ class _Extended(_BatchNorm):
             return False
         if self.on_single_value == "running" and self.running_mean is not None:
             return True
+        kept = self.running_mean is not None
         raise ValueError(
-            f"{type(self).__name__}: one value per channel in training (input {tuple(x.shape)}, channels on axis 1), "
-            "so its variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last "
-            "incomplete batch, or on_single_value='running'"
-            + ("" if self.on_single_value == "error" else ", which needs track_running_stats=True")
+            f"{type(self).__name__}: one value per channel (input {tuple(x.shape)}, channels on axis 1), so its "
+            "variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last incomplete "
+            "batch, or "
+            + ("on_single_value='running'" if kept else "track_running_stats=True, and evaluate after training")
         )
 
     def _by_torch_batch_norm(self, x: Tensor, batch: bool, updates: bool) -> Tensor:
