@@ -325,7 +325,12 @@ BAD_FILES = {
         ["raw bytes (dtype |V2)", "bfloat16", "astype(numpy.float32)"],
     ),
     "texts": ("x.npy", save(np.array([["a"]])), [], ["has dtype <U1", "can be read"]),
-    "dates": ("x.npy", save(np.zeros((2, 2), "M8[s]")), [], ["datetime64[s]", "Convert it before saving"]),
+    "dates": (
+        "x.npy",
+        save(np.zeros((2, 2), "M8[s]")),
+        [],
+        ["datetime64[s]", "Count them in seconds before saving", "numpy.timedelta64"],
+    ),
     "npz without a key": ("x.npz", savez(a=np.eye(2), b=np.eye(3)), [], ["holds 2 arrays (a, b)", "--key a"]),
     "npz with a wrong key": ("x.npz", savez(a=np.eye(2), b=np.eye(3)), ["--key", "c"], ["no array 'c'", "a, b"]),
     "npz without arrays": ("x.npz", savez(), [], ["holds no array"]),
