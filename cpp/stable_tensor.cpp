@@ -145,6 +145,7 @@ int64_t Handle::storage_bytes() const {
 }
 
 int64_t* Handle::int64() const {
+  if (!defined()) return nullptr;
   int64_t ndim;
   int32_t dtype, device;
   void* data;

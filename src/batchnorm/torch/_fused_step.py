@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .._options import Activation
-from . import _options
+from . import _operands, _options
 from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .sync import SyncBatchNorm
 
@@ -49,6 +49,8 @@ def step(layer: Any, x: Any, residual: Any, activation: Any) -> Any:
         if type(layer) is not SyncBatchNorm:  # which refuses together with its peers, or not at all
             layer._check_input_dim(x)
         return layer._normalise(x, None, None, residual, code)
+    if residual is not None and type(layer) in _OURS and not hooked(layer) and isinstance(residual, torch.Tensor):
+        _operands.check_residual(type(layer).__name__, x, residual, code[0])
     y = layer(x) if residual is None else layer(x) + residual
     return activation(y) if isinstance(activation, nn.Module) else _options.activate(y, *code)
 
@@ -60,9 +62,7 @@ def _is_one_pass(layer: Any, x: Any, residual: Any) -> bool:
         return False  # sizes are tensors then, and comparing them is a decision for good
     if x.dim() < 2 or x.shape[1] != layer.num_features:
         return False  # for the layer to refuse
-    return residual is None or (
-        isinstance(residual, torch.Tensor) and residual.shape == x.shape and residual.dtype == x.dtype
-    )
+    return residual is None or (isinstance(residual, torch.Tensor) and _operands.is_like(residual, x))
 
 
 def in_place(name: str, left: Any, right: Any) -> Any:

@@ -6,11 +6,13 @@ PyTorch's own. Their CPU kernels come from `_registration`.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from . import _options, _paths, _plain
+from . import _operands, _options, _paths, _plain
 
 Tensor = torch.Tensor
 
@@ -44,22 +46,41 @@ LIBRARY.define("snapshot(Tensor t) -> Tensor", tags=TAGS)
 LIBRARY.impl("snapshot", torch.clone, "CompositeExplicitAutograd")
 
 
-def refuse_devices(*args: Any, **_: Any) -> Any:
+def refuse_devices(*args: Any, **kwargs: Any) -> Any:
     """Say what is wrong where the dispatcher would say that there is no kernel of ours."""
-    devices = sorted({str(a.device) for a in args if isinstance(a, Tensor)})
-    if len(devices) == 1:
-        raise ValueError(
-            f"batch_norm: torch.ops.batchnorm computes on the CPU; got tensors on {devices[0]}, for which the modules "
-            "and batchnorm.torch.functional call PyTorch's own operations"
-        )
+    _operands.check_apart(*args, **kwargs)
     raise ValueError(
-        f"batch_norm: input, parameters, statistics and residual must be on one device; got {' and '.join(devices)}. "
-        "Move the layer, layer.to(x.device), or the input"
+        f"batch_norm: torch.ops.batchnorm computes on the CPU; got tensors on {args[0].device}, for which the modules "
+        "and batchnorm.torch.functional call PyTorch's own operations"
     )
 
 
-for _name in ("forward", "backward", "update_"):
-    LIBRARY.impl(_name, refuse_devices, "CUDA")
+def refuse_elsewhere(*names: str) -> None:
+    """Let operations refuse other devices than the CPU."""
+    for name in names:
+        for key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
+            LIBRARY.impl(name, refuse_devices, key)
+
+
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the shapes that an operation returns, for meta and fake tensors, which have no values.
+
+    One tensor without values among others that have some comes here, too: it is refused.
+    """
+
+    def register(shapes: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(shapes)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            _operands.check_apart(*args, **kwargs)
+            return shapes(*args, **kwargs)
+
+        torch.library.register_fake(f"batchnorm::{name}", checked, lib=LIBRARY)
+        return checked
+
+    return register
+
+
+refuse_elsewhere("forward", "backward", "update_")
 
 forward = torch.ops.batchnorm.forward.default
 backward = torch.ops.batchnorm.backward.default
@@ -78,12 +99,12 @@ def _with_defaults(inputs: tuple[Any, ...], defaults: tuple[Any, ...], n: int) -
     return inputs + defaults[len(defaults) - missing :]
 
 
-@torch.library.register_fake("batchnorm::forward", lib=LIBRARY)
+@fake("forward")
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), fake_table(x, 4, rest[10] if len(rest) > 10 else 0)
 
 
-@torch.library.register_fake("batchnorm::backward", lib=LIBRARY)
+@fake("backward")
 def _(
     grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
     residual: Tensor | None, *rest: object,
@@ -96,12 +117,12 @@ def _(
     return torch.empty_like(x), by_weight, by_bias, by_residual
 
 
-@torch.library.register_fake("batchnorm::update_", lib=LIBRARY)
+@fake("update_")
 def _(*_: object) -> None:
     return None
 
 
-@torch.library.register_fake("batchnorm::snapshot", lib=LIBRARY)
+@fake("snapshot")
 def _(t: Tensor) -> Tensor:
     return torch.empty_like(t)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 # Looked up once, for every call asks all of them.
@@ -33,7 +33,7 @@ def is_exporting(default: bool) -> bool:
 
 def is_ours(x: torch.Tensor) -> bool:
     """Whether our CPU kernels compute this; else PyTorch's own operations do, with the same meaning."""
-    if not x.is_cpu or x.dtype not in _DTYPES:
+    if not x.is_cpu or x.dtype not in DTYPES or x.layout is not torch.strided:
         return False
     if _is_compiling():
         return not is_exporting(default=True)  # an exported model must not need us

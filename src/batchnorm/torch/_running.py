@@ -20,28 +20,87 @@ def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
     """
     if table.dim() == 3:
         table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
-    if ours:
-        _move_by_kernel(layer, table)
+    mean, var, count = _statistics(layer)
+    update = _move_by_kernel if ours else _move
+    if mean is None or var is None:
+        _count_only(layer, mean, var, count)
+    elif count is None or count.dtype is not torch.int64 or count.dim() or count.device != table.device:
+        _move_with_stand_in(layer, mean, var, count, table, weighted, update)
     else:
-        _move(layer, table, weighted)
+        update(layer, mean, var, count, table, layer.momentum, weighted)
 
 
-def _move_by_kernel(layer: Any, table: Tensor) -> None:
-    buffers = layer._buffers  # found faster than by attributes
+def _statistics(layer: Any) -> tuple[Any, Any, Tensor | None]:
+    """Running mean, variance and count, looked for where they usually are: torch.nn looks elsewhere first."""
+    own = layer._buffers
+    try:
+        return own["running_mean"], own["running_var"], own["num_batches_tracked"]
+    except KeyError:  # parametrized, say
+        return layer.running_mean, layer.running_var, layer.num_batches_tracked
+
+
+def _count_only(layer: Any, mean: Any, var: Any, count: Tensor | None) -> None:
+    """Do as torch.nn where statistics were taken away by hand."""
+    if mean is not None or var is not None:
+        raise ValueError(
+            f"{type(layer).__name__}: running_mean and running_var go together; got None for one of them. Set both, or "
+            "both to None"
+        )
+    if count is not None:
+        count.add_(1)
+
+
+@torch.no_grad()
+def _move_with_stand_in(
+    layer: Any, mean: Tensor, var: Tensor, count: Tensor | None, table: Tensor, weighted: bool, update: Any
+) -> None:
+    """Move statistics whose count is of another kind than torch.nn makes, or absent: the batch is counted apart."""
+    if count is not None and not torch.can_cast(torch.int64, count.dtype):
+        raise TypeError(
+            f"{type(layer).__name__}: num_batches_tracked must be a number; got dtype {count.dtype}; use torch.int64"
+        )
+    counted = torch.zeros((), dtype=torch.int64, device=table.device)
+    update(layer, mean, var, counted, table, weight_of_batch(layer, count), weighted)
+    if count is not None:
+        count.add_(counted)
+
+
+def weight_of_batch(layer: Any, count: Tensor | None) -> float:
+    """Weight of the next batch in running statistics, by torch.nn's rules; momentum None: of an average of all."""
+    momentum: float | None = layer.momentum
+    if momentum is not None or count is None:
+        return 0.0 if momentum is None else momentum
+    if count.device.type == "meta":
+        raise ValueError(
+            f"{type(layer).__name__}: momentum=None averages by num_batches_tracked; got a meta tensor, which has no "
+            "value. Set layer.num_batches_tracked = torch.tensor(0), or load a state that has it"
+        )
+    return 1.0 / float(count + 1)
+
+
+def _move_by_kernel(
+    layer: Any, mean: Tensor, var: Tensor, count: Tensor, table: Tensor, momentum: float | None, _: bool
+) -> None:
     _operations.update_(
-        buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"], table, layer.momentum,
-        layer.running_correction, NONFINITE_CODES[layer.on_nonfinite], buffers.get("running_count"),
+        mean, var, count, table, momentum, layer.running_correction, NONFINITE_CODES[layer.on_nonfinite],
+        layer._buffers.get("running_count"),
     )  # fmt: skip
 
 
 @torch.no_grad()
-def _move(layer: Any, table: Tensor, weighted: bool) -> None:
+def _move(
+    layer: Any, mean: Tensor, var: Tensor, count: Tensor, table: Tensor, momentum: float | None, weighted: bool
+) -> None:
     """What `batchnorm::update_` does, in PyTorch's operations."""
     who = type(layer).__name__
-    own = _moving.Running(layer.running_mean, layer.running_var, layer.num_batches_tracked, layer.running_count)
-    if (weighted or layer.momentum is None) and _paths.is_readable(table):
-        _moving.check(who, own, table, layer.momentum, layer.running_correction)
-    to = _moving.moved(own, table, layer.momentum, layer.running_correction)
+    own = _moving.Running(mean, var, count, layer.running_count)
+    if (weighted or momentum is None) and _paths.is_readable(table):
+        _moving.check(who, own, table, momentum, layer.running_correction)
+    to = _moving.moved(own, table, momentum, layer.running_correction)
+    if any(t.numel() > 1 and 0 in t.stride() for t in (mean, var)):  # found out when some has moved
+        raise ValueError(
+            f"{who}: running statistics must have memory for each channel; got an expanded tensor; clone it"
+        )
     moves = to.finite.all() | (layer.on_nonfinite == "propagate")
     if layer.on_nonfinite == "raise" and not bool(moves):
         raise ValueError(f"{who}: {_moving.not_finite(table, to)}")

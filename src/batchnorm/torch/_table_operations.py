@@ -33,8 +33,7 @@ _define(
 # Up the canonical tree: moments (4, G, C) to (4, C), sums (2, G, C) to (2, C).
 _define("merge(Tensor parts) -> Tensor", tags=_TAGS)
 
-for _name in ("moments", "sums", "input_gradients", "merge"):
-    _operations.LIBRARY.impl(_name, _operations.refuse_devices, "CUDA")
+_operations.refuse_elsewhere("moments", "sums", "input_gradients", "merge")
 
 moments = torch.ops.batchnorm.moments.default
 sums = torch.ops.batchnorm.sums.default
@@ -42,24 +41,24 @@ input_gradients = torch.ops.batchnorm.input_gradients.default
 merge = torch.ops.batchnorm.merge.default
 
 
-@torch.library.register_fake("batchnorm::moments", lib=_operations.LIBRARY)
+@_operations.fake("moments")
 def _(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:
     return _operations.fake_table(x, 4, group)
 
 
-@torch.library.register_fake("batchnorm::sums", lib=_operations.LIBRARY)
+@_operations.fake("sums")
 def _(grad_y: Tensor, x: Tensor, *rest: object, group: int = 0, y: Tensor | None = None) -> Tensor:
     given = rest[7] if len(rest) > 7 else group
     assert isinstance(given, (int, torch.SymInt))
     return _operations.fake_table(x, 2, given)
 
 
-@torch.library.register_fake("batchnorm::input_gradients", lib=_operations.LIBRARY)
+@_operations.fake("input_gradients")
 def _(grad_y: Tensor, x: Tensor, *rest: object, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     given = [t for t in (rest[5], *rest[9:], y) if t is not None]  # the residual, or y
     return torch.empty_like(x), torch.empty_like(x) if given else x.new_empty(0)
 
 
-@torch.library.register_fake("batchnorm::merge", lib=_operations.LIBRARY)
+@_operations.fake("merge")
 def _(parts: Tensor) -> Tensor:
     return parts.new_empty(parts.shape[0], parts.shape[2])

@@ -11,7 +11,7 @@ from typing import NamedTuple, overload
 import torch
 
 from .._options import RUNNING_CORRECTION, Activation
-from . import _moving, _operations, _options, _paths, _plain, _positions, _shared
+from . import _moving, _operands, _operations, _options, _paths, _plain, _positions, _shared
 
 Tensor = torch.Tensor
 Some = Tensor | Sequence[Tensor] | None
@@ -155,9 +155,10 @@ def _parts(x: Tensor | Sequence[Tensor], mask: Some, weights: Some, residual: So
     lists = {name: _as_list(name, value, len(xs), isinstance(x, Tensor), who) for name, value in given.items()}
     parts = []
     for part, m, w, r in zip(xs, lists["mask"], lists["weights"], lists["residual"], strict=True):
+        _operands.check_input(who, part)
         if part.dim() < 2:
             raise ValueError(f"{who}: x must have channels on axis 1; got shape {tuple(part.shape)}")
-        if r is not None and (r.shape != part.shape or r.dtype != part.dtype):
+        if r is not None and not _operands.is_like(r, part):
             raise ValueError(
                 f"{who}: residual must have x's shape and dtype, {tuple(part.shape)} and {part.dtype}; got "
                 f"{tuple(r.shape)} and {r.dtype}; expand it, or add it outside"
@@ -184,7 +185,11 @@ def _as_list(name: str, value: Some, n: int, single: bool, who: str) -> list[Ten
 def _check_channels(
     parts: list[_shared.Part], stats: Statistics | None, weight: Tensor | None, bias: Tensor | None, who: str
 ) -> None:
-    C = parts[0].x.shape[1]
+    first, C = parts[0].x, parts[0].x.shape[1]
+    for part in parts:
+        _operands.check_together(who, first, x=part.x, residual=part.residual)
+    running = {} if stats is None else {f"stats.{name}": t for name, t in stats._asdict().items()}
+    _operands.check_together(who, first, weight=weight, bias=bias, **running)
     given = {"weight": weight, "bias": bias, "stats.mean": stats and stats.mean, "stats.var": stats and stats.var}
     for name, value in given.items():
         if value is not None and value.shape != (C,):

@@ -18,7 +18,7 @@ from .._options import (
     check_without_running,
 )
 from ..renorm import Renorm
-from . import _operations, _options, _plain, _positions, _running, _table_operations
+from . import _operands, _operations, _options, _plain, _positions, _running, _table_operations
 from ._options import DEFAULTS
 from ._paths import is_jit_trace, is_ours, is_recomputation, is_traced
 
@@ -167,10 +167,11 @@ class _Extended(_BatchNorm):
             node: Tensor = self._as_leaf(input, mask, weights, residual)
             return node
         self._check_input(input)
-        if residual is not None and (residual.shape != input.shape or residual.dtype != input.dtype):
-            z = self._normalise(input, mask, weights, None, (0, 0.0)) + residual
-            return _options.activate(z, *activation_code(self.activation))
-        return self._normalise(input, mask, weights, residual, activation_code(self.activation))
+        activation = activation_code(self.activation)
+        if residual is None or _operands.is_like(residual, input):
+            return self._normalise(input, mask, weights, residual, activation)
+        _operands.check_residual(type(self).__name__, input, residual, activation[0])
+        return _options.activate(self._normalise(input, mask, weights, None, (0, 0.0)) + residual, *activation)
 
     def _check_input(self, input: Tensor) -> None:
         """Refuse another rank or number of channels than the layer's."""
@@ -196,6 +197,9 @@ class _Extended(_BatchNorm):
             )
             _running.move(self, table, True, weighted=False)
             return y
+        if x.layout is _operands.ONEDNN:  # there and back
+            added = None if residual is None else residual.to_dense()
+            return self._normalise(x.to_dense(), mask, weights, added, activation).to_mkldnn()
         selection = None
         if mask is not None or weights is not None:
             selection = _positions.weights_like(x, mask, weights, type(self).__name__)
@@ -209,6 +213,8 @@ class _Extended(_BatchNorm):
         if group:
             self._check_ghosts(x, group)
         ours = is_ours(x) and not empty
+        if not ours or self.renorm is not None:
+            self._check_operands(x, residual, updates or not batch)
         if not ours and self._is_as_torch(selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _options.activate(y if residual is None else y + residual, *activation)
@@ -218,6 +224,22 @@ class _Extended(_BatchNorm):
         if updates:
             _running.move(self, table, ours, selection is not None)
         return y
+
+    def _check_operands(self, x: Tensor, residual: Tensor | None, needs_running: bool) -> None:
+        """Refuse what our operations would, where PyTorch's are to compute: those may find out when some has moved."""
+        who = type(self).__name__
+        _operands.check_input(who, x)
+        weight, bias = self._weight_and_bias()
+        _operands.check_together(who, x, weight=weight, bias=bias, residual=residual)
+        if needs_running or self.renorm is not None:
+            mean, var, count = self.running_mean, self.running_var, self.running_count
+            _operands.check_together(who, x, running_mean=mean, running_var=var, running_count=count)
+        if self.renorm is not None:
+            if self.num_batches_tracked is None:
+                raise ValueError(
+                    f"{who}: the limits of renorm follow num_batches_tracked; got None. Set it to torch.tensor(0)"
+                )
+            _operands.check_together(who, x, num_batches_tracked=self.num_batches_tracked)
 
     def _is_usual(self, x: Tensor) -> bool:
         """Whether this is a step of training without rare options: else there is more to decide, and time to do it."""
@@ -239,7 +261,7 @@ class _Extended(_BatchNorm):
         """Whether the batch's statistics normalise, and whether the running ones move."""
         if (self.statistics != "auto" or self.update or self.renorm is not None) and self.running_mean is None:
             check_all_without_running(self, type(self).__name__)
-        batch = self.training or self.running_mean is None
+        batch = self.training or (self.running_mean is None and self.running_var is None)
         if self.statistics != "auto":
             batch = self.statistics == "batch"
         if batch:
@@ -329,15 +351,14 @@ class _Extended(_BatchNorm):
         )
 
     def _by_torch_batch_norm(self, x: Tensor, batch: bool, updates: bool) -> Tensor:
-        """As torch.nn's layer does it."""
-        momentum = 0.0 if self.momentum is None else self.momentum
-        if updates:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
+        """As torch.nn's layer does it, but that a call that is refused is not counted."""
+        count = self.num_batches_tracked if updates else None
+        momentum = _running.weight_of_batch(self, count)
         mean, var = (self.running_mean, self.running_var) if updates or not batch else (None, None)
-        return torch.nn.functional.batch_norm(x, mean, var, self.weight, self.bias, batch, momentum, self.eps)
+        y = torch.nn.functional.batch_norm(x, mean, var, self.weight, self.bias, batch, momentum, self.eps)
+        if count is not None:
+            count.add_(1)
+        return y
 
     def _as_leaf(self, x: Any, *rest: object) -> Any:
         """One node of the graph that torch.fx traces, as torch.nn's own layers are."""

@@ -9,7 +9,7 @@ import torch
 
 from .._options import Activation, activation_code
 from ..renorm import Renorm
-from . import _operations, _options, _paths, _plain, _positions, _running, _shared
+from . import _operands, _operations, _options, _paths, _plain, _positions, _running, _shared
 from ._options import DEFAULTS
 from ._ranks import Ranks, Whole, world_size
 from .modules import _Extended
@@ -114,10 +114,7 @@ class SyncBatchNorm(_Extended):
         """As that of `BatchNorm1d`, with the statistics of all ranks."""
         if _paths.is_traced(input) or not self._exchanges():
             return super().forward(input, mask, weights, residual)
-        activation = activation_code(self.activation)
-        if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
-            return self._synchronised(input, mask, weights, residual, activation)
-        return _options.activate(self._synchronised(input, mask, weights, None, (0, 0.0)) + residual, *activation)
+        return self._synchronised(input, mask, weights, residual, activation_code(self.activation))
 
     def _normalise(
         self, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None,
@@ -141,30 +138,41 @@ class SyncBatchNorm(_Extended):
         activation: tuple[int, float],
     ) -> Tensor:  # fmt: skip
         ranks = Ranks(self.process_group, self.reproducible, type(self).__name__)
-        part, whole = self._gathered(ranks, x, mask, weights, residual)
+        part, whole = self._gathered(ranks, x, mask, weights, residual, activation[0])
         batch, updates = self._choices()
         if whole.positions == 1:  # on_single_value="running", or it would have been refused
             batch = updates = False
-        y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, *activation), batch)
+        if residual is None or part.residual is not None:
+            y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, *activation), batch)
+        else:
+            y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, 0, 0.0), batch)
+            y = _options.activate(y + residual, *activation)
         if updates and whole.positions and not _paths.is_recomputation():
             _running.move(self, whole.stats, _paths.is_ours(x), True)
         return y
 
     def _gathered(
-        self, ranks: Ranks, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None
-    ) -> tuple[_shared.Part, Whole]:
+        self, ranks: Ranks, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None,
+        activation: int,
+    ) -> tuple[_shared.Part, Whole]:  # fmt: skip
         """This rank's part and the moments of all; where one rank's input is refused, all ranks raise."""
         refusal: Exception | None = None
-        part = _shared.Part(x, None, residual)
+        part = _shared.Part(x, None, None)
         positions: Tensor | int = 0
         try:
             self._check_input(x)
-            part = _shared.Part(x, self._selection(x, mask, weights), residual)
+            self._check_operands(x, residual, True)
+            in_pass = residual
+            if residual is not None and not _operands.is_like(residual, x):
+                _operands.check_residual(type(self).__name__, x, residual, activation)
+                in_pass = None
+            part = _shared.Part(x, self._selection(x, mask, weights), in_pass)
             table = _shared.gather(part, ranks.group)
             positions = _positions.counted(x, part.weights)
         except (TypeError, ValueError) as error:
             refusal = error
-            table = x.new_zeros((4, *((0,) if ranks.group else ()), self.num_features), dtype=_plain.table_dtype(x))
+            shape, device = (4, *((0,) if ranks.group else ()), self.num_features), "cpu" if x.is_meta else x.device
+            table = torch.zeros(shape, dtype=_plain.table_dtype(x), device=device)
         samples = x.shape[0] if refusal is None and x.numel() else 0
         whole = ranks.moments(table, positions, samples, refusal is not None)
         if refusal is not None:
