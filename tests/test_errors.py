@@ -431,6 +431,11 @@ def test_more_memory_than_there_is_is_a_memory_error():
 
 # --- Moments and threads ---
 
+
+def _counted(count: float) -> bn.Moments:
+    return bn.Moments(count, [0.0], [1.0])
+
+
 OTHERS: list[tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]] = [
     (
         "merge with other channels",
@@ -470,6 +475,19 @@ OTHERS: list[tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]] = 
         lambda: bn.Moments.from_statistics([0.0] * 3, [1.0] * 2),
         ValueError,
         (r"\(3,\)", r"\(2,\)"),
+    ),
+    ("counts beyond float64", lambda: _counted(1e308) + _counted(1e308), ValueError, ("counts", "1.8e308", "scale")),
+    (
+        "ghosts whose counts are beyond float64",
+        lambda: bn.Moments([1e308, 1e308], [0.0, 1.0], [1.0, 1.0]).merged(),
+        ValueError,
+        ("counts", "1.8e308"),
+    ),
+    (
+        "an M2 beyond float64",
+        lambda: bn.Moments.from_statistics([0.0], [1e300], 1e300),
+        ValueError,
+        ("M2", "fit float64", r"1e\+300"),
     ),
     ("var of nothing", lambda: bn.Moments.empty(2).var(), ValueError, ("correction 0", "count", "0")),
     (

@@ -351,11 +351,14 @@ class BatchNorm(_options.Checked):
         Raises
         ------
         ValueError
-            Where names are missing or unexpected, or a value has another shape or kind; nothing is loaded then.
+            Where names are missing or unexpected, or a value has another shape or kind, or does not fit the dtype;
+            nothing is loaded then.
         """
         who = type(self).__name__
         own = self._state()
-        missing = own.keys() - state.keys() - {"running_count"}
+        if self.running_count is not None:
+            state = {"running_count": np.full(self._shape, np.inf), **state}
+        missing = own.keys() - state.keys()
         unexpected = state.keys() - own.keys() - {"running_count"}
         if missing or unexpected:
             differences = {"missing": missing, "unexpected": unexpected}
@@ -366,8 +369,6 @@ class BatchNorm(_options.Checked):
             )
         for name, value in taken(who, own, state).items():
             own[name][...] = value
-        if self.running_count is not None and "running_count" not in state:
-            self.running_count[...] = np.inf
 
     def _state(self) -> dict[str, Array]:
         parameters = {name: value for name in ("weight", "bias") if (value := getattr(self, name)) is not None}

@@ -24,7 +24,8 @@ class Moments:
     Parameters
     ----------
     count
-        Positions counted in each channel, or the sum of their weights; at least 0. A scalar serves every channel.
+        Positions counted in each channel, or the sum of their weights; at least 0. A scalar serves every channel. It is
+        a float64: positions are counted exactly up to 2**53.
     mean
         Mean of each channel; its shape is the shape of the kept axes.
     m2
@@ -114,7 +115,14 @@ class Moments:
             raise ValueError(f"Moments: a variance is not negative; got {v.min()}")
         if not (n > 0).all():
             raise ValueError(f"Moments: count must be positive where a variance is given; got {n.min()}")
-        return cls(np.broadcast_to(n, v.shape), mean, v * n)
+        with np.errstate(over="ignore"):
+            m2 = v * n
+        if (np.isinf(m2) & np.isfinite(v) & np.isfinite(n)).any():
+            raise ValueError(
+                f"Moments: var * count, which is M2, must fit float64; got a variance of {v.max():g} and a count of "
+                f"{n.max():g}; use a smaller count"
+            )
+        return cls(np.broadcast_to(n, v.shape), mean, m2)
 
     @property
     def count(self) -> Doubles:
@@ -186,7 +194,7 @@ class Moments:
                 raise TypeError(f"Moments merge with Moments; got {type(other).__name__}")
             if other.shape != self.shape:
                 raise ValueError(f"Moments merge channel by channel; got channel shapes {self.shape} and {other.shape}")
-            table = _merge(table, other._table)
+            table = _with_finite_count(_merge(table, other._table))
         return Moments._of_table(table.copy() if table is self._table else table)
 
     def merged(self, axis: int = 0) -> Moments:
@@ -205,7 +213,7 @@ class Moments:
         table = np.ascontiguousarray(np.moveaxis(self._table, 1 + axis % len(self.shape), 1))
         merged = np.empty((4, *table.shape[2:]))
         _native.merge(table, merged, table.shape[1])
-        return Moments._of_table(merged)
+        return Moments._of_table(_with_finite_count(merged))
 
     def __add__(self, other: Moments) -> Moments:
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
@@ -252,6 +260,15 @@ def _two_sum(a: Doubles, b: Doubles) -> tuple[Doubles, Doubles]:
     rest = high - a
     low = (a - (high - rest)) + (b - rest)
     return high, np.where(np.isfinite(low), low, 0.0)
+
+
+def _with_finite_count(table: Doubles) -> Doubles:
+    if not np.isfinite(table[_COUNT]).all():
+        raise ValueError(
+            "Moments: the counts that are merged must add up to a float64, at most 1.8e308; got counts whose sum is "
+            "infinite; scale the weights (only their ratios matter)"
+        )
+    return table
 
 
 def _merge(a: Doubles, b: Doubles) -> Doubles:

@@ -155,6 +155,8 @@ class RunningStatistics(_options.Checked):
 
     def reset(self) -> None:
         """Set them to mean 0, variance 1, no batches."""
+        for name, value in self.state().items():
+            self._check_array(name, value, written=True)
         self.running_mean[...], self.running_var[...], self.num_batches_tracked[...] = 0, 1, 0
         if self.running_count is not None:
             self.running_count[...] = np.inf
@@ -350,4 +352,14 @@ def _loaded(who: str, name: str, value: ArrayLike, own: Array) -> Array:
         raise ValueError(
             f"{who}: {name} must have shape {own.shape} and hold {own.dtype.name}; got {_checks.described(a)}"
         )
-    return a.astype(own.dtype)
+    if not own.flags.writeable:
+        raise ValueError(f"{who}: {name} must be writeable to take a state; got an array that is not; replace it first")
+    with np.errstate(over="ignore"):
+        value = a.astype(own.dtype)
+    lost = value != a if own.dtype.kind == "i" else np.isinf(value) & np.isfinite(a)
+    if lost.any():
+        raise ValueError(
+            f"{who}: {name} must fit {own.dtype.name}; got {a[lost].flat[0]}, {a.dtype.name}"
+            + ("" if own.dtype.kind == "i" else "; build the layer with dtype=np.float64")
+        )
+    return value
