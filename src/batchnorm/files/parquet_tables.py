@@ -19,12 +19,12 @@ def read_parquet(path: Path, columns: str | None = None) -> Table:
     pyarrow, parquet = _pyarrow(path)
     try:
         arrow = parquet.ParquetFile(path).read()  # the file alone: read_table makes columns of folders named a=1
-    except (pyarrow.ArrowException, OSError) as error:
+        names = tuple(arrow.column_names)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system
             raise
         reason = str(error).partition("\n")[0].rstrip(".")
         raise Refused(f"{path} is not a whole Parquet file ({reason}). Write it again.") from error
-    names = tuple(arrow.column_names)
     index = _index(arrow)
     if arrow.num_rows == 0 or len(index) == len(names):
         beside = ", all of them pandas' index" if names and len(index) == len(names) else ""
@@ -87,17 +87,18 @@ def _pandas(arrow: Any) -> dict[str, Any]:
 
 def _index(arrow: Any) -> list[int]:
     """The columns that hold pandas' index; one of a mere range of numbers is noted without a column."""
-    stored = [name for name in _pandas(arrow).get("index_columns", []) if isinstance(name, str)]
+    noted = _pandas(arrow).get("index_columns")
+    stored = [name for name in noted if isinstance(name, str)] if isinstance(noted, list) else []
     return [i for i, name in enumerate(arrow.column_names) if name in stored]
 
 
 def _retyped(arrow: Any, names: set[str], dtype: str) -> Any:
     """Let pandas' note say the new type of the columns ``names``, or pandas would convert them back to the old one."""
     noted = _pandas(arrow)
-    if not noted:
+    if not isinstance(noted.get("columns"), list):
         return arrow
-    for column in noted.get("columns", []):
-        if column.get("field_name", column.get("name")) in names:
+    for column in noted["columns"]:
+        if isinstance(column, dict) and column.get("field_name", column.get("name")) in names:
             column |= {"pandas_type": dtype, "numpy_type": dtype, "metadata": None}
     return arrow.replace_schema_metadata(arrow.schema.metadata | {b"pandas": json.dumps(noted).encode()})
 
