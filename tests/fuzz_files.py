@@ -171,7 +171,7 @@ def draw_text(rng: Rng) -> Found:
     return Found(
         f"t{kind}", content, read(content), options=options, read=read,
         rest=lambda written: (
-            written.startswith(b"\xef\xbb\xbf"),
+            written.startswith(b"\xef\xbb\xbf") or table(written)[0][0].startswith("\ufeff"),
             table(written)[:named],
             [[cell for i, cell in enumerate(r) if i not in chosen] for r in table(written)[named:]],
         ),

@@ -107,6 +107,14 @@ def test_cells_come_back_equal(rows: list[tuple[str, str, float]], names: tuple[
     assert np.array_equal(back.values, values, equal_nan=True)
 
 
+def test_a_first_cell_that_begins_with_a_mark() -> None:
+    for header, rows in (("--header", '"\ufeffa",1\nb,2\nc,4\n'), ("--no-header", '"\ufeffa",1\nb,2\nc,4\n')):
+        Path("t.csv").write_text(rows, encoding="utf-8")
+        assert main(["normalize", "t.csv", "-o", "u.csv", "--columns", "1", header]) == 0
+        with open("u.csv", encoding="utf-8-sig", newline="") as file:
+            assert [row[0] for row in csv.reader(file)] == ["\ufeffa", "b", "c"]
+
+
 def test_every_python_reads_what_was_written() -> None:
     """Before Python 3.11.9 the writer left CR bare where lines end in LF: look at the bytes."""
     Path("t.csv").write_bytes(b'note,x\r\n"a\rb",1\r\n"c\r\nd",2\r\n"e""f",3\r\n')

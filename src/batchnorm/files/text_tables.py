@@ -37,10 +37,11 @@ def read_text_table(path: Path, form: Form, columns: str | None = None, header: 
 
 def write_text_table(path: Path, table: Table, values: np.ndarray, form: Form) -> None:
     """Write ``table`` with ``values`` in the chosen columns; numbers have the digits that give the same value back."""
-    columns: dict[int, Iterable[Any]] = dict(table.others)
+    columns: dict[int, Sequence[Any]] = dict(table.others)
     columns |= {column: [form.text(v) for v in values[:, i]] for i, column in enumerate(table.chosen)}
     rows = zip(*(columns[i] for i in range(len(table.names))), strict=True)
-    marked = form.marked or (table.header and table.names[0].startswith("\ufeff"))  # reading takes one mark away
+    first = table.names[0] if table.header else columns[0][0]
+    marked = form.marked or str(first).startswith("\ufeff")  # reading takes one mark away
     with open(path, "w", encoding="utf-8-sig" if marked else "utf-8", newline="") as file:
         # A writer quotes the cells that hold a character of its line's end; before Python 3.11.9, no other CR or LF.
         writer = csv.writer(_EndedByLf(file), delimiter=form.delimiter, lineterminator="\r\n")
