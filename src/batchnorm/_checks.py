@@ -89,7 +89,7 @@ def _refuse_dtype(x: Array, name: str, who: str) -> None:
 def _refuse_layout(x: Array, name: str, who: str) -> None:
     raise ValueError(
         f"{who}: {name} must be aligned, with strides that are whole elements; got strides {x.strides} for "
-        f"{described(x)} (a field of a packed structure?); copy it with np.array({name})"
+        f"{described(x)} (a field of a packed structure, or a map of a file?); copy it with np.array({name})"
     )
 
 

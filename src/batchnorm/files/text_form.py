@@ -52,12 +52,11 @@ class Form:
 
 def rounded_integer(cells: Sequence[str]) -> int | None:
     """Return the place of the first integer that float64 does not hold exactly, or None."""
-    if max(map(len, cells)) <= 15:
-        return None
     for i, cell in enumerate(cells):
-        digits = cell.strip().lstrip("+-")
-        if len(digits) > 15 and digits.isdecimal() and int(digits) > MOST_EXACT:
-            return i
+        if len(cell) > 15 and "." not in cell and "," not in cell:  # most numbers of many digits have decimals
+            digits = cell.strip().lstrip("+-")
+            if digits.isdecimal() and int(digits) > MOST_EXACT:
+                return i
     return None
 
 
