@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -55,6 +56,19 @@ def rng() -> np.random.Generator:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--errors-to", metavar="FILE", help="write the measured errors of the accuracy ladders as JSON")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended: what it measured joins the rest."""
+    for ladder, rungs in getattr(node, "workeroutput", {}).get("errors", {}).items():
+        for rung, ratio in rungs.items():
+            MeasuredErrors().record(ladder, rung, ratio)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["errors"] = _ERRORS
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
