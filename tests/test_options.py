@@ -424,14 +424,17 @@ def test_scripts_are_refused_with_what_works_instead():
 
 def test_operands_that_are_no_tensors():
     x, mask = torch.from_numpy(X), np.array([True, True, False, True])
-    for given, words in (({"mask": mask}, "mask must be a tensor; got ndarray"), ({"weights": [1.0] * 4}, "got list")):
-        layer = bnt.BatchNorm1d(2)
-        before = _state(layer)
-        with pytest.raises(TypeError, match=words):
-            layer(x, **given)
-        assert _state(layer) == before
-        with pytest.raises(TypeError, match=f"{next(iter(given))} must be a tensor"):
-            bnt.functional.batch_norm(x, None, **given)
+    wrong = {"mask": (mask, mask.tolist()), "weights": ([1.0] * 4, np.ones(4)), "residual": (1.0, 1, X)}
+    for name, values in wrong.items():
+        for value in values:
+            said = f"{name} must be a tensor"
+            for layer in (bnt.BatchNorm1d(2), bnt.SyncBatchNorm(2), bnt.BatchNorm1d(2, renorm=bn.Renorm()).eval()):
+                before, cell = _state(layer), f"{layer}, {name}={value!r}"
+                _refused(cell, TypeError, (said, f"got {type(value).__name__}"), layer, x, **{name: value})
+                assert _state(layer) == before, cell
+            _refused(f"function, {name}", TypeError, (said,), bnt.functional.batch_norm, x, None, **{name: value})
+            many = {name: [None, value]}
+            _refused(f"function, {name}", TypeError, (said,), bnt.functional.batch_norm, [x, x], None, **many)
 
 
 # --- renorm: parameters and schedule ---

@@ -202,9 +202,11 @@ def activation_code(value: Activation) -> tuple[int, float]:
     return ACTIVATIONS[name], float(slope)
 
 
-def checked_activation(value: object, who: str) -> tuple[int, float]:
+def checked_activation(value: Any, who: str) -> tuple[int, float]:
     """Check an activation; return its code and slope."""
-    return activation_code(ACTIVATION.checked(value, who))
+    if not (value is None or (type(value) is str and value in ACTIVATIONS)):
+        value = ACTIVATION.checked(value, who)
+    return activation_code(value)
 
 
 _NEEDS_RUNNING: dict[str, Callable[[Any], bool]] = {

@@ -21,9 +21,19 @@ def check_apart(*operands: object, **more: object) -> None:
         )
 
 
+def check_tensor(who: str, name: str, value: object) -> None:
+    """Refuse an operand that is no tensor: an array of NumPy's, a number, a list."""
+    if value is not None and not isinstance(value, Tensor):
+        raise TypeError(
+            f"{who}: {name} must be a tensor; got {type(value).__name__}; use torch.as_tensor({name}, "
+            "device=input.device)"
+        )
+
+
 def check_together(who: str, x: Tensor, /, **operands: Tensor | None) -> None:
     """Refuse an operand that is not on x's device; a single number on the CPU goes with any, as in PyTorch."""
     for name, t in operands.items():
+        check_tensor(who, name, t)
         if t is not None and t.device != x.device and not (t.is_cpu and t.dim() == 0):
             raise ValueError(
                 f"{who}: {name} must be on the input's device, {x.device}; got one on {t.device}. "
@@ -50,7 +60,7 @@ def check_input(who: str, x: Tensor) -> None:
 
 def is_like(t: Tensor, x: Tensor) -> bool:
     """Whether a residual is added in the same pass."""
-    return t.shape == x.shape and t.dtype == x.dtype
+    return isinstance(t, Tensor) and t.shape == x.shape and t.dtype == x.dtype
 
 
 def check_residual(who: str, x: Tensor, residual: Tensor, activation: int) -> None:

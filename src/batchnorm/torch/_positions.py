@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _paths
+from . import _operands, _paths
 
 Tensor = torch.Tensor
 
@@ -63,11 +63,7 @@ def mask_from_lengths(lengths: Tensor, max_length: int | None = None) -> Tensor:
 def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: str) -> Tensor:
     """Mask and weights together, broadcast to x, with one channel; no memory of x's size is made."""
     for name, given in (("mask", mask), ("weights", weights)):
-        if given is not None and not isinstance(given, Tensor):
-            raise TypeError(
-                f"{who}: {name} must be a tensor; got {type(given).__name__}; use torch.as_tensor({name}, "
-                "device=input.device)"
-            )
+        _operands.check_tensor(who, name, given)
         if given is not None and given.device != x.device:
             raise ValueError(
                 f"{who}: {name} must be on the input's device, {x.device}; got one on {given.device}; use "

@@ -171,12 +171,13 @@ def _parts(x: Tensor | Sequence[Tensor], mask: Some, weights: Some, residual: So
 def _as_list(name: str, value: Some, n: int, single: bool, who: str) -> list[Tensor | None]:
     if value is None:
         return [None] * n
-    if single != isinstance(value, Tensor):
+    if not single and not isinstance(value, Sequence):
         raise TypeError(
-            f"{who}: {name} must be {'a tensor' if single else 'a sequence of tensors'}, as x is; got "
-            f"{type(value).__name__}; use {'torch.as_tensor' if single else 'list'}({name})"
+            f"{who}: {name} must be a sequence of tensors, as x is; got {type(value).__name__}; use list({name})"
         )
-    values = [value] if isinstance(value, Tensor) else list(value)
+    values = [value] if single else list(value)
+    for each in values:
+        _operands.check_tensor(who, name, each)
     if len(values) != n:
         raise ValueError(f"{who}: {name} must have one tensor for each of {n} micro-batches; got {len(values)}")
     return values  # type: ignore[return-value]

@@ -264,7 +264,7 @@ class _Extended(_BatchNorm):
         batch = self.training or (self.running_mean is None and self.running_var is None)
         if self.statistics != "auto":
             batch = self.statistics == "batch"
-        if batch:
+        if batch and not self.eps > 0:
             _options.POSITIVE_EPS.checked(self.eps, type(self).__name__)
         return batch, (self.training and self.track_running_stats) if self.update is None else self.update
 
