@@ -49,7 +49,12 @@ def choose(columns: str | None, names: tuple[str, ...], source: str, index: Sequ
     names = tuple(name.strip() for name in names)
     if columns is None:
         return tuple(i for i in range(len(names)) if i not in index)
-    asked = [c.strip() for c in next(csv.reader([columns]), [])]
+    try:
+        asked = [c.strip() for c in next(csv.reader([columns], strict=True), [])]
+    except csv.Error as error:
+        raise Refused(
+            f"--columns {columns!r} is not a list of names ({error}). Quote a name that holds a comma or a line's end."
+        ) from error
     if not any(asked):
         raise Refused("--columns names no column. Give names or numbers separated by commas, such as --columns 0,1,2.")
     chosen = tuple(_find(name, names, source) for name in asked)
@@ -64,7 +69,7 @@ def _find(asked: str, names: tuple[str, ...], source: str) -> int:
         raise Refused(f"{source} has {found} columns named {asked!r}. Choose by number: --columns counts from 0.")
     if found:
         return names.index(asked)
-    if asked.isascii() and asked.isdigit() and int(asked) < len(names):
+    if asked.isascii() and asked.isdigit() and len(asked) < 10 and int(asked) < len(names):
         return int(asked)
     listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     raise Refused(
