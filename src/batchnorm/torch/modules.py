@@ -377,8 +377,8 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, device, dtype
-        As torch.nn's, with its defaults.
+    num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
+        As torch.nn's, with its defaults. Of older versions of PyTorch, which have no `bias`, it must be True.
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu": applied in the same pass.
     on_single_value

@@ -27,7 +27,7 @@ class SyncBatchNorm(_Extended):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype
+    num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype, bias
         As torch.nn's. `process_group` None: all processes.
     reproducible
         The same bits of y, of the gradient by x and of the running statistics for any number of processes, one
