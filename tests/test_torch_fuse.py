@@ -344,12 +344,6 @@ def _into_another(m: Any, x: Tensor) -> Tensor:
     return w.relu() + v.view_as(w)
 
 
-def _residual_changes(m: Any, x: Tensor) -> Tensor:
-    r = 2 * x
-    y = F.relu(m.norm(x) + r)
-    return y + r.mul_(2)
-
-
 def _two_calls(m: Any, x: Tensor) -> Tensor:
     return F.gelu(m.bn(F.relu(m.bn(x))))
 
@@ -367,7 +361,6 @@ REFUSALS: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
     "added to another in place": ("in place, to a tensor that others may hold", _into_another),
     "a scaled sum": ("no fusable activation follows (add)", lambda m, x: torch.add(m.norm(x), x, alpha=2)),
     "a number added": ("no fusable activation follows (add)", lambda m, x: m.norm(x) + 1),
-    "its residual is written": ("may be written in place later (.mul_())", _residual_changes),
     "one of two calls": ("in one of its calls, no fusable activation follows (gelu)", _two_calls),
 }
 
@@ -460,7 +453,10 @@ UNTRACEABLE: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
     "makes a tensor": ("its forward makes a tensor of its own, which a trace would freeze", _makes_noise),
     "branches on a shape": ("its forward branches on the values or the shape of a tensor", _branches_on_shape),
     "asks for a type": ("its forward asks for the type of something computed in it", _asks_for_a_type),
-    "checkpoint": ("its forward branches on the values or the shape of a tensor", _checkpointed),
+    "checkpoint": (
+        "its forward calls torch.utils.checkpoint.checkpoint, and a trace would keep what that did once",
+        _checkpointed,
+    ),
 }
 
 

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import itertools
 import linecache
-from collections.abc import Iterable
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from ._fused_step import hooked
+from ._tracing import Trace
 
 _numbers = itertools.count()
 
@@ -25,13 +25,15 @@ class FusedForward:
     Any other call, and a model whose modules have changed since, is for the forward of the class.
     """
 
-    def __init__(self, owner: nn.Module, graph: torch.fx.Graph, names: list[str], seen: Iterable[nn.Module]) -> None:
+    def __init__(self, owner: nn.Module, traced: Trace) -> None:
+        graph = traced.graph
         for node in graph.nodes:
             node.type = None  # annotations may name what cannot be pickled
         code = graph.python_code("self")
         self.owner = owner
-        self.names = names
-        self.seen = [(module, dict(module._modules)) for module in (owner, *seen)]
+        self.names = traced.names
+        self.through = [(module, type(module)) for module in (owner, *traced.through)]
+        self.reads = traced.reads
         self.source = code.src
         self.globals = code.globals
         self._compile()
@@ -57,10 +59,15 @@ class FusedForward:
     def _applies(self, args: tuple[Any, ...]) -> bool:
         if len(args) != len(self.names) or not all(isinstance(arg, torch.Tensor) for arg in args):
             return False
-        owner = self.owner
-        return all(
-            module._modules == children and (module is owner or not hooked(module)) for module, children in self.seen
+        return self.reads.hold() and all(
+            type(module) is kind and (module is self.owner or self._is_called_plainly(module))
+            for module, kind in self.through
         )
+
+    @staticmethod
+    def _is_called_plainly(module: nn.Module) -> bool:
+        """Without hooks, and by the forward of its class, or one that stands for it."""
+        return not hooked(module) and type(module.__dict__.get("forward", None)) in (FusedForward, type(None))
 
     # Code is not pickled, its source is; modules that it names are found again by name.
 

@@ -36,8 +36,14 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
-def step(layer: Any, x: Any, residual: Any, activation: Any) -> Any:
-    """``activation(layer(x) + residual)``, with an activation's name or the module that applies it."""
+def step(
+    layer: Any, x: Any, residual: Any, activation: Any, residual_changes: bool = True, y_changes: bool = True
+) -> Any:
+    """``activation(layer(x) + residual)``, with an activation's name or the module that applies it.
+
+    The backward of one pass needs y or the residual where the activation by itself keeps neither, but the sum. So what
+    may be written to before the backward is not kept: the activation is then a pass of its own.
+    """
     name = activation
     if isinstance(activation, nn.Module):
         named = None if hooked(activation) else ACTIVATION_OF.get(type(activation))
@@ -45,6 +51,11 @@ def step(layer: Any, x: Any, residual: Any, activation: Any) -> Any:
             return activation(step(layer, x, residual, None))
         name = named(activation)
     code = _options.activation(name, "fuse")
+    if residual is not None and code[0]:
+        told = _options.is_told_by_y(x.dtype, *code)
+        if (y_changes and name != "relu") if told else residual_changes:
+            z = step(layer, x, residual, None)
+            return activation(z) if isinstance(activation, nn.Module) else _options.activate(z, *code)
     if _is_one_pass(layer, x, residual):
         if type(layer) is not SyncBatchNorm:  # which refuses together with its peers, or not at all
             layer._check_input_dim(x)

@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._options import Activation
+from ._aliases import called, may_change, may_write
 from ._fused_step import ACTIVATION_OF, hooked, in_place, step
 from .conversion import THEIRS
 
@@ -60,7 +61,7 @@ def rewrite(graph: torch.fx.Graph, root: nn.Module, name: str) -> dict[str, list
     """
     calls: dict[str, list[Outcome]] = {}
     for node in reversed(list(graph.nodes)):
-        layer = _called(node, root)
+        layer = called(node, root)
         if isinstance(layer, _BatchNorm):
             try:
                 outcome = Outcome(_fuse(node, layer, root), "")
@@ -68,10 +69,6 @@ def rewrite(graph: torch.fx.Graph, root: nn.Module, name: str) -> dict[str, list
                 outcome = Outcome("", str(refused))
             calls.setdefault(f"{name}.{node.target}".lstrip("."), []).insert(0, outcome)
     return calls
-
-
-def _called(node: Node, root: nn.Module) -> nn.Module | None:
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _fuse(norm: Node, layer: nn.Module, root: nn.Module) -> str:
@@ -88,7 +85,10 @@ def _fuse(norm: Node, layer: nn.Module, root: nn.Module) -> str:
         last = user if activation is None or then is None else then
     elif activation is None:
         raise _Refused(f"no fusable activation follows ({_described(user, root)})")
-    _replace(norm, residual, activation, place, last)
+    changes = (False, False)
+    if residual is not None and activation is not None:
+        changes = may_change(residual, last, root), may_change(last, last, root)
+    _replace(norm, residual, activation, place, last, changes)
     return ", ".join((["add"] if add else []) + ([_named(activation, root)] if activation else []))
 
 
@@ -118,7 +118,7 @@ def _only_user(norm: Node) -> Node:
 
 def _activation(node: Node, root: nn.Module) -> Any:
     """The activation that a node is: its name, or the node itself where a module applies it; None where it is none."""
-    module = _called(node, root)
+    module = called(node, root)
     if module is not None:
         plain = len(node.args) == 1 and not node.kwargs and not hooked(module)
         return node if plain and type(module) in ACTIVATION_OF else None
@@ -147,23 +147,31 @@ def _add(node: Node) -> _Add | None:
 def _residual(add: _Add, norm: Node, root: nn.Module) -> Node:
     """What is added to the batch norm's output; refused where fusing would be seen.
 
-    The step stands where the addition stood. It reads the batch norm's input later than before, and autograd keeps the
-    residual, so neither may be written to in the meantime.
+    The step stands where the addition stood. So it reads the batch norm's input, and moves its statistics, later than
+    before: neither may be written to, nor these be read, in the meantime.
     """
     residual: Node = add.right if add.left is norm else add.left
     if residual is norm:
         raise _Refused("its output is added to itself")
     if add.writes and add.left is not norm:
-        fresh = isinstance(_called(add.left, root), _BatchNorm) and len(add.left.users) == 1
+        fresh = isinstance(called(add.left, root), _BatchNorm) and len(add.left.users) == 1
         if not fresh:
             raise _Refused("it is added, in place, to a tensor that others may hold")
     for node in _until(norm.next, add.node):
-        if _may_write(node, root) or node.target == norm.target:
+        if may_write(node, root) or node.target == norm.target:
             raise _Refused(f"between it and its addition something may be written in place ({_described(node, root)})")
-    for node in _until(add.node.next, None):
-        if node in residual.users and _may_write(node, root):
-            raise _Refused(f"what is added to it may be written in place later ({_described(node, root)})")
+        if _reads_statistics(node, norm, root):
+            raise _Refused("between it and its addition its statistics are read")
     return residual
+
+
+def _reads_statistics(node: Node, norm: Node, root: nn.Module) -> bool:
+    """Whether a node sees what a batch norm moves: its buffers, or all of it inside another module."""
+    module, layer = called(node, root), called(norm, root)
+    if module is not None:
+        return any(inner is layer for inner in module.modules())
+    names = [str(used.target) for used in node.all_input_nodes if used.op == "get_attr"]
+    return any(name.startswith(f"{norm.target}.") for name in names)
 
 
 def _until(node: Node, end: Node | None) -> Iterator[Node]:
@@ -172,24 +180,8 @@ def _until(node: Node, end: Node | None) -> Iterator[Node]:
         node = node.next
 
 
-def _may_write(node: Node, root: nn.Module) -> bool:
-    """Whether a node might write to one of its arguments: PyTorch's names and flags say so, other code may."""
-    module = _called(node, root)
-    if module is not None:
-        library = type(module).__module__.startswith(("torch.nn", "batchnorm."))
-        return not library or hooked(module) or bool(getattr(module, "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    if isinstance(node.target, str) or node.target is step:
-        return False
-    origin = getattr(node.target, "__module__", None) or "torch"  # builtins of torch name no module
-    pure = origin.partition(".")[0] in ("torch", "_operator", "builtins", "math")
-    flags = (*node.args, node.kwargs.get("inplace"))
-    return not pure or node.target.__name__.endswith("_") or "out" in node.kwargs or any(f is True for f in flags)
-
-
 def _described(node: Node, root: nn.Module) -> str:
-    module = _called(node, root)
+    module = called(node, root)
     if module is not None:
         return type(module).__name__ + (" with hooks" if hooked(module) else "")
     return f".{node.target}()" if isinstance(node.target, str) else node.target.__name__
@@ -202,14 +194,16 @@ def _named(activation: Any, root: nn.Module) -> str:
     return activation if isinstance(activation, str) else f"{activation[0]}({activation[1]:g})"
 
 
-def _replace(norm: Node, residual: Node | None, activation: Any, place: Node, last: Node) -> None:
+def _replace(
+    norm: Node, residual: Node | None, activation: Any, place: Node, last: Node, changes: tuple[bool, bool]
+) -> None:
     """Put a step at `place`, and take out the nodes from the batch norm to `last`."""
     graph = norm.graph
     with graph.inserting_before(place):
         layer = graph.get_attr(str(norm.target))
         if isinstance(activation, Node):
             activation = graph.get_attr(str(activation.target))
-        fused = graph.call_function(step, (layer, norm.args[0], residual, activation))
+        fused = graph.call_function(step, (layer, norm.args[0], residual, activation, *changes))
     last.replace_all_uses_with(fused)
     for node in dict.fromkeys((last, place, norm)):
         graph.erase_node(node)

@@ -1,16 +1,19 @@
 """A module's forward as a torch.fx graph that keeps its meaning, or the reason why there is none.
 
 torch.fx runs a forward once, with stand-ins for its tensors, and records what is done to them. Whatever Python decides
-on the way is decided for good, so a trace that would freeze, lose or change something is refused here: a branch on
-`self.training`, tensors made in the forward, attributes it sets, parts under `torch.no_grad()`.
+on the way is decided for good, so it is watched (`_watching`) and noted (`_reads`), and a trace that would freeze, lose
+or change something is refused: a branch on `self.training`, tensors made in the forward, attributes it sets, parts
+under `torch.no_grad()`, a random draw.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import nn
@@ -18,7 +21,10 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._fused_step import hooked, in_place
+from ._reads import Reads
+from ._watching import Aside, Watch, is_models
 
+_OF_EVERY_MODULE = {"__class__", "__dict__", *vars(nn.Module())} - {"training"}
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 
 
@@ -30,6 +36,7 @@ class Trace(NamedTuple):
     graph: torch.fx.Graph
     names: list[str]  # of the arguments it takes: those that the forward requires
     through: set[nn.Module]  # the modules inside whose forwards are part of the graph
+    reads: Reads  # what the forwards decided by
 
 
 def trace(root: nn.Module, opaque: set[type]) -> Trace:
@@ -37,17 +44,17 @@ def trace(root: nn.Module, opaque: set[type]) -> Trace:
     while True:
         tracer, reason = _Tracer(opaque), ""
         try:
-            with _watched(tracer, root):
-                graph = tracer.trace(root)
+            graph = tracer.trace(root)
         except Exception as error:  # it is the user's code that runs, on unusual values
             reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        changed = tracer.reads.changed()
         if tracer.failed is not None:
             opaque.add(type(tracer.failed))
-        elif reason:
-            raise Untraceable(reason)
+        elif tracer.refused or reason or changed:
+            raise Untraceable(tracer.refused or reason or f"its forward changes {changed}")
         else:
             _drop_unused_reads(graph)
-            return Trace(graph, tracer.names, tracer.through)
+            return Trace(graph, tracer.names, tracer.through, tracer.reads)
 
 
 def _drop_unused_reads(graph: torch.fx.Graph) -> None:
@@ -56,29 +63,95 @@ def _drop_unused_reads(graph: torch.fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _modes() -> tuple[bool, ...]:
-    """What surrounds an operation and is not in a graph."""
-    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
-
-
 def _is_flag(node: torch.fx.Node) -> bool:
     return node.op == "get_attr" and str(node.target).rpartition(".")[2] == "training"
 
 
 class _Value(torch.fx.Proxy):
-    """Stands for a value, and has its type where that is known: arguments are tensors. Records writing in place."""
+    """Stands for a value: records what is done to it, in place too, and refuses what cannot be recorded.
+
+    `isinstance` is told the type of arguments and parameters, which are tensors. Native code is told the truth: it
+    would read the memory of whatever else it takes for a tensor.
+    """
+
+    tracer: _Tracer
+
+    def __getattr__(self, name: str) -> _Attribute:
+        tracer = self.tracer
+        if tracer.watch.running() is hasattr or name in _UNKNOWN or (self._is_tensor() and not hasattr(_TENSOR, name)):
+            tracer.refuse(f"its forward asks a value for .{name}, which depends on the call")
+        return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if is_models(sys._getframe(1)):
+            self.tracer.refuse(f"its forward sets .{name} of a tensor")
+        super().__setattr__(name, value)
+
+    def _is_tensor(self) -> bool:
+        return self.node.op in ("placeholder", "get_attr") and not _is_flag(self.node)
 
     @property
     def __class__(self) -> type:
+        tracer = self.tracer
+        if tracer.watch.running() is not isinstance:
+            tracer.asked_type = True
+            return _Value
         if _is_flag(self.node):
             return bool
-        if self.node.op not in ("placeholder", "get_attr"):
-            raise TraceError("its forward asks for the type of something computed in it")
+        if not self._is_tensor():
+            tracer.refuse("its forward asks for the type of something computed in it")
         return torch.Tensor
 
     @__class__.setter
     def __class__(self, _: type) -> None:
-        raise TraceError("its forward changes a tensor's class")
+        self.tracer.refuse("its forward changes a tensor's class")
+
+    def __len__(self) -> int:
+        self.tracer.refuse("its forward asks for the length of a tensor")
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        self.tracer.refuse("its forward calls a value")
+
+
+class _Attribute(torch.fx.proxy.Attribute, _Value):
+    """Of a value; recorded when it is used, or as a method when it is called."""
+
+    __len__ = _Value.__len__
+
+    def _is_tensor(self) -> bool:
+        return False
+
+
+_TENSOR = torch.empty(0)
+_UNKNOWN = {"grad", "_grad", "grad_fn", "_base", "_backward_hooks", "names", "__array__", "__dict__"}  # or none at all
+
+
+def _refused(name: str, what: str) -> Callable[..., NoReturn]:
+    def method(self: _Value, *_: Any) -> NoReturn:
+        self.tracer.refuse(what)
+
+    method.__name__ = name
+    return method
+
+
+_OF_PYTHON = ("int", "float", "complex", "index", "contains", "array", "format", "round")
+for _name in (f"__{name}__" for name in _OF_PYTHON):
+    setattr(_Value, _name, _refused(_name, "its forward computes in Python with the values or the shape of a tensor"))
+
+
+def _of_object(what: str, own: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that tracing needs, and that tells code of the model what no two calls have in common."""
+
+    def method(self: _Value) -> Any:
+        if is_models(sys._getframe(1)):
+            self.tracer.refuse(f"its forward, or native code in it, asks for the {what} of a value")
+        return own(self)
+
+    return method
+
+
+for _name, _what in (("__hash__", "hash"), ("__str__", "text"), ("__repr__", "text")):
+    setattr(_Value, _name, _of_object(_what, getattr(torch.fx.Proxy, _name)))
 
 
 def _written_in_place(name: str) -> Callable[[_Value, Any], Any]:
@@ -98,21 +171,36 @@ class _Tracer(torch.fx.Tracer):
     def __init__(self, opaque: set[type]) -> None:
         super().__init__()
         self.opaque = opaque
-        self.modes = _modes()
         self.names: list[str] = []
         self.through: set[nn.Module] = set()
         self.failed: nn.Module | None = None  # the innermost module whose forward did not come to its end
+        self.refused = ""  # why, whatever the forward did with the exception
+        self.asked_type = False
+        self.reads = Reads()
+        self.watch = Watch(self.refuse, self.reads, lambda: self.recorded)
+        self.recorded = 0
+
+    def refuse(self, reason: str) -> NoReturn:
+        self.refused = self.refused or reason
+        raise TraceError(reason)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Arguments that the forward requires are values; the others have their defaults."""
         for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
             if parameter.kind is parameter.VAR_POSITIONAL:
-                raise TraceError(f"its forward takes *{parameter.name}, which says nothing of what comes")
+                self.refuse(f"its forward takes *{parameter.name}, which says nothing of what comes")
             if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY:
-                raise TraceError(f"its forward requires a keyword argument, {parameter.name}")
+                self.refuse(f"its forward requires a keyword argument, {parameter.name}")
             if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
                 self.names.append(parameter.name)
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.names)]
+        self.reads.of_forward(self.root)
+
+        @functools.wraps(root_fn)
+        def watched(*args: Any) -> Any:
+            with _watched(self, self.root):
+                return root_fn(*args)
+
+        return watched, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in self.names)]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -127,6 +215,7 @@ class _Tracer(torch.fx.Tracer):
         if self.is_leaf_module(m, ""):
             return super().call_module(m, forward, args, kwargs)
         self.through.add(m)
+        self.reads.of_forward(m)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -140,7 +229,7 @@ class _Tracer(torch.fx.Tracer):
         if isinstance(a, torch.fx.Proxy):
             return a.node
         if isinstance(a, torch.Tensor) and not self._is_held(a):
-            raise TraceError("its forward makes a tensor of its own, which a trace would freeze")
+            self.refuse("its forward makes a tensor of its own, which a trace would freeze")
         return super().create_arg(a)
 
     def _is_held(self, tensor: torch.Tensor) -> bool:
@@ -148,42 +237,71 @@ class _Tracer(torch.fx.Tracer):
         return any(tensor is other for other in held)
 
     def create_node(self, *args: Any, **kwargs: Any) -> torch.fx.Node:
-        if _modes() != self.modes:
-            raise TraceError("part of its forward runs under torch.no_grad(), autocast or their like")
+        self.recorded += 1
         return super().create_node(*args, **kwargs)
+
+    def iter(self, obj: torch.fx.Proxy) -> NoReturn:
+        self.refuse("its forward goes through a tensor, or takes apart what has an unknown length")
+
+    def keys(self, obj: torch.fx.Proxy) -> NoReturn:
+        self.refuse("its forward takes a value for a dictionary")
 
     def to_bool(self, obj: torch.fx.Proxy) -> bool:
         if _is_flag(obj.node):
-            raise TraceError("its forward branches on self.training")
-        raise TraceError("its forward branches on the values or the shape of a tensor")
+            self.refuse("its forward branches on self.training")
+        self.refuse("its forward branches on the values or the shape of a tensor")
 
 
 @contextmanager
 def _watched(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
-    """Record reading `self.training` of the modules under `root`, and refuse setting attributes of them.
+    """Watch what is run, note what is read of modules, `self.training` in the graph, and refuse to set attributes.
 
     Patches torch.nn.Module for all threads while it lasts, as torch.fx does.
     """
+    if sys.getprofile() is not None:
+        tracer.refuse("a profiler is running, and tracing needs its place (sys.setprofile)")
     paths = {module: name for name, module in root.named_modules()}
-    set_as_before = nn.Module.__setattr__
+    as_before = {name: getattr(nn.Module, name) for name in ("__setattr__", "__delattr__")}
 
-    def training(module: nn.Module) -> Any:
-        if module not in paths:
-            return module.__dict__["training"]
-        return tracer.create_proxy("get_attr", f"{paths[module]}.training".lstrip("."), (), {})
+    def get(module: nn.Module, name: str) -> Any:
+        if name in _OF_EVERY_MODULE:
+            if name in ("__dict__", "_parameters", "_buffers") and is_models(sys._getframe(1)):
+                tracer.refuse(f"its forward reads self.{name}")
+            if name == "_modules":
+                tracer.reads.of_children(module)
+            return object.__getattribute__(module, name)
+        if name == "training" and module in paths:
+            return tracer.create_proxy("get_attr", f"{paths[module]}.training".lstrip("."), (), {})
+        if name in module.__dict__["_modules"]:
+            tracer.reads.of_children(module)
+        elif is_models(sys._getframe(1)):
+            tracer.watch.note(tracer.reads.of_module, module, name)
+        value = object.__getattribute__(module, name)
+        if isinstance(value, torch.Tensor) and module in paths and name in module.__dict__:
+            return tracer.create_proxy("get_attr", f"{paths[module]}.{name}".lstrip("."), (), {})
+        return value
 
-    def set_training(module: nn.Module, value: bool) -> None:
-        module.__dict__["training"] = value
+    def changed(how: str) -> Callable[..., None]:
+        def change(module: nn.Module, name: str, *value: Any) -> None:
+            if module in paths:
+                tracer.refuse(f"its forward sets self.{name}")
+            as_before[how](module, name, *value)
 
-    def set_attribute(module: nn.Module, name: str, value: Any) -> None:
-        if module in paths:
-            raise TraceError(f"its forward sets self.{name}")
-        set_as_before(module, name, value)
+        return change
 
-    nn.Module.training = property(training, set_training)  # type: ignore[assignment]
-    nn.Module.__setattr__ = set_attribute  # type: ignore[assignment]
+    nn.Module.__getattribute__ = get  # type: ignore[assignment]
+    for name in as_before:
+        setattr(nn.Module, name, changed(name))
     try:
-        yield
+        with Aside(tracer.refuse):
+            sys.setprofile(tracer.watch)
+            try:
+                yield
+            finally:
+                sys.setprofile(None)
+        if tracer.asked_type:
+            tracer.refuse("its forward gives a value to native code that asks for its type")
     finally:
-        del nn.Module.training
-        nn.Module.__setattr__ = set_as_before  # type: ignore[method-assign]
+        del nn.Module.__getattribute__
+        for name, method in as_before.items():
+            setattr(nn.Module, name, method)

@@ -53,9 +53,10 @@ def fuse(model: Model, *, verbose: bool = True) -> Model:
     the forward of the class runs, and calls the fused ones of the modules inside. So every module of the result, called
     by itself, computes what it computed in the model given.
 
-    `self.training` is read in each call. Any other Python value that a forward reads (``self.drop_rate``, say) is taken
-    as it is now: after changing one, fuse again. What a forward does besides computing with tensors (printing, say) is
-    not done by a fused one.
+    `self.training` is read in each call. Other Python values that a forward reads (``self.drop_rate``, lists, globals,
+    whether gradients are computed) are compared with what they were, in each call: where one differs, the forward of
+    the class runs. A forward that draws random numbers, asks for the time, counts, prints, or calls what a trace cannot
+    follow is left, and the report says what it does.
 
     Examples
     --------
@@ -124,7 +125,7 @@ def _fuse_in_place(model: nn.Module) -> _Report:
             if not any(outcome.fused for outcome in report.calls.get(layer, ())):
                 report.calls[layer] = outcomes if any(o.fused for o in outcomes) else report.calls.get(layer, outcomes)
         if any(outcome.fused for outcomes in calls.values() for outcome in outcomes):
-            forwards.append((module, FusedForward(module, traced.graph, traced.names, traced.through)))
+            forwards.append((module, FusedForward(module, traced)))
     for module, forward in forwards:  # only now: traces are of the forwards of the classes
         module.forward = forward
     return report
