@@ -58,6 +58,15 @@ def check_input(who: str, x: Tensor) -> None:
         raise TypeError(f"{who}: input must be dense; got layout {x.layout}; use input.to_dense()")
 
 
+def check_constant(who: str, mean: Tensor | None, var: Tensor | None) -> None:
+    """Refuse running statistics that need gradients, as torch.nn does: there are none by them."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (mean, var)):
+        raise ValueError(
+            f"{who}: running statistics are constants, gradients by them are not computed; got running_mean or "
+            "running_var with requires_grad=True; use requires_grad_(False)"
+        )
+
+
 def is_like(t: Tensor, x: Tensor) -> bool:
     """Whether a residual is added in the same pass."""
     return isinstance(t, Tensor) and t.shape == x.shape and t.dtype == x.dtype

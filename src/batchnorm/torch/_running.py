@@ -8,7 +8,7 @@ import torch
 
 from .. import _formulas
 from .._options import NONFINITE_CODES
-from . import _moving, _operations, _paths, _table_operations, _tables
+from . import _moving, _operands, _operations, _paths, _table_operations, _tables
 
 Tensor = torch.Tensor
 
@@ -21,6 +21,7 @@ def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
     if table.dim() == 3:
         table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
     mean, var, count = _statistics(layer)
+    _operands.check_constant(type(layer).__name__, mean, var)
     update = _move_by_kernel if ours else _move
     if mean is None or var is None:
         _count_only(layer, mean, var, count)

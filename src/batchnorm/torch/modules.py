@@ -303,6 +303,7 @@ class _Extended(_BatchNorm):
         options = (self.eps, *activation)
         if not batch:
             mean, var = self.running_mean, self.running_var
+            _operands.check_constant(type(self).__name__, mean, var)
             if updates and not ours:
                 assert mean is not None
                 assert var is not None
