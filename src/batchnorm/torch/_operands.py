@@ -50,7 +50,7 @@ def _fix(*devices: torch.device) -> str:
 def check_input(who: str, x: Tensor) -> None:
     """Refuse what cannot be normalised: dtypes that PyTorch's own function does not take, and sparse tensors."""
     if x.dtype not in _paths.DTYPES:
-        fix = "input.float(), or input.double() where whole numbers exceed 2**24"
+        fix = "use input.float(), or input.double() where whole numbers exceed 2**24"
         if x.is_complex():
             fix = "normalise its real and imaginary parts, torch.view_as_real(input)"
         raise TypeError(f"{who}: input must be float32, float64, float16 or bfloat16; got {x.dtype}; {fix}")
