@@ -163,7 +163,7 @@ def test_operands_together_on_meta_have_shapes(name):
     assert y is None or y.device.type == "meta"
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [name for name in ALONE if "fused" not in name])  # fuse reads random states
 def test_fake_tensors_of_two_devices_are_refused(name):
     entry = ENTRIES[name]
     with FakeTensorMode():

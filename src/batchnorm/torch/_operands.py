@@ -60,7 +60,8 @@ def check_input(who: str, x: Tensor) -> None:
 
 def check_constant(who: str, mean: Tensor | None, var: Tensor | None) -> None:
     """Refuse running statistics that need gradients, as torch.nn does: there are none by them."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (mean, var)):
+    asked = (mean is not None and mean.requires_grad) or (var is not None and var.requires_grad)
+    if asked and torch.is_grad_enabled():
         raise ValueError(
             f"{who}: running statistics are constants, gradients by them are not computed; got running_mean or "
             "running_var with requires_grad=True; use requires_grad_(False)"

@@ -21,11 +21,13 @@ def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
     if table.dim() == 3:
         table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
     mean, var, count = _statistics(layer)
-    _operands.check_constant(type(layer).__name__, mean, var)
     update = _move_by_kernel if ours else _move
     if mean is None or var is None:
-        _count_only(layer, mean, var, count)
-    elif count is None or count.dtype is not torch.int64 or count.dim() or count.device != table.device:
+        return _count_only(layer, mean, var, count)
+    if mean.requires_grad or var.requires_grad:
+        _operands.check_constant(type(layer).__name__, mean, var)
+    here = count is not None and (count.is_cpu if ours else count.device == table.device)
+    if count is None or not here or count.dtype is not torch.int64 or count.dim():
         _move_with_stand_in(layer, mean, var, count, table, weighted, update)
     else:
         update(layer, mean, var, count, table, layer.momentum, weighted)
