@@ -617,7 +617,7 @@ def test_a_rank_that_never_comes_is_an_error_within_the_timeout(fate):
         assert "SyncBatchNorm: rank 0 of 2 could not gather the statistics of the others" in message
         assert "ended, or did not come" in message
         assert same
-        assert seconds < 10
+        assert seconds < 60, "gloo's own timeout is half an hour"
     finally:
         pool.close()
 
