@@ -215,11 +215,8 @@ SAVED = [
     (False, "relu", torch.float32, "x"),
     (True, None, torch.float32, "x"),
     (True, "relu", torch.float32, "xy"),
-    (True, "relu6", torch.float64, "xy"),
-    (True, "leaky_relu", torch.float32, "xy"),
-    (True, ("leaky_relu", 0.0), torch.float32, "xr"),  # y of -inf is NaN
-    (True, ("leaky_relu", -0.1), torch.float32, "xr"),  # y is positive on both sides
-    (True, ("leaky_relu", 1e-60), torch.float32, "xr"),  # 0 in float32
+    (True, "relu6", torch.float64, "xr"),  # y may be written to, as after PyTorch's own
+    (True, "leaky_relu", torch.float32, "xr"),
     (True, "silu", torch.float32, "xr"),
     (True, "relu", torch.float16, "xr"),  # what is small is rounded to 0
 ]

@@ -157,7 +157,7 @@ def _save(
     kept: tuple[Tensor | None, Tensor | None] = (residual, None)
     if residual is None or activation == 0:  # what the activation was applied to: x tells it, or nobody asks
         kept = (None, None)
-    elif _options.is_told_by_y(x.dtype, activation, slope):  # the next layer often keeps y, too
+    elif _options.keeps_y(x.dtype, activation, slope):  # the next layer often keeps y, too
         kept = (None, y)
     ctx.save_for_backward(x, stats, weight, bias, weights, *kept)
 

@@ -80,3 +80,11 @@ def is_told_by_y(dtype: torch.dtype, code: int, slope: float) -> bool:
     if dtype not in (torch.float32, torch.float64):
         return False
     return code in (1, 2) or (code == 3 and slope >= torch.finfo(dtype).tiny)
+
+
+def keeps_y(dtype: torch.dtype, code: int, slope: float) -> bool:
+    """Whether y is kept for the backward in place of a residual: where it tells enough, and may not be written to.
+
+    Of PyTorch's own activations relu alone keeps its result; that of others may be written to, as in ``y.mul_(2)``.
+    """
+    return code == 1 and is_told_by_y(dtype, code, slope)

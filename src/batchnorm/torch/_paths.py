@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -9,7 +11,8 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 # Looked up once, for every call asks all of them.
 _is_transformed = torch._C._are_functorch_transforms_active
-_tracing_state = torch._C._get_tracing_state
+_tracing_state: Any = torch._C._get_tracing_state
+_set_tracing_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
 _graph_task = torch._C._current_graph_task_id
 _forward_ad = torch.autograd.forward_ad
 _is_compiling = torch.compiler.is_compiling
@@ -21,6 +24,18 @@ _RECORDING = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
 def is_jit_trace() -> bool:
     """Whether torch.jit.trace runs this; sizes are tensors then, and a decision on one would be frozen."""
     return _tracing_state() is not None
+
+
+def sizes(x: torch.Tensor) -> tuple[int, ...]:
+    """`x.shape`, in numbers also where torch.jit.trace would make tensors of them."""
+    if not is_jit_trace():
+        return tuple(x.shape)
+    state: Any = _tracing_state()
+    _set_tracing_state(None)
+    try:
+        return tuple(x.shape)
+    finally:
+        _set_tracing_state(state)
 
 
 def is_exporting(default: bool) -> bool:
@@ -47,6 +62,52 @@ def is_readable(t: torch.Tensor) -> bool:
     if t.device.type == "meta" or hasattr(t, "fake_mode") or any(map(torch._C._get_dispatch_mode, _RECORDING)):
         return False
     return t.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def has_values(t: torch.Tensor) -> bool:
+    """Whether the tensor is more than a shape: neither on meta nor fake."""
+    return t.device.type != "meta" and not hasattr(t, "fake_mode")
+
+
+def recorder(*tensors: torch.Tensor | None) -> str:
+    """Whose record or transform a look at the tensors' values would break, or be frozen in; nothing where one may look.
+
+    (torch.compile leaves its graph for it.)
+    """
+    if is_jit_trace():
+        return "torch.jit.trace"
+    if is_exporting(default=False):
+        return "torch.export"
+    return "torch.vmap" if _is_transformed() and any(t is not None and _is_mapped(t) for t in tensors) else ""
+
+
+def refuse_to_look(who: str, what: str, fix: str, *tensors: torch.Tensor | None) -> None:
+    """Refuse an option that looks at values where nobody may."""
+    if found := recorder(*tensors):
+        raise ValueError(
+            f"{who}: {what}, which {found} would record once for all calls, or does not allow; got such a call in "
+            f"{found}. Use {fix}"
+        )
+
+
+def _is_mapped(t: torch.Tensor) -> bool:
+    """Whether torch.vmap maps over a tensor, below whatever other transforms."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        if functorch.is_batchedtensor(t):
+            return True
+        t = functorch.get_unwrapped(t)
+    return False
+
+
+def is_transformed() -> bool:
+    """Whether this runs under torch.func."""
+    return bool(_is_transformed())
+
+
+def is_dual(t: torch.Tensor) -> bool:
+    """Whether forward-mode differentiation follows the tensor."""
+    return _forward_ad._current_level >= 0 and _forward_ad.unpack_dual(t).tangent is not None
 
 
 def is_traced(x: object) -> bool:

@@ -104,12 +104,32 @@ def _move(
         raise ValueError(
             f"{who}: running statistics must have memory for each channel; got an expanded tensor; clone it"
         )
-    moves = to.finite.all() | (layer.on_nonfinite == "propagate")
-    if layer.on_nonfinite == "raise" and not bool(moves):
-        raise ValueError(f"{who}: {_moving.not_finite(table, to)}")
-    for buffer, value in zip(own, to.running, strict=True):
-        if buffer is not None:
-            buffer.copy_(torch.where(moves, value, buffer))
+    if layer.on_nonfinite == "raise":
+        _paths.refuse_to_look(who, "on_nonfinite='raise' looks at the batch", "on_nonfinite='skip'", table)
+        if _paths.has_values(table) and not bool(to.finite.all()):
+            raise ValueError(f"{who}: {_moving.not_finite(table, to)}")
+    new = [(buffer, value) for buffer, value in zip(own, to.running, strict=True) if buffer is not None]
+    if layer.on_nonfinite != "propagate":
+        moves = to.finite.all()
+        new = [(buffer, torch.where(moves, value, buffer)) for buffer, value in new]
+    if _paths.is_transformed():
+        _check_writable(who, new)
+    for buffer, value in new:
+        buffer.copy_(value)
+
+
+def _check_writable(who: str, new: list[tuple[Tensor, Tensor]]) -> None:
+    """Refuse buffers that the transforms in force do not let us move, before one of them is moved."""
+    never = torch.zeros((), dtype=torch.bool, device=new[0][0].device)
+    try:
+        for buffer, value in new:
+            buffer.copy_(torch.where(never, value, buffer))  # as it is; but to be written to
+    except RuntimeError as error:
+        raise ValueError(
+            f"{who}: a transform of torch.func cannot move the running statistics of the layer itself; got a call that "
+            "moves them. Pass buffers to functional_call (those of torch.func.stack_module_state, for torch.vmap), or "
+            "set layer.update = False, or use batchnorm.torch.functional.batch_norm, which returns new ones"
+        ) from error
 
 
 def renormalized(layer: Any, table: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -127,7 +147,9 @@ def _correction(layer: Any, table: Tensor) -> tuple[Tensor, Tensor]:
     running_mean, running_var = map(_operations.as_they_are, (layer.running_mean, layer.running_var))
     limits = _formulas.renorm_limits(torch, layer.renorm, layer.num_batches_tracked.to(m2.dtype))
     distance = (mean - running_mean.to(m2.dtype)) + low
-    return _formulas.renorm_factors(torch, limits, layer.eps, distance, m2 / count, running_var.to(m2.dtype))
+    r, d = _formulas.renorm_factors(torch, limits, layer.eps, distance, m2 / count, running_var.to(m2.dtype))
+    there = count > 0  # an empty batch has nothing to correct
+    return torch.where(there, r, 1.0), torch.where(there, d, 0.0)
 
 
 def variance(layer: Any, correction: int) -> Tensor:

@@ -114,7 +114,7 @@ def normalize(
 
 def _kept(part: Part, y: Tensor, options: Options) -> _Kept:
     x, weights, residual = part
-    if residual is not None and _options.is_told_by_y(x.dtype, options.activation, options.slope):
+    if residual is not None and _options.keeps_y(x.dtype, options.activation, options.slope):
         return _Kept(x, weights, None, y)
     return _Kept(x, weights, residual, None)
 

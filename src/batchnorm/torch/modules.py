@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
@@ -20,7 +21,17 @@ from .._options import (
 from ..renorm import Renorm
 from . import _operands, _operations, _options, _plain, _positions, _running, _table_operations
 from ._options import DEFAULTS
-from ._paths import is_jit_trace, is_ours, is_recomputation, is_traced
+from ._paths import (
+    has_values,
+    is_jit_trace,
+    is_ours,
+    is_recomputation,
+    is_traced,
+    is_transformed,
+    recorder,
+    refuse_to_look,
+    sizes,
+)
 
 Tensor = torch.Tensor
 
@@ -205,17 +216,19 @@ class _Extended(_BatchNorm):
             selection = _positions.weights_like(x, mask, weights, type(self).__name__)
         batch, updates = self._choices()
         empty = not is_jit_trace() and x.numel() == 0
-        if (batch or updates) and not is_jit_trace() and self._has_single_value(x, selection):
+        if (batch or updates) and self._has_single_value(x, selection):
             batch = updates = False
-        updates = updates and not empty and not is_recomputation()
+        updates = updates and not empty and not self._is_again(batch)
         selection = selection if batch or updates else None
         group = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
         if group:
+            if is_jit_trace() or type(x.shape[0]) is not int:
+                self._refuse_ghosts_of_any_batch()
             self._check_ghosts(x, group)
         ours = is_ours(x) and not empty
         if not ours or self.renorm is not None:
             self._check_operands(x, residual, updates or not batch)
-        if not ours and self._is_as_torch(selection, batch, updates):
+        if not ours and self._is_as_torch(x, selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _options.activate(y if residual is None else y + residual, *activation)
         if not ours:
@@ -268,6 +281,26 @@ class _Extended(_BatchNorm):
             _options.POSITIVE_EPS.checked(self.eps, type(self).__name__)
         return batch, (self.training and self.track_running_stats) if self.update is None else self.update
 
+    def _is_again(self, batch: bool) -> bool:
+        """Whether a checkpoint computes a forward again, whose statistics have moved; ValueError where they matter."""
+        if not is_recomputation():
+            return False
+        if batch and (self.renorm is None or not self.training):
+            return True
+        raise ValueError(
+            f"{type(self).__name__}: a checkpoint's second forward must normalise as its first did, whose running "
+            "statistics have moved since; got one with "
+            + (f"statistics={self.statistics!r}, update={self.update!r}" if not batch else "renorm")
+            + ". Leave the layer out of the checkpoint, or set update=False for the steps with it"
+        )
+
+    def _refuse_ghosts_of_any_batch(self) -> NoReturn:
+        raise ValueError(
+            f"{type(self).__name__}: virtual_batch_size={self.virtual_batch_size} makes as many ghost batches as the "
+            "batch has room for, and a trace or an export has one number for all batches; got training in one. "
+            "Trace or export layer.eval(), or export with a fixed batch"
+        )
+
     def _check_ghosts(self, x: Tensor, group: int) -> None:
         """Refuse a last ghost batch of one value; where there is a selection, the kernels count."""
         N, C = x.shape[:2]
@@ -279,11 +312,13 @@ class _Extended(_BatchNorm):
                 "Use another virtual_batch_size, or leave out the samples that remain"
             )
 
-    def _is_as_torch(self, selection: Tensor | None, batch: bool, updates: bool) -> bool:
+    def _is_as_torch(self, x: Tensor, selection: Tensor | None, batch: bool, updates: bool) -> bool:
         """Whether PyTorch's own function, as a whole, does what the options ask for."""
         options = (self.running_correction, self.on_nonfinite, self.keep_count, self.train_affine)
         variant = self.training and (self.virtual_batch_size is not None or self.renorm is not None)
-        return selection is None and options == (1, "propagate", False, True) and not variant and (batch or not updates)
+        usual = selection is None and options == (1, "propagate", False, True) and not variant
+        frozen = self.momentum is None and recorder(x)  # which asks for the value of the count
+        return usual and (not updates or (batch and not frozen and not is_transformed()))
 
     def _by_tables(
         self,
@@ -332,10 +367,14 @@ class _Extended(_BatchNorm):
 
     def _has_single_value(self, x: Tensor, selection: Tensor | None) -> bool:
         """Whether running statistics stand in for those of one value a channel; ValueError where they may not."""
-        C = x.shape[1]
-        if x.numel() == C and C > 0:
+        if self.on_single_value == "running" and (selection is not None or is_jit_trace()):
+            refuse_to_look(
+                type(self).__name__, "on_single_value='running' counts values", "on_single_value='error'", x, selection
+            )
+        shape = sizes(x)
+        if math.prod(shape) == shape[1] > 0:
             positions = 1
-        elif selection is None or self.on_single_value == "error":
+        elif selection is None or self.on_single_value == "error" or not has_values(selection):
             return False  # for a selection, the kernels count
         else:
             positions = int((selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum())
@@ -345,7 +384,7 @@ class _Extended(_BatchNorm):
             return True
         kept = self.running_mean is not None
         raise ValueError(
-            f"{type(self).__name__}: one value per channel (input {tuple(x.shape)}, channels on axis 1), so its "
+            f"{type(self).__name__}: one value per channel (input {shape}, channels on axis 1), so its "
             "variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last incomplete "
             "batch, or "
             + ("on_single_value='running'" if kept else "track_running_stats=True, and evaluate after training")

@@ -162,6 +162,7 @@ class SyncBatchNorm(_Extended):
         try:
             self._check_input(x)
             self._check_operands(x, residual, True)
+            self._check_exchangeable(x, residual)
             in_pass = residual
             if residual is not None and not _operands.is_like(residual, x):
                 _operands.check_residual(type(self).__name__, x, residual, activation)
@@ -170,6 +171,8 @@ class SyncBatchNorm(_Extended):
             table = _shared.gather(part, ranks.group)
             positions = _positions.counted(x, part.weights)
         except (TypeError, ValueError) as error:
+            if ranks.world == 1:
+                raise
             refusal = error
             shape, device = (4, *((0,) if ranks.group else ()), self.num_features), "cpu" if x.is_meta else x.device
             table = torch.zeros(shape, dtype=_plain.table_dtype(x), device=device)
@@ -179,6 +182,19 @@ class SyncBatchNorm(_Extended):
             raise refusal
         self._check_whole(whole)
         return part, whole
+
+    def _check_exchangeable(self, x: Tensor, residual: Tensor | None) -> None:
+        """Refuse what other processes cannot be told of: transforms, records, and tensors without values."""
+        operands = (x, residual, self.weight, self.bias)
+        found = _paths.recorder(*operands) or (_paths.is_transformed() and "torch.func")
+        if not found and any(t is not None and _paths.is_dual(t) for t in operands):
+            found = "forward-mode differentiation"
+        if found or not _paths.has_values(x):
+            raise ValueError(
+                f"{type(self).__name__}: training exchanges values with other processes (or, with reproducible=True, as "
+                f"if it did), which no transform or record can do; got {found or 'a meta tensor or a fake one'}. Use "
+                "BatchNorm1d, 2d or 3d there, or evaluation"
+            )
 
     def _selection(self, x: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor | None:
         if mask is None and weights is None:
