@@ -191,7 +191,7 @@ class SyncBatchNorm(_Extended):
             found = "forward-mode differentiation"
         if found or not _paths.has_values(x):
             raise ValueError(
-                f"{type(self).__name__}: training exchanges values with other processes (or, with reproducible=True, as "
+                f"{type(self).__name__}: training exchanges values with other processes (with reproducible=True, as "
                 f"if it did), which no transform or record can do; got {found or 'a meta tensor or a fake one'}. Use "
                 "BatchNorm1d, 2d or 3d there, or evaluation"
             )
