@@ -47,7 +47,7 @@ def known(layer: Any) -> Known:
         "on_single_value": "error", "on_nonfinite": "propagate", "running_correction": 1, "statistics": "auto",
         "train_affine": True, "keep_count": False,
     }  # fmt: skip
-    state = {name: t.detach().clone().double() for name, t in tensors.items()}
+    state = {name: torch.as_tensor(t).detach().clone().double() for name, t in tensors.items()}
     return Known(defaults | options | {"track": layer.track_running_stats}, layer.training, state)
 
 
@@ -131,6 +131,8 @@ def _standardised(layer: Known, x: Tensor, w: Tensor, batch: bool) -> Tensor:
     if renorm is None or not layer.training:
         return xhat
     r_max, d_max = renorm.limits(int(layer.state["num_batches_tracked"]))
+    if (r_max, d_max) == (1, 0):  # plain, whatever the running statistics are
+        return xhat
     sigma = (layer.state["running_var"] + eps).sqrt()
     r = ((var + eps).sqrt() / sigma).clamp(1 / r_max, r_max).detach()
     d = ((mean - layer.state["running_mean"]) / sigma).clamp(-d_max, d_max).detach()

@@ -546,6 +546,16 @@ def test_one_value_is_refused_in_a_trace_as_in_torch_nn():
         _refuses(layer, lambda layer=layer: torch.jit.trace(layer, (torch.randn(1, C),)), "one value per channel")
 
 
+def test_nothing_selected_is_not_one_value():
+    """It is refused whatever one value does; and an empty batch is no batch."""
+    nothing = torch.zeros(4, dtype=torch.bool)
+    for options in ({}, {"on_single_value": "running"}, {"on_single_value": "running", "track_running_stats": False}):
+        layer = bnt.BatchNorm1d(C, **options)
+        for x in (torch.randn(4, C), torch.randn(4, C).as_subclass(Plain)):
+            _refuses(layer, lambda layer=layer, x=x: layer(x, mask=nothing), "select nothing")
+        assert layer(torch.randn(0, C), mask=nothing[:0]).shape == (0, C)
+
+
 def test_an_exchange_between_processes_is_refused_where_it_cannot_be():
     layer, x = bnt.SyncBatchNorm(C, reproducible=True), torch.randn(4, C)
 

@@ -378,7 +378,7 @@ class _Extended(_BatchNorm):
             return False  # for a selection, the kernels count
         else:
             positions = int((selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum())
-        if positions > 1:
+        if positions != 1:
             return False
         if self.on_single_value == "running" and self.running_mean is not None:
             return True
