@@ -220,8 +220,12 @@ def one(seed: int) -> str:
 
 
 def step(
-    rng: Rng, layer: Any, run: Callable[..., tuple[Any, dict[str, Any]]], operands: dict[str, Tensor], dtype: torch.dtype
-) -> str:  # fmt: skip
+    rng: Rng,
+    layer: Any,
+    run: Callable[..., tuple[Any, dict[str, Any]]],
+    operands: dict[str, Tensor],
+    dtype: torch.dtype,
+) -> str:
     """One call, compared."""
     grad_y = laid_out(rng, torch.from_numpy(rng.normal(size=operands["input"].shape)).to(dtype))
     before = bits(layer)

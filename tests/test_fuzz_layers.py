@@ -1,4 +1,4 @@
-"""A slice of the layers that ``fuzz_layers.py`` draws; more of them by ``python tests/fuzz_layers.py --seconds 600``."""
+"""A slice of the layers that ``fuzz_layers.py`` draws; more by ``python tests/fuzz_layers.py --seconds 600``."""
 
 from __future__ import annotations
 
