@@ -554,6 +554,8 @@ def test_nothing_selected_is_not_one_value():
         for x in (torch.randn(4, C), torch.randn(4, C).as_subclass(Plain)):
             _refuses(layer, lambda layer=layer, x=x: layer(x, mask=nothing), "select nothing")
         assert layer(torch.randn(0, C), mask=nothing[:0]).shape == (0, C)
+        if "on_single_value" in options:
+            _refuses(layer, lambda layer=layer: layer(torch.randn(1, C), mask=nothing[:1]), "select nothing")
 
 
 def test_an_exchange_between_processes_is_refused_where_it_cannot_be():

@@ -372,10 +372,8 @@ class _Extended(_BatchNorm):
                 type(self).__name__, "on_single_value='running' counts values", "on_single_value='error'", x, selection
             )
         shape = sizes(x)
-        if math.prod(shape) == shape[1] > 0:
-            positions = 1
-        elif selection is None or self.on_single_value == "error" or not has_values(selection):
-            return False  # for a selection, the kernels count
+        if selection is None or self.on_single_value == "error" or not has_values(selection):
+            positions = 1 if math.prod(shape) == shape[1] > 0 else 2  # of a selection, the kernels count
         else:
             positions = int((selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum())
         if positions != 1:
