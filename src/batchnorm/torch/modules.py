@@ -231,8 +231,8 @@ class _Extended(_BatchNorm):
         if not ours and self._is_as_torch(x, selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _options.activate(y if residual is None else y + residual, *activation)
-        if not ours:
-            _positions.check(x, selection, group, 2 if batch else 0)
+        if not ours or not batch:  # the kernels count where the batch normalises
+            _positions.check(x, selection, group, 2)
         y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, ours)
         if updates:
             _running.move(self, table, ours, selection is not None)
