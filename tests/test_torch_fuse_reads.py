@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import itertools
 import logging
 import os
@@ -348,6 +349,27 @@ def test_a_running_profiler_is_not_put_out(capsys):
         bnt.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
     assert "a profiler is running" in capsys.readouterr().out
     assert profile.getstats()
+
+
+def test_garbage_collected_meanwhile_is_not_the_forwards():
+    """Callbacks of the collector (Hypothesis has one) and finalizers run in the midst of whatever is run."""
+    collected = 0
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        nonlocal collected
+        collected += time.time() > 0
+
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(1)
+    try:
+        fused = bnt.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), verbose=False)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(callback)
+    assert collected
+    assert gc.isenabled()
+    assert _is_fused(fused, _x())
 
 
 @pytest.mark.parametrize("made", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copied", "pickled"])

@@ -9,6 +9,7 @@ under `torch.no_grad()`, a random draw.
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -253,6 +254,18 @@ class _Tracer(torch.fx.Tracer):
 
 
 @contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected: whoever is called when that happens, it is not the forward who calls."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
 def _watched(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
     """Watch what is run, note what is read of modules, `self.training` in the graph, and refuse to set attributes.
 
@@ -293,7 +306,7 @@ def _watched(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
     for name in as_before:
         setattr(nn.Module, name, changed(name))
     try:
-        with Aside(tracer.refuse):
+        with Aside(tracer.refuse), _no_collection():
             sys.setprofile(tracer.watch)
             try:
                 yield
