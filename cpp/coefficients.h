@@ -3,68 +3,24 @@
 //   backward:  dx = (g - w * fma(x - center, k1, k0)) * scale
 #pragma once
 
-#include <algorithm>
 #include <cmath>
-#include <initializer_list>
-#include <type_traits>
 
 #include "canonical.h"
 #include "problem.h"
-#include "scratch.h"
 
 namespace batchnorm {
+
+// Of one channel. A `wide` one would leave float's range; it is computed in double, from the values below.
+struct Coefficients {
+  double center, scale, shift, k1, k0;
+  bool wide;
+  double mean, wide_scale, wide_shift, wide_k1, wide_k0;
+};
+
 namespace {
 
-// One value for each channel, or column, in each row. `wide` is 1 for a channel whose float coefficients would leave the range of
-// float; such a channel is computed from the doubles.
-template <class NarrowRow, class WideRow> struct Coefficients {
-  NarrowRow center, scale, shift, k1, k0, wide;
-  WideRow mean, wide_scale, wide_shift, wide_k1, wide_k0;
-};
-
-// Owns rows of that many channels, and 16 more for whole vectors.
-template <class C> struct Table : Coefficients<C*, double*> {
-  using Rows = Coefficients<C*, double*>;
-  using Rows::center, Rows::scale, Rows::shift, Rows::k1, Rows::k0, Rows::wide;
-  using Rows::mean, Rows::wide_scale, Rows::wide_shift, Rows::wide_k1, Rows::wide_k0;
-
-  explicit Table(int64_t channels) : narrow_(6 * (channels + kLanes)), doubles_(5 * (channels + kLanes)) {
-    const int64_t stride = channels + kLanes;
-    C* row = narrow_;
-    for (C** to : {&center, &scale, &shift, &k1, &k0, &wide}) *to = row, row += stride;
-    double* wide_row = doubles_;
-    for (double** to : {&mean, &wide_scale, &wide_shift, &wide_k1, &wide_k0}) *to = wide_row, wide_row += stride;
-  }
-
-  // Any channel of these that is wide.
-  bool any_wide(int64_t first, int64_t n) const {
-    for (int64_t c = first; c < first + n; ++c) {
-      if (wide[c] != 0) return true;
-    }
-    return false;
-  }
-
-  // Entries to … to + times - 1 become channel c of another table; `all` with what only wide channels use.
-  void spread(const Table& from, int64_t c, int64_t to, int64_t times, bool all) {
-    each_row(from, all, [&](auto* row, const auto* source) { std::fill_n(row + to, times, source[c]); });
-  }
-
-  // Entries from `to` on become the first n channels of another table.
-  void copy(const Table& from, int64_t n, int64_t to, bool all) {
-    each_row(from, all, [&](auto* row, const auto* source) { std::copy_n(source, n, row + to); });
-  }
-
- private:
-  template <class F> void each_row(const Table& from, bool all, const F& set) {
-    set(center, from.center), set(scale, from.scale), set(shift, from.shift), set(k1, from.k1), set(k0, from.k0);
-    if (!all) return;
-    set(wide, from.wide), set(mean, from.mean), set(wide_scale, from.wide_scale), set(wide_shift, from.wide_shift);
-    set(wide_k1, from.wide_k1), set(wide_k0, from.wide_k0);
-  }
-
-  Scratch<C> narrow_;
-  Scratch<double> doubles_;
-};
+// To the compute type, which is double for float64 data and float for everything else.
+inline double rounded(const Problem& p, double v) { return p.dtype == DType::f64 ? v : static_cast<double>(static_cast<float>(v)); }
 
 // Far enough inside float's range that no product of two such values and no sum of a few leaves it.
 inline bool outside_float(double v) {
@@ -90,32 +46,36 @@ struct Channel {
   bool far() const { return std::fabs(mean) > 0x1p102; }
 };
 
-template <class C> void forward_coefficients(const Problem& p, int64_t c, Table<C>& t) {
+inline void forward_coefficients(const Problem& p, int64_t c, Coefficients& k) {
   const Channel ch(p, c);
   const double bias = p.bias ? p.bias[c] : 0.0;
-  t.center[c] = static_cast<C>(ch.mean);
-  t.scale[c] = static_cast<C>(ch.scale);
-  t.shift[c] = static_cast<C>(bias - ch.rest(t.center[c]) * ch.scale);
-  t.mean[c] = ch.mean;
-  t.wide_scale[c] = ch.scale;
-  t.wide_shift[c] = bias - ch.mean_low * ch.scale;
-  t.wide[c] = std::is_same<C, float>::value && (ch.far() || outside_float(ch.scale));
+  k.center = rounded(p, ch.mean);
+  k.scale = rounded(p, ch.scale);
+  k.shift = rounded(p, bias - ch.rest(k.center) * ch.scale);
+  k.k1 = k.k0 = k.wide_k1 = k.wide_k0 = 0;
+  k.wide = p.dtype != DType::f64 && (ch.far() || outside_float(ch.scale));
+  k.mean = ch.mean;
+  k.wide_scale = ch.scale;
+  k.wide_shift = bias - ch.mean_low * ch.scale;
 }
 
+// What the backward's sums subtract from x.
+inline double sums_center(const Coefficients& k) { return k.wide ? k.mean : k.center; }
+
 // Also writes the gradients of weight and bias, or, where they are given, takes them from there. Call after forward_coefficients.
-template <class C> void backward_coefficients(const Problem& p, int64_t c, const Sums& sums, Table<C>& t) {
+inline void backward_coefficients(const Problem& p, int64_t c, const Sums& sums, Coefficients& k) {
   const Channel ch(p, c);
   if (p.compute_sums) {
-    p.grad_weight[c] = ch.rstd * (sums.gd - ch.mean_low * sums.g);
+    p.grad_weight[c] = ch.rstd * (sums.gd - ch.rest(sums_center(k)) * sums.g);
     p.grad_bias[c] = sums.g;
   }
   if (!p.training) return;
   const double count = ch.count * weights_scale(p), k1 = ch.rstd * p.grad_weight[c] / count, k0 = p.grad_bias[c] / count;
-  t.k1[c] = static_cast<C>(k1);
-  t.k0[c] = static_cast<C>(k0 - ch.rest(t.center[c]) * k1);
-  t.wide_k1[c] = k1;
-  t.wide_k0[c] = k0 - ch.mean_low * k1;
-  if (std::is_same<C, float>::value && (outside_float(k1) || std::fabs(k0) > 0x1p100)) t.wide[c] = 1;
+  k.k1 = rounded(p, k1);
+  k.k0 = rounded(p, k0 - ch.rest(k.center) * k1);
+  k.wide_k1 = k1;
+  k.wide_k0 = k0 - ch.mean_low * k1;
+  if (p.dtype != DType::f64 && (outside_float(k1) || std::fabs(k0) > 0x1p100)) k.wide = true;
 }
 
 }  // namespace

@@ -115,25 +115,25 @@ Moments moments_of_block(const Problem& p, int64_t c, int64_t r0, int64_t r1) {
   return block_moments(count, K, sum, fold(s2));
 }
 
-template <class C> C z_of(const Problem& p, const Table<C>& t, int64_t c, int64_t r) {
+template <class C> C z_of(const Problem& p, const Coefficients& k, int64_t c, int64_t r) {
   const double x = get(p, p.x, c, r);
-  C z = madd(static_cast<C>(x) - t.center[c], t.scale[c], t.shift[c]);
-  if (t.wide[c] != 0) z = static_cast<C>((x - t.mean[c]) * t.wide_scale[c] + t.wide_shift[c]);
+  C z = madd(static_cast<C>(x) - static_cast<C>(k.center), static_cast<C>(k.scale), static_cast<C>(k.shift));
+  if (k.wide) z = static_cast<C>((x - k.mean) * k.wide_scale + k.wide_shift);
   return p.residual ? z + static_cast<C>(get(p, p.residual, c, r)) : z;
 }
 
-template <class C> C grad_z(const Problem& p, const Table<C>& t, int64_t c, int64_t r) {
+template <class C> C grad_z(const Problem& p, const Coefficients& k, int64_t c, int64_t r) {
   const C g = static_cast<C>(get(p, p.grad_y, c, r));
   if (p.activation == Activation::none) return g;
-  return activate_backward(p, p.residual_is_y ? static_cast<C>(get(p, p.residual, c, r)) : z_of(p, t, c, r), g);
+  return activate_backward(p, p.residual_is_y ? static_cast<C>(get(p, p.residual, c, r)) : z_of<C>(p, k, c, r), g);
 }
 
-template <class C> Sums sums_of_block(const Problem& p, const Table<C>& t, int64_t c, int64_t r0, int64_t r1) {
+template <class C> Sums sums_of_block(const Problem& p, const Coefficients& k, int64_t c, int64_t r0, int64_t r1) {
   double sg[kLanes] = {}, sgd[kLanes] = {};
   for (int64_t r = r0; r < r1; ++r) {
-    const double g = grad_z(p, t, c, r);
+    const double g = grad_z<C>(p, k, c, r);
     sg[r % kLanes] += g;
-    sgd[r % kLanes] += g * (get(p, p.x, c, r) - t.mean[c]);
+    sgd[r % kLanes] += g * (get(p, p.x, c, r) - sums_center(k));
   }
   const double sum = fold(sg);
   return {sum, fold(sgd)};
@@ -147,43 +147,43 @@ template <class P, class F> P over_blocks(const Problem& p, const F& reduce) {
 }
 
 template <class C> void forward_in(const Problem& p) {
-  Table<C> t(p.C);
   for (int64_t c = 0; c < p.C; ++c) {
     if (p.compute_stats) {
       const Moments m = over_blocks<Moments>(p, [&](int64_t r0, int64_t r1) { return moments_of_block(p, c, r0, r1); });
       p.stats.count[c] = m.count, p.stats.mean[c] = m.mean, p.stats.mean_low[c] = m.mean_low, p.stats.m2[c] = m.m2;
     }
     if (!p.y) continue;
-    forward_coefficients(p, c, t);
-    for (int64_t r = 0; r < p.m; ++r) set(p, p.y, c, r, activate(p, z_of(p, t, c, r)));
+    Coefficients k;
+    forward_coefficients(p, c, k);
+    for (int64_t r = 0; r < p.m; ++r) set(p, p.y, c, r, activate(p, z_of<C>(p, k, c, r)));
   }
 }
 
-template <class C> C grad_x_of(const Problem& p, const Table<C>& t, int64_t c, int64_t r, C g) {
+template <class C> C grad_x_of(const Problem& p, const Coefficients& k, int64_t c, int64_t r, C g) {
   const double x = get(p, p.x, c, r);
   C inner = g;
   double wide = g;
   const C w = static_cast<C>(weight_at(p, r) * weights_scale(p));
   if (p.training && w > 0) {
-    const C through = madd(static_cast<C>(x) - t.center[c], t.k1[c], t.k0[c]);
-    const double wide_through = (x - t.mean[c]) * t.wide_k1[c] + t.wide_k0[c];
+    const C through = madd(static_cast<C>(x) - static_cast<C>(k.center), static_cast<C>(k.k1), static_cast<C>(k.k0));
+    const double wide_through = (x - k.mean) * k.wide_k1 + k.wide_k0;
     inner = g - through * w;
     wide = wide - wide_through * static_cast<double>(w);
   }
-  return t.wide[c] != 0 ? static_cast<C>(wide * t.wide_scale[c]) : inner * t.scale[c];
+  return k.wide ? static_cast<C>(wide * k.wide_scale) : inner * static_cast<C>(k.scale);
 }
 
 template <class C> void backward_in(const Problem& p) {
-  Table<C> t(p.C);
   for (int64_t c = 0; c < p.C; ++c) {
-    forward_coefficients(p, c, t);
+    Coefficients k;
+    forward_coefficients(p, c, k);
     Sums s{};
-    if (p.compute_sums) s = over_blocks<Sums>(p, [&](int64_t r0, int64_t r1) { return sums_of_block(p, t, c, r0, r1); });
-    backward_coefficients(p, c, s, t);
+    if (p.compute_sums) s = over_blocks<Sums>(p, [&](int64_t r0, int64_t r1) { return sums_of_block<C>(p, k, c, r0, r1); });
+    backward_coefficients(p, c, s, k);
     if (!p.grad_x) continue;
     for (int64_t r = 0; r < p.m; ++r) {
-      const C g = grad_z(p, t, c, r);
-      set(p, p.grad_x, c, r, grad_x_of(p, t, c, r, g));
+      const C g = grad_z<C>(p, k, c, r);
+      set(p, p.grad_x, c, r, grad_x_of(p, k, c, r, g));
       if (p.grad_residual) set(p, p.grad_residual, c, r, g);
     }
   }
