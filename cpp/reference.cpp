@@ -1,8 +1,10 @@
 // The scalar specification of the kernels: one position at a time, any strides, the canonical order written as plainly as it can
 // be. Vector kernels must equal it bit for bit (tests/test_bits.py). Shared with them: the tree, the coefficients, 16-bit
 // conversion.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "coefficients.h"
 #include "convert.h"
@@ -38,13 +40,6 @@ void set(const Problem& p, const Array& a, int64_t c, int64_t r, double value) {
     case DType::bf16: reinterpret_cast<BFloat16*>(a.data)[i] = to_bfloat16(static_cast<float>(value)); break;
     default: reinterpret_cast<float*>(a.data)[i] = static_cast<float>(value);
   }
-}
-
-double fold(double* lanes) {
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
 }
 
 float madd(float a, float b, float c) { return std::fmaf(a, b, c); }
@@ -96,23 +91,97 @@ template <class C> C activate_backward(const Problem& p, C z, C g) {
 
 double weight_at(const Problem& p, int64_t r) { return p.weights ? get(p, p.weights, 0, r) : 1.0; }
 
-Moments moments_of_block(const Problem& p, int64_t c, int64_t r0, int64_t r1) {
-  int64_t heaviest = r0;
-  for (int64_t r = r0; r < r1; ++r) {
-    if (weight_at(p, r) > weight_at(p, heaviest)) heaviest = r;
+constexpr int64_t kCell = 128;  // positions between two additions in double
+
+// Sixteen lanes to four, then to one.
+template <class A> A in_four(const A* lane, int j) { return ((lane[j] + lane[j + 4]) + lane[j + 8]) + lane[j + 12]; }
+double in_one(const double* four) { return (four[0] + four[1]) + (four[2] + four[3]); }
+
+// The canonical sum over positions 0 … n - 1 of a block: cells of eight terms in each of sixteen lanes, in type A; the lanes are
+// folded to four in type A, and these are added up in double. A lane is a run of eight terms, or the sum of two runs of four.
+// add(sum, i): the sum with position i in it; a position that is not there adds nothing.
+template <class A, class Add> double sum_of(int64_t n, int64_t terms_of_run, const Add& add) {
+  double four[4] = {};
+  for (int64_t cell = 0; cell < n; cell += kCell) {
+    A lane[kLanes] = {};
+    for (int64_t first = cell; first < cell + kCell; first += terms_of_run * kLanes) {
+      A run[kLanes] = {};
+      for (int64_t i = first; i < n && i < first + terms_of_run * kLanes; ++i) run[i % kLanes] = add(run[i % kLanes], i);
+      for (int l = 0; l < kLanes; ++l) lane[l] = lane[l] + run[l];
+    }
+    for (int j = 0; j < 4; ++j) four[j] += static_cast<double>(in_four(lane, j));
   }
-  const double first = get(p, p.x, c, heaviest), K = std::isfinite(first) ? first : 0.0;
-  double s1[kLanes] = {}, s2[kLanes] = {}, sw[kLanes] = {};
-  for (int64_t r = r0; r < r1; ++r) {
-    const double w = weight_at(p, r), x = get(p, p.x, c, r);
-    if (!(w > 0)) continue;
-    const double d = x - K, wd = w * d;
-    s1[r % kLanes] += wd;
-    s2[r % kLanes] += wd * d;
-    sw[r % kLanes] += w;
+  return in_one(four);
+}
+
+// Sums of h and of h * (x - center), in type A.
+template <class A, class C> Sums sums_about(A center, int64_t n, const double* x, const C* h) {
+  const auto product = [&](A q, int64_t i) { return madd(static_cast<A>(h[i]), static_cast<A>(x[i]) - center, q); };
+  return {sum_of<A>(n, 8, [&](A s, int64_t i) { return s + static_cast<A>(h[i]); }), sum_of<A>(n, 8, product)};
+}
+
+// The values of a block and what they weigh.
+struct Block {
+  int64_t n;
+  double x[kBlock], w[kBlock];
+
+  Block(const Problem& p, int64_t c, int64_t r0, int64_t r1) : n(r1 - r0) {
+    for (int64_t i = 0; i < n; ++i) x[i] = get(p, p.x, c, r0 + i), w[i] = p.weights ? get(p, p.weights, 0, r0 + i) : 1.0;
   }
-  const double count = fold(sw), sum = fold(s1);
-  return block_moments(count, K, sum, fold(s2));
+};
+
+double finite_or(double value, double otherwise) { return std::isfinite(value) ? value : otherwise; }
+
+// The mean of the first values that count, at most sixteen: near the data, whatever its offset.
+template <class C> C near_mean(const Block& b) {
+  double first[kLanes] = {}, four[4];
+  int64_t k = 0;
+  for (int64_t i = 0; i < b.n && k < kLanes; ++i) {
+    if (b.w[i] != 0) first[k++] = b.x[i];
+  }
+  for (int j = 0; j < 4; ++j) four[j] = in_four(first, j);
+  return static_cast<C>(finite_or(in_one(four) / static_cast<double>(k), finite_or(first[0], 0)));
+}
+
+// Sums of a block's values less K, of those that count.
+struct Shifted {
+  double K, s, q;
+};
+
+template <class A> Shifted shifted(const Block& b, A K) {
+  const auto d = [&](int64_t i) { return static_cast<A>(b.x[i]) - K; };
+  return {static_cast<double>(K), sum_of<A>(b.n, 8, [&](A s, int64_t i) { return b.w[i] != 0 ? s + d(i) : s; }),
+          sum_of<A>(b.n, 4, [&](A q, int64_t i) { return b.w[i] != 0 ? madd(d(i), d(i), q) : q; })};
+}
+
+// Whether sums in float are good: no overflow, no underflow, and K near enough to the mean.
+bool is_trusted(double count, const Shifted& sums) {
+  return std::isfinite(sums.q) && sums.q >= count * 0x1p-90 && sums.q - sums.s * (sums.s / count) >= sums.q / 2;
+}
+
+// Of a block in which every weight is 0 or 1.
+template <class C> Moments counted_moments(const Block& b) {
+  const double count = static_cast<double>(std::count(b.w, b.w + b.n, 1.0));
+  if (count == 0) return {};
+  Shifted sums = shifted<C>(b, near_mean<C>(b));
+  if (std::is_same<C, float>::value && !is_trusted(count, sums))
+    sums = shifted<double>(b, finite_or(shifted<double>(b, 0).s / count, 0));
+  return block_moments(count, sums.K, sums.s, sums.q);
+}
+
+// Of a block with other weights, in double: K is the first value of the largest weight, h = w * (x - K).
+Moments weighted_moments(const Block& b) {
+  const double K = finite_or(b.x[std::max_element(b.w, b.w + b.n) - b.w], 0);
+  double x[kBlock], h[kBlock];
+  for (int64_t i = 0; i < b.n; ++i) x[i] = b.w[i] != 0 ? b.x[i] : K, h[i] = b.w[i] * (x[i] - K);
+  const Sums sums = sums_about<double>(K, b.n, x, h);
+  return block_moments(sum_of<double>(b.n, 8, [&](double s, int64_t i) { return s + b.w[i]; }), K, sums.g, sums.gd);
+}
+
+template <class C> Moments moments_of_block(const Problem& p, int64_t c, int64_t r0, int64_t r1) {
+  const Block b(p, c, r0, r1);
+  const bool is_mask = std::all_of(b.w, b.w + b.n, [](double w) { return w == 0 || w == 1; });
+  return is_mask ? counted_moments<C>(b) : weighted_moments(b);
 }
 
 template <class C> C z_of(const Problem& p, const Coefficients& k, int64_t c, int64_t r) {
@@ -129,14 +198,15 @@ template <class C> C grad_z(const Problem& p, const Coefficients& k, int64_t c, 
 }
 
 template <class C> Sums sums_of_block(const Problem& p, const Coefficients& k, int64_t c, int64_t r0, int64_t r1) {
-  double sg[kLanes] = {}, sgd[kLanes] = {};
-  for (int64_t r = r0; r < r1; ++r) {
-    const double g = grad_z<C>(p, k, c, r);
-    sg[r % kLanes] += g;
-    sgd[r % kLanes] += g * (get(p, p.x, c, r) - sums_center(k));
-  }
-  const double sum = fold(sg);
-  return {sum, fold(sgd)};
+  const int64_t n = r1 - r0;
+  double x[kBlock];
+  C h[kBlock];
+  for (int64_t i = 0; i < n; ++i) x[i] = get(p, p.x, c, r0 + i), h[i] = grad_z<C>(p, k, c, r0 + i);
+  if (k.wide) return sums_about<double>(k.mean, n, x, h);
+  const Sums sums = sums_about<C>(static_cast<C>(k.center), n, x, h);
+  // Sums in float are good: no overflow, no underflow.
+  const bool trusted = std::isfinite(sums.g) && std::isfinite(sums.gd) && std::fabs(sums.gd) >= static_cast<double>(n) * 0x1p-90;
+  return std::is_same<C, double>::value || trusted ? sums : sums_about<double>(k.center, n, x, h);
 }
 
 // reduce(first, last) over all blocks, merged by the tree.
@@ -149,7 +219,7 @@ template <class P, class F> P over_blocks(const Problem& p, const F& reduce) {
 template <class C> void forward_in(const Problem& p) {
   for (int64_t c = 0; c < p.C; ++c) {
     if (p.compute_stats) {
-      const Moments m = over_blocks<Moments>(p, [&](int64_t r0, int64_t r1) { return moments_of_block(p, c, r0, r1); });
+      const Moments m = over_blocks<Moments>(p, [&](int64_t r0, int64_t r1) { return moments_of_block<C>(p, c, r0, r1); });
       p.stats.count[c] = m.count, p.stats.mean[c] = m.mean, p.stats.mean_low[c] = m.mean_low, p.stats.m2[c] = m.m2;
     }
     if (!p.y) continue;
