@@ -4,7 +4,6 @@
 #include "simd.h"
 
 namespace batchnorm {
-namespace BN_ISA {
 namespace {
 
 // exp(-|z|) = 2^n * e^r with |r| <= ln(2)/2, by Taylor's polynomial; the same basic operations in every instruction set, so the
@@ -22,18 +21,18 @@ template <> struct ExpConstants<double> {
   static constexpr int degree = 13, bias = 1023, mantissa = 52;
 };
 
-template <class C> BN_INLINE Lanes<C> exp_of_minus_abs(Lanes<C> z) {
+template <class C> BN_INLINE U<C> exp_of_minus_abs(U<C> z) {
   using K = ExpConstants<C>;
-  Lanes<C> t = if_less(z, fill<C>(0), z, fill<C>(0) - z);
-  const Lanes<C> zero = fill<C>(0), lowest = fill<C>(K::lowest), given = t;
+  U<C> t = if_less(z, fill<C>(0), z, fill<C>(0) - z);
+  const U<C> zero = fill<C>(0), lowest = fill<C>(K::lowest), given = t;
   t = if_less(t, lowest, lowest, t);
-  const Lanes<C> shifted = t * fill<C>(static_cast<C>(1.4426950408889634)) + fill<C>(K::magic);
-  const Lanes<C> n = shifted - fill<C>(K::magic);
-  Lanes<C> r = multiply_add(n, fill<C>(-K::ln2_high), t);
+  const U<C> shifted = t * fill<C>(static_cast<C>(1.4426950408889634)) + fill<C>(K::magic);
+  const U<C> n = shifted - fill<C>(K::magic);
+  U<C> r = multiply_add(n, fill<C>(-K::ln2_high), t);
   r = multiply_add(n, fill<C>(-K::ln2_low), r);
   double factorial = 1;
   for (int k = 2; k <= K::degree; ++k) factorial *= k;
-  Lanes<C> p = fill<C>(static_cast<C>(1 / factorial));
+  U<C> p = fill<C>(static_cast<C>(1 / factorial));
   for (int k = K::degree; k > 0; --k) {
     factorial /= k;
     p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial)));
@@ -41,25 +40,25 @@ template <class C> BN_INLINE Lanes<C> exp_of_minus_abs(Lanes<C> z) {
   // n stands in the low bits of `shifted`; moved to the exponent it is 2^n.
   typename K::Bits bits[16];
   std::memcpy(bits, &shifted, sizeof bits);
-  using U = std::make_unsigned_t<typename K::Bits>;
-  for (int i = 0; i < 16; ++i) bits[i] = static_cast<typename K::Bits>((static_cast<U>(bits[i]) + K::bias) << K::mantissa);
-  Lanes<C> power;
+  using Unsigned = std::make_unsigned_t<typename K::Bits>;
+  for (int i = 0; i < 16; ++i) bits[i] = static_cast<typename K::Bits>((static_cast<Unsigned>(bits[i]) + K::bias) << K::mantissa);
+  U<C> power;
   std::memcpy(&power, bits, sizeof bits);
   return if_less(given, lowest, zero, p * power);
 }
 
 // Called, not inlined: it is long, it has many users, and the time of a call is nothing to it.
-template <class C> __attribute__((noinline)) Lanes<C> sigmoid(Lanes<C> z) {
-  const Lanes<C> e = exp_of_minus_abs(z), one = fill<C>(1);
+template <class C> __attribute__((noinline)) U<C> sigmoid(U<C> z) {
+  const U<C> e = exp_of_minus_abs(z), one = fill<C>(1);
   return if_less(z, fill<C>(0), e, one) / (one + e);
 }
 
-template <class C> BN_INLINE Lanes<C> activate(Activation kind, C slope, Lanes<C> z) {
-  const Lanes<C> zero = fill<C>(0), six = fill<C>(6);
+template <class C> BN_INLINE U<C> activate(Activation kind, C slope, U<C> z) {
+  const U<C> zero = fill<C>(0), six = fill<C>(6);
   switch (kind) {
     case Activation::none: return z;
-    case Activation::relu: return if_less(z, zero, zero, z);
-    case Activation::relu6: return if_less(six, z, six, if_less(z, zero, zero, z));
+    case Activation::relu: return not_negative(z);
+    case Activation::relu6: return if_less(six, z, six, not_negative(z));
     case Activation::leaky_relu: return if_less(z, zero, z * fill<C>(slope), z);
     case Activation::silu: return z * sigmoid(z);
   }
@@ -67,15 +66,15 @@ template <class C> BN_INLINE Lanes<C> activate(Activation kind, C slope, Lanes<C
 }
 
 // g * activation'(z); at the corners PyTorch's choice: the derivative is that of the flat side (leaky: of the negative side).
-template <class C> BN_INLINE Lanes<C> activate_backward(Activation kind, C slope, Lanes<C> z, Lanes<C> g) {
-  const Lanes<C> zero = fill<C>(0), one = fill<C>(1), six = fill<C>(6);
+template <class C> BN_INLINE U<C> activate_backward(Activation kind, C slope, U<C> z, U<C> g) {
+  const U<C> zero = fill<C>(0), one = fill<C>(1), six = fill<C>(6);
   switch (kind) {
     case Activation::none: return g;
-    case Activation::relu: return if_at_most(z, zero, zero, g);
-    case Activation::relu6: return if_at_most(six, z, zero, if_at_most(z, zero, zero, g));
+    case Activation::relu: return where_positive(z, g);
+    case Activation::relu6: return if_at_most(six, z, zero, where_positive(z, g));
     case Activation::leaky_relu: return if_at_most(z, zero, g * fill<C>(slope), g);
     case Activation::silu: {
-      const Lanes<C> s = sigmoid(z);
+      const U<C> s = sigmoid(z);
       return g * (s * multiply_add(z, one - s, one));
     }
   }
@@ -83,5 +82,4 @@ template <class C> BN_INLINE Lanes<C> activate_backward(Activation kind, C slope
 }
 
 }  // namespace
-}  // namespace BN_ISA
 }  // namespace batchnorm

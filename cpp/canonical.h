@@ -5,8 +5,6 @@
 #include <cstdint>
 
 namespace batchnorm {
-namespace {  // one copy for each instruction set: a shared inline function might be linked from the wrong one
-
 struct Moments {
   double count, mean, mean_low, m2;
 };
@@ -73,5 +71,4 @@ template <class P> class Tree {
   int64_t pushed_ = 0;
 };
 
-}  // namespace
 }  // namespace batchnorm

@@ -77,14 +77,5 @@ struct Kernels {
 namespace reference {
 extern const Kernels kernels;
 }
-namespace portable {
-extern const Kernels kernels;
-}
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
 
 }  // namespace batchnorm

@@ -12,8 +12,6 @@ void scratch_free(void* memory);
 // Half of a core's second-level cache: what a group of channels may take so that its second pass finds it there.
 int64_t cache_budget();
 
-namespace {
-
 template <class T> class Scratch {
  public:
   explicit Scratch(int64_t count) : data_(static_cast<T*>(scratch_allocate(static_cast<size_t>(count) * sizeof(T)))) {}
@@ -26,5 +24,4 @@ template <class T> class Scratch {
   T* data_;
 };
 
-}  // namespace
 }  // namespace batchnorm

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstring>
 
+#include "kernels.h"
+
 namespace batchnorm {
 namespace {
 
@@ -29,6 +31,17 @@ bool runs_avx512() {
 #endif
 }
 
+// The kernels of an instruction set: the one driver, with its leaves.
+template <const Isa& isa> constexpr Kernels kernels_of(const char* name) {
+  return {name, [](const Problem& p) { forward(p, isa); }, [](const Problem& p) { backward(p, isa); },
+          [](char* to, const char* from, int64_t bytes, int threads, bool streaming) { copy(to, from, bytes, threads, streaming, isa); },
+          [](const char* from, int64_t bytes, int threads) { return read(from, bytes, threads, isa); }};
+}
+constexpr Kernels kPortable = kernels_of<portable::isa>("portable");
+#ifdef BN_X86
+constexpr Kernels kAvx2 = kernels_of<avx2::isa>("avx2"), kAvx512 = kernels_of<avx512::isa>("avx512");
+#endif
+
 std::atomic<const Kernels*> active{nullptr};
 
 }  // namespace
@@ -36,10 +49,10 @@ std::atomic<const Kernels*> active{nullptr};
 int list_kernels(const Kernels** out) {
   int n = 0;
 #ifdef BN_X86
-  if (runs_avx512()) out[n++] = &avx512::kernels;
-  if (runs_avx2()) out[n++] = &avx2::kernels;
+  if (runs_avx512()) out[n++] = &kAvx512;
+  if (runs_avx2()) out[n++] = &kAvx2;
 #endif
-  out[n++] = &portable::kernels;
+  out[n++] = &kPortable;
   out[n++] = &reference::kernels;
   return n;
 }

@@ -1,0 +1,459 @@
+// A block's sums, in each layout: cells that stand together where they are, what does not through a small tile; and what float sums
+// cannot be trusted with, again in double.
+#include <algorithm>
+
+#include "tile.h"
+
+namespace batchnorm {
+namespace {
+
+struct Block {
+  int64_t r, n;
+  BlockWeights weights;
+
+  Block(const Call& call, int64_t b) : r(b * kBlock), n(std::min(kBlock, call.p.m - r)) {
+    if (call.weights) weights = call.weights->block(b);
+    else weights.total = static_cast<double>(n);
+  }
+  bool counts(int64_t i) const { return weights.counts == nullptr || (weights.counts[i / kLanes] >> i % kLanes & 1) != 0; }
+  // Whole cells from position i on in which everything counts.
+  int64_t full_cells(int64_t i) const {
+    int64_t cells = 0;
+    for (; n - i >= kCell; i += kCell, ++cells)
+      for (int64_t t = 0; weights.counts != nullptr && t < 8; ++t)
+        if (weights.counts[i / kLanes + t] != 0xffff) return cells;
+    return cells;
+  }
+};
+
+double fold(const double* v, int64_t step) { return (v[0] + v[step]) + (v[2 * step] + v[3 * step]); }
+
+// Sums in float are good: no overflow, no underflow, and K near enough to the mean.
+bool is_trusted(const Call& call, double n, double s, double q) {
+  return call.data.compute == 8 || (std::isfinite(q) && q >= n * 0x1p-90 && q - s * (s / n) >= q / 2);
+}
+bool are_trusted(const Call& call, const Coefficients& k, double n, double s, double q) {
+  if (k.wide) return false;
+  return call.data.compute == 8 || (std::isfinite(s) && std::isfinite(q) && (std::fabs(q) >= n * 0x1p-90 || (s == 0 && q == 0)));
+}
+
+double value_at(const Call& call, int64_t c, int64_t r) {
+  alignas(64) char raw[kLanes * 8] = {};
+  double values[kLanes];
+  std::memcpy(raw, at(call.p, call.p.x, c, r), static_cast<size_t>(call.data.size));
+  call.data.to_double(values, raw, kLanes, nullptr);
+  return values[0];
+}
+
+// A block's shift: near its mean, in the compute type. `first` is its first value that counts.
+template <class First> double shift_of(const Call& call, double sum, int64_t n, const First& first) {
+  double K = sum / static_cast<double>(n);
+  if (!std::isfinite(K)) K = first();
+  return std::isfinite(K) ? rounded(call.p, K) : 0.0;
+}
+
+// The first positions that count, at most sixteen.
+int64_t first_positions(const Block& block, int64_t* to) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < block.n && n < kLanes; ++i)
+    if (block.counts(i)) to[n++] = block.r + i;
+  return n;
+}
+
+double shift_of_channel(const Call& call, int64_t c, const Block& block) {
+  int64_t first[kLanes];
+  const int64_t n = first_positions(block, first), size = call.data.size;
+  alignas(64) char raw[kLanes * 8 + 64] = {};
+  double v[kLanes];
+  if (block.weights.counts == nullptr) {
+    gather(call.p, call.p.x, c, block.r, n, raw);
+    std::memset(raw + n * size, 0, static_cast<size_t>((kLanes - n) * size));
+  } else {
+    for (int64_t i = 0; i < n; ++i) std::memcpy(raw + i * size, at(call.p, call.p.x, c, first[i]), static_cast<size_t>(size));
+  }
+  call.data.to_double(v, raw, kLanes, nullptr);
+  double four[4];
+  for (int j = 0; j < 4; ++j) four[j] = ((v[j] + v[j + 4]) + v[j + 8]) + v[j + 12];
+  return shift_of(call, fold(four, 1), n, [&] { return v[0]; });
+}
+
+// ---- one channel ----------------------------------------------------------------------------------------------------------------
+
+// One value, or sixteen equal ones, in the compute type.
+struct Value {
+  alignas(64) char values[kLanes * 8];
+
+  Value(const Call& call, double v) {
+    if (call.data.compute == 4) std::fill_n(reinterpret_cast<float*>(values), kLanes, static_cast<float>(v));
+    else std::fill_n(reinterpret_cast<double*>(values), kLanes, v);
+  }
+};
+
+// Arrays of one channel, read by cells.
+class Cells {
+ public:
+  Cells(const Call& call, int64_t c, const Array* x, const Array* g) : call_(call), p_(call.p), c_(c), arrays_{x, g} {
+    together_ = true;
+    for (const Array* a : arrays_)
+      if (a) together_ = together_ && run_step(p_, *a) == 1;
+    const int64_t inner = run_length(p_);
+    whole_blocks_ = !together_ || (inner < 2 * kCell && inner % kCell != 0);
+    for (int a = 0; a < 2; ++a)
+      if (arrays_[a]) base_[a] = arrays_[a]->data + channel_offset(p_, *arrays_[a], c) * call.data.size;
+  }
+
+  // add(x, g, cells) for full cells, and some(x, g, r, n) for what is less, from position r of a block on; x and g in whole units.
+  template <class Add, class Some> void each(const Block& block, int64_t i, const Add& add, const Some& some) {
+    while (i < block.n) {
+      const int64_t full = block.full_cells(i), r = block.r + i;
+      if (full == 0) {
+        const int64_t n = std::min(kCell, block.n - i);
+        stage(r, n);
+        some(raw_[0], raw_[1], i, n);
+        i += n;
+        continue;
+      }
+      const int64_t inner = run_length(p_), s = r % inner;
+      int64_t cells = whole_blocks_ ? 0 : std::min(full, (inner - s) / kCell);
+      if (cells > 0) {
+        const char* here[2] = {};
+        for (int a = 0; a < 2; ++a)
+          if (arrays_[a]) here[a] = base_[a] + (run_offset(p_, *arrays_[a], r / inner) + s) * call_.data.size;
+        add(here[0], here[1], cells);
+      } else {
+        cells = whole_blocks_ ? full : 1;
+        stage(r, cells * kCell);
+        add(raw_[0], raw_[1], cells);
+      }
+      i += cells * kCell;
+    }
+  }
+
+ private:
+  const Call& call_;
+  const Problem& p_;
+  int64_t c_;
+  const Array* arrays_[2];
+  const char* base_[2] = {};
+  bool together_, whole_blocks_;
+  alignas(64) char raw_[2][kBlock * 8 + 64];
+
+  void stage(int64_t r, int64_t n) {
+    for (int a = 0; a < 2; ++a)
+      if (arrays_[a]) gather(p_, *arrays_[a], c_, r, n, raw_[a]);
+  }
+};
+
+int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// From position i of the block on.
+void add_channel_moments(const Call& call, int64_t c, const Block& block, int64_t i, double K, double* acc) {
+  const Value shift(call, K), zero(call, 0);
+  const int64_t size = call.data.compute;
+  Cells(call, c, &call.p.x, nullptr)
+      .each(
+          block, i, [&](const char* x, const char*, int64_t cells) { call.data.moments(x, cells, shift.values, acc); },
+          [&](const char* x, const char*, int64_t at, int64_t n) {
+            alignas(64) char d[kCell * 8];
+            call.data.to_compute(d, x, whole(n), shift.values);
+            std::memset(d + n * size, 0, static_cast<size_t>((kCell - n) * size));
+            if (block.weights.counts) call.compute.keep(d, block.weights.counts + at / kLanes, kCell);
+            call.compute.moments(d, 1, zero.values, acc);
+          });
+}
+
+void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i, double* acc) {
+  const Coefs k = call.table.at(c);
+  const bool relu = call.p.activation == Activation::relu;
+  const Value center(call, call.coefs[c].center), zero(call, 0);
+  const int64_t size = call.data.compute;
+  Cells(call, c, &call.p.x, &call.p.grad_y)
+      .each(
+          block, i, [&](const char* x, const char* g, int64_t cells) { call.data.sums(x, g, cells, k, relu, acc); },
+          [&](const char* x, const char* g, int64_t, int64_t n) {
+            alignas(64) char d[kCell * 8], h[kCell * 8];
+            call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
+            const size_t rest = static_cast<size_t>((kCell - n) * size);
+            std::memset(d + n * size, 0, rest), std::memset(h + n * size, 0, rest);
+            call.compute.sums(d, h, 1, {zero.values, k.scale, k.shift, k.k1, k.k0}, relu, acc);
+          });
+}
+
+// The moments of channels of a tile, in double: shifted by K, or, twice, by the mean.
+struct InDouble {
+  alignas(64) double K[kLanes] = {}, acc[8 * kLanes];
+  int64_t step;  // between sums of lanes mod 4
+
+  __attribute__((noinline)) InDouble(const Call& call, const Block& block, int64_t c, int64_t width, bool side_by_side)
+      : step(side_by_side ? kLanes : 1) {
+    Tile tile(call);
+    if (side_by_side) tile.rows(c, width);
+    else tile.channel(c);
+    const bool weighted = block.weights.counted == Counted::weighted;
+    if (weighted) {
+      for (int64_t i = 0; i < (side_by_side ? width : 1); ++i) K[i] = value_at(call, c + i, block.r + block.weights.heaviest);
+    } else {
+      add(tile, block, How::in_double);
+      for (int64_t i = 0; i < step; ++i) K[i] = fold(acc + i, step) / block.weights.total;
+    }
+    for (int64_t i = 0; i < kLanes; ++i) K[i] = std::isfinite(K[i]) ? K[i] : 0.0;
+    if (!side_by_side) std::fill_n(K, kLanes, K[0]);
+    add(tile, block, weighted ? How::weighted : How::in_double);
+  }
+
+  void add(Tile& tile, const Block& block, How how) {
+    std::fill_n(acc, 8 * kLanes, 0.0);
+    tile.add_moments(block.r, block.n, how, block.weights.counts, K, acc);
+  }
+  Moments of(const Block& block, int64_t i) const {
+    return block_moments(block.weights.total, K[i], fold(acc + i, step), fold(acc + 4 * step + i, step));
+  }
+};
+
+Moments settle(const Call& call, int64_t c, const Block& block, double K, const double* acc, int64_t step) {
+  const double s = fold(acc, step), q = fold(acc + 4 * step, step);
+  if (is_trusted(call, block.weights.total, s, q)) return block_moments(block.weights.total, K, s, q);
+  return InDouble(call, block, c, 1, false).of(block, 0);
+}
+
+// The sums of channels of a tile; `acc` as leaves leave it.
+struct SumsOfTile {
+  alignas(64) double acc[8 * kLanes] = {};
+  int64_t step;
+
+  __attribute__((noinline)) SumsOfTile(const Call& call, const Block& block, int64_t c, int64_t width, bool side_by_side, bool in_double)
+      : step(side_by_side ? kLanes : 1) {
+    Tile tile(call);
+    if (side_by_side) tile.rows(c, width);
+    else tile.channel(c);
+    tile.add_sums(block.r, block.n, in_double, acc);
+  }
+  Sums of(int64_t i) const { return {fold(acc + i, step), fold(acc + 4 * step + i, step)}; }
+};
+
+Sums settle(const Call& call, int64_t c, const Block& block, const Sums& s) {
+  if (are_trusted(call, call.coefs[c], static_cast<double>(block.n), s.g, s.gd)) return s;
+  return SumsOfTile(call, block, c, 1, false, true).of(0);
+}
+
+// Whether the gradient before the activation is found in leaves: without one, or ReLU of x alone.
+bool is_simple(const Problem& p) {
+  return p.activation == Activation::none || (p.activation == Activation::relu && !p.residual);
+}
+
+}  // namespace
+
+void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {
+  const Block block(call, b);
+  if (block.weights.counted == Counted::none) {
+    *out = {};
+  } else if (block.weights.counted == Counted::weighted) {
+    *out = InDouble(call, block, c, 1, false).of(block, 0);
+  } else {
+    double acc[8] = {};
+    const double K = shift_of_channel(call, c, block);
+    add_channel_moments(call, c, block, 0, K, acc);
+    *out = settle(call, c, block, K, acc, 1);
+  }
+}
+
+void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out) {
+  Block block(call, b);
+  double acc[8] = {};
+  if (is_simple(call.p)) add_channel_sums(call, c, block, 0, acc), *out = {fold(acc, 1), fold(acc + 4, 1)};
+  else *out = SumsOfTile(call, block, c, 1, false, false).of(0);
+  *out = settle(call, c, block, *out);
+}
+
+// ---- rows -------------------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// What rows of `width` channels need beside them.
+class RowsOf {
+ public:
+  RowsOf(const Call& call, int64_t c, int64_t width)
+      : call_(call),
+        p_(call.p),
+        c_(c),
+        width_(width),
+        whole_(whole(width)),
+        memory_(whole_ * (8 * 8 + 10 * 8 + 8 + 8) + (p_.reduced_dims > 1 ? 2 * kCell * width * call.data.size : 0)),
+        acc(reinterpret_cast<double*>(static_cast<char*>(memory_))),
+        values(acc + 8 * whole_),
+        K(reinterpret_cast<char*>(values + whole_)),
+        scratch(K + whole_ * 8) {
+    std::fill_n(acc, 8 * whole_, 0.0);
+  }
+
+  // The rows of a cell of n positions: where they are, if they are equally far apart, else copied.
+  const char* cell(const Array& a, int64_t r, int64_t n, int which, int64_t* step) const {
+    const int64_t size = call_.data.size;
+    if (p_.reduced_dims == 1 || r % run_length(p_) + n <= run_length(p_)) {
+      *step = run_step(p_, a);
+      return at(p_, a, c_, r);
+    }
+    char* const copy = scratch + 10 * 8 * whole_ + which * kCell * width_ * size;
+    for (int64_t i = 0; i < n; ++i) std::memcpy(copy + i * width_ * size, at(p_, a, c_, r + i), static_cast<size_t>(width_ * size));
+    *step = width_;
+    return copy;
+  }
+
+  // Channel i's sums, which are those of the last unit where it is not a whole one.
+  const double* of(int64_t i) const { return acc + (i < whole_ - kLanes ? i : whole_ - kLanes + (i - (width_ - kLanes))); }
+  int64_t step() const { return whole_; }
+
+ private:
+  const Call& call_;
+  const Problem& p_;
+  int64_t c_, width_, whole_;
+  Scratch<char> memory_;
+
+ public:
+  double *const acc, *const values;
+  char *const K, *const scratch;
+};
+
+const uint16_t* counts_of(const Block& block, int64_t i, uint16_t* some) {
+  if (block.full_cells(i) > 0) return nullptr;
+  for (int64_t t = 0; t < 8; ++t) {
+    const int64_t left = block.n - i - t * kLanes;
+    const unsigned there = left >= kLanes ? 0xffffu : left > 0 ? (1u << left) - 1 : 0;
+    some[t] = static_cast<uint16_t>(there & (block.weights.counts ? block.weights.counts[i / kLanes + t] : 0xffffu));
+  }
+  return some;
+}
+
+// Strips of sixteen channels: f(first, width)
+template <class F> void each_strip(int64_t width, const F& f) {
+  for (int64_t i = 0; i < width; i += kLanes) f(i, std::min(kLanes, width - i));
+}
+
+void put(const Call& call, char* row, int64_t i, double v) {
+  if (call.data.compute == 4) reinterpret_cast<float*>(row)[i] = static_cast<float>(v);
+  else reinterpret_cast<double*>(row)[i] = v;
+}
+
+}  // namespace
+
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moments* out) {
+  const Block block(call, b);
+  if (block.weights.counted == Counted::none) return std::fill_n(out, width, Moments{}), void();
+  if (block.weights.counted == Counted::weighted) {
+    return each_strip(width, [&](int64_t i, int64_t some) {
+      const InDouble sums(call, block, c + i, some, true);
+      for (int64_t k = 0; k < some; ++k) out[i + k] = sums.of(block, k);
+    });
+  }
+  RowsOf rows(call, c, width);
+  int64_t first[kLanes];
+  const char* first_rows[kLanes];
+  const int64_t n = first_positions(block, first);
+  for (int64_t i = 0; i < n; ++i) first_rows[i] = at(call.p, call.p.x, c, first[i]);
+  call.data.first_rows(first_rows, n, width, rows.values);
+  for (int64_t i = 0; i < width; ++i) {
+    rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, first[0]); });
+    put(call, rows.K, i, rows.values[i]);
+  }
+  for (int64_t i = 0; i < block.n; i += kCell) {
+    int64_t step;
+    uint16_t some[8];
+    const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
+    call.data.moments_rows(x, step, counts_of(block, i, some), width, rows.K, rows.scratch, rows.acc);
+  }
+  each_strip(width, [&](int64_t from, int64_t some) {
+    bool trusted = true;
+    for (int64_t i = from; i < from + some; ++i) {
+      const double s = fold(rows.of(i), rows.step()), q = fold(rows.of(i) + 4 * rows.step(), rows.step());
+      trusted = is_trusted(call, block.weights.total, s, q) && trusted;
+      out[i] = block_moments(block.weights.total, rows.values[i], s, q);
+    }
+    if (trusted) return;
+    const InDouble again(call, block, c + from, some, true);
+    for (int64_t i = from; i < from + some; ++i) {
+      const double s = fold(rows.of(i), rows.step()), q = fold(rows.of(i) + 4 * rows.step(), rows.step());
+      if (!is_trusted(call, block.weights.total, s, q)) out[i] = again.of(block, i - from);
+    }
+  });
+}
+
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* out) {
+  const Block block(call, b);
+  const bool simple = is_simple(call.p), relu = call.p.activation == Activation::relu;
+  if (simple) {
+    RowsOf rows(call, c, width);
+    for (int64_t i = 0; i < block.n; i += kCell) {
+      int64_t x_step, g_step;
+      uint16_t some[8];
+      const int64_t n = std::min(kCell, block.n - i);
+      const char *x = rows.cell(call.p.x, block.r + i, n, 0, &x_step), *g = rows.cell(call.p.grad_y, block.r + i, n, 1, &g_step);
+      call.data.sums_rows(x, x_step, g, g_step, counts_of(block, i, some), width, call.table.at(c), relu, rows.scratch, rows.acc);
+    }
+    for (int64_t i = 0; i < width; ++i)
+      out[i] = {fold(rows.of(i), rows.step()), fold(rows.of(i) + 4 * rows.step(), rows.step())};
+  }
+  each_strip(width, [&](int64_t from, int64_t some) {
+    if (!simple) {
+      const SumsOfTile sums(call, block, c + from, some, true, false);
+      for (int64_t i = 0; i < some; ++i) out[from + i] = sums.of(i);
+    }
+    const auto trusted = [&](int64_t i) {
+      return are_trusted(call, call.coefs[c + i], static_cast<double>(block.n), out[i].g, out[i].gd);
+    };
+    int64_t i = from;
+    while (i < from + some && trusted(i)) ++i;
+    if (i == from + some) return;
+    const SumsOfTile again(call, block, c + from, some, true, true);
+    for (; i < from + some; ++i)
+      if (!trusted(i)) out[i] = again.of(i - from);
+  });
+}
+
+// ---- narrow rows -------------------------------------------------------------------------------------------------------------------
+
+void block_of_narrow(const Call& call, int64_t b, Moments* out) {
+  const Block block(call, b);
+  const int64_t C = call.p.C;
+  if (block.weights.counted != Counted::all) {
+    for (int64_t c = 0; c < C; ++c) block_of_channel(call, c, b, out + c);
+    return;
+  }
+  alignas(64) char shifts[kLanes * kLanes * 8], scratch[kLanes * 160 * 8];
+  double K[kLanes], acc[8 * kLanes] = {};
+  for (int64_t c = 0; c < C; ++c) {
+    K[c] = shift_of_channel(call, c, block);
+    for (int64_t i = 0; i < kLanes; ++i) put(call, shifts, i * C + c, K[c]);
+  }
+  const int64_t cells = block.n / kCell;
+  call.data.moments_narrow(at(call.p, call.p.x, 0, block.r), cells, C, shifts, scratch, acc);
+  for (int64_t c = 0; c < C; ++c) {
+    double own[8];
+    for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];
+    add_channel_moments(call, c, block, cells * kCell, K[c], own);
+    out[c] = settle(call, c, block, K[c], own, 1);
+  }
+}
+
+void block_of_narrow(const Call& call, int64_t b, Sums* out) {
+  const Block block(call, b);
+  const int64_t C = call.p.C;
+  if (!is_simple(call.p)) {
+    for (int64_t c = 0; c < C; ++c) block_of_channel(call, c, b, out + c);
+    return;
+  }
+  alignas(64) char scratch[kLanes * 160 * 8];
+  double acc[8 * kLanes] = {};
+  Table repeated(kLanes * C, call.data.compute);
+  for (int64_t i = 0; i < kLanes * C; ++i) repeated.put(i, call.coefs[i % C]);
+  const int64_t cells = block.n / kCell;
+  call.data.sums_narrow(at(call.p, call.p.x, 0, block.r), at(call.p, call.p.grad_y, 0, block.r), cells, C, repeated.at(0),
+                        call.p.activation == Activation::relu, scratch, acc);
+  for (int64_t c = 0; c < C; ++c) {
+    double own[8];
+    for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];
+    add_channel_sums(call, c, block, cells * kCell, own);
+    out[c] = settle(call, c, block, Sums{fold(own, 1), fold(own + 4, 1)});
+  }
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,135 @@
+// The tables of one instruction set (BN_ISA). Compiled once for each, with its flags; nothing here is linked from elsewhere but the
+// tables at the end.
+#include "leaves.h"
+
+#include "activation.h"
+#include "apply.h"
+#include "sums.h"
+
+namespace batchnorm {
+namespace {
+
+// ---- tiles: whole units -------------------------------------------------------------------------------------------------------
+
+template <class T> void to_compute(char* to, const char* from, int64_t n, const char* less) {
+  using C = Compute<T>;
+  const U<C> center = less ? load_raw(reinterpret_cast<const C*>(less)) : fill<C>(0);
+  for (int64_t i = 0; i < n; i += kLanes) store_raw(reinterpret_cast<C*>(to) + i, load(reinterpret_cast<const T*>(from) + i) - center);
+}
+template <class T> void to_double(double* to, const char* from, int64_t n, const double* less) {
+  const U<double> center = less ? load_raw(less) : fill(0.0);
+  for (int64_t i = 0; i < n; i += kLanes) store_raw(to + i, widen(load(reinterpret_cast<const T*>(from) + i)) - center);
+}
+template <class T> void from_compute(char* to, const char* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) store(reinterpret_cast<T*>(to) + i, load_raw(reinterpret_cast<const Compute<T>*>(from) + i));
+}
+
+// a = f(a, b) over units.
+template <class C, class F> BN_INLINE void each_pair(char* a, const char* b, int64_t n, const F& f) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    C* at = reinterpret_cast<C*>(a) + i;
+    store_raw(at, f(load_raw(at), load_raw(reinterpret_cast<const C*>(b) + i)));
+  }
+}
+
+template <class C, Activation Kind> BN_INLINE void activate_by(double slope, char* z, int64_t n) {
+  each_pair<C>(z, z, n, [&](U<C> v, U<C>) BN_INLINE_LAMBDA { return activate(Kind, static_cast<C>(slope), v); });
+}
+template <class C> void activate_tile(Activation kind, double slope, char* z, int64_t n) {
+  switch (kind) {
+    case Activation::none: return;
+    case Activation::relu: return activate_by<C, Activation::relu>(slope, z, n);
+    case Activation::relu6: return activate_by<C, Activation::relu6>(slope, z, n);
+    case Activation::leaky_relu: return activate_by<C, Activation::leaky_relu>(slope, z, n);
+    case Activation::silu: return activate_by<C, Activation::silu>(slope, z, n);
+  }
+}
+template <class C, Activation Kind> BN_INLINE void activate_backward_by(double slope, char* g, const char* z, int64_t n) {
+  each_pair<C>(g, z, n, [&](U<C> a, U<C> b) BN_INLINE_LAMBDA { return activate_backward(Kind, static_cast<C>(slope), b, a); });
+}
+template <class C> void activate_backward_tile(Activation kind, double slope, char* g, const char* z, int64_t n) {
+  switch (kind) {
+    case Activation::none: return;
+    case Activation::relu: return activate_backward_by<C, Activation::relu>(slope, g, z, n);
+    case Activation::relu6: return activate_backward_by<C, Activation::relu6>(slope, g, z, n);
+    case Activation::leaky_relu: return activate_backward_by<C, Activation::leaky_relu>(slope, g, z, n);
+    case Activation::silu: return activate_backward_by<C, Activation::silu>(slope, g, z, n);
+  }
+}
+
+template <class C> void add(char* z, const char* r, int64_t n) {
+  each_pair<C>(z, r, n, [](U<C> a, U<C> b) BN_INLINE_LAMBDA { return a + b; });
+}
+template <class C> void keep_counted(char* d, const uint16_t* counts, int64_t n) {
+  C* at = reinterpret_cast<C*>(d);
+  for (int64_t i = 0; i < n; i += kLanes) store_raw(at + i, keep(load_raw(at + i), counts[i / kLanes]));
+}
+template <class C> void weigh(char* h, char* d, const char* w, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    C* at = reinterpret_cast<C*>(d) + i;
+    const U<C> weight = load_raw(reinterpret_cast<const C*>(w) + i), kept = if_less(fill<C>(0), weight, load_raw(at), fill<C>(0));
+    store_raw(at, kept), store_raw(reinterpret_cast<C*>(h) + i, weight * kept);
+  }
+}
+template <class C> void subtract_weighted(char* h, const char* t, const char* w, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    C* at = reinterpret_cast<C*>(h) + i;
+    const U<C> weight = load_raw(reinterpret_cast<const C*>(w) + i), through = load_raw(reinterpret_cast<const C*>(t) + i) * weight;
+    store_raw(at, load_raw(at) - if_less(fill<C>(0), weight, through, fill<C>(0)));
+  }
+}
+template <class C> void choose(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    C* at = reinterpret_cast<C*>(z) + i;
+    const U<float> other = narrow(load_raw(wide + i));
+    if constexpr (sizeof(C) == 4) store_raw(at, if_less(fill<C>(0), column<C>(is_wide, i % period), other, load_raw(at)));
+  }
+}
+
+template <class T> constexpr Leaves leaves_of() {
+  using C = Compute<T>;
+  return {sizeof(T), sizeof(C), moments<T>, sums<T>, moments_rows<T>, sums_rows<T>, moments_narrow<T>, sums_narrow<T>, first_rows<T>,
+          apply_planes<T>, apply_rows<T>, grad_planes<T>, grad_rows<T>, to_compute<T>, to_double<T>, from_compute<T>, activate_tile<C>,
+          activate_backward_tile<C>, add<C>, keep_counted<C>, weigh<C>, subtract_weighted<C>, choose<C>};
+}
+
+// ---- yardsticks -----------------------------------------------------------------------------------------------------------------
+
+// Sixteen floats at a time, whatever the bytes mean. Both ends are aligned as floats are.
+void stream(char* to, const char* from, int64_t bytes) {
+  int64_t i = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(to)) % 64);
+  if (i > bytes) i = bytes;
+  std::memcpy(to, from, static_cast<size_t>(i));
+  for (; i + 64 <= bytes; i += 64) put<true>(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(from + i)));
+  std::memcpy(to + i, from + i, static_cast<size_t>(bytes - i));
+  fence();
+}
+
+// Nothing can be left out: they are summed.
+uint64_t add_words(const char* from, int64_t bytes) {
+  typedef uint64_t V __attribute__((vector_size(kVectorBytes), aligned(1), may_alias));
+  constexpr int64_t step = 8 * kVectorBytes;
+  V sums[8] = {};
+  int64_t i = 0;
+  for (; i + step <= bytes; i += step) {
+    for (int64_t k = 0; k < step; k += 64) __builtin_prefetch(from + i + 8192 + k);
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) sums[k] += reinterpret_cast<const V*>(from + i)[k];
+  }
+  uint64_t total = 0, rest[step / 8] = {};
+  std::memcpy(rest, from + i, static_cast<size_t>(bytes - i));
+  for (const uint64_t word : rest) total += word;
+  for (const V& sum : sums)
+    for (int k = 0; k < kVectorBytes / 8; ++k) total += sum[k];
+  return total;
+}
+
+constexpr Leaves f64 = leaves_of<double>(), f32 = leaves_of<float>(), f16 = leaves_of<Half>(), bf16 = leaves_of<BFloat16>();
+
+}  // namespace
+
+namespace BN_ISA {
+extern const Isa isa = {{&f64, &f32, &f16, &bf16}, stream, add_words};
+}  // namespace BN_ISA
+
+}  // namespace batchnorm

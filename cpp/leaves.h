@@ -1,0 +1,85 @@
+// The leaf functions: loops over memory that stands together, for one data type in one instruction set. A table of pointers to
+// them for each; everything else is compiled once, for any processor. Bits follow reference.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "problem.h"
+
+namespace batchnorm {
+
+constexpr int64_t kCell = 128;  // positions whose sums stay in the compute type: sixteen lanes, runs of eight
+
+// Values of the compute type, one for each channel (planes) or column (rows).
+struct Coefs {
+  const char *center, *scale, *shift, *k1, *k0;
+};
+
+// `count` runs of `length` elements, each `step` elements behind the one before. What is not there is null.
+struct Runs {
+  char* out;
+  const char *x, *g, *residual;
+  int64_t count, length, out_step, x_step, g_step, residual_step;
+  bool past_cache;  // whole lines of `out` are written past it; it is then none of the others
+};
+
+struct Leaves {
+  int64_t size, compute;  // bytes of an element, of the compute type
+
+  // Sums of `cells` cells that stand together: of d = x - K and d * d; of h = g (relu: after its derivative) and h * (x - center).
+  // acc[8]: s, then q, of lanes mod 4.
+  void (*moments)(const char* x, int64_t cells, const char* K, double* acc);
+  void (*sums)(const char* x, const char* g, int64_t cells, Coefs k, bool relu, double* acc);
+
+  // Of a cell of rows of `width` >= 16 channels side by side; `counts`: a bit for each of its positions, null: all of them.
+  // acc[8][W]: s and q of lanes mod 4, W being width in whole units, the last of which is columns width - 16 … width - 1.
+  // scratch: 10 W values of the compute type.
+  void (*moments_rows)(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch, double* acc);
+  void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
+                    bool relu, char* scratch, double* acc);
+  // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so often.
+  // acc[8][channels]. scratch: 160 values a channel.
+  void (*moments_narrow)(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc);
+  void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, bool relu, char* scratch, double* acc);
+  // The sum of up to sixteen rows, folded as lanes are.
+  void (*first_rows)(const char* const* rows, int64_t n, int64_t width, double* sum);
+
+  // Elements: y = fma(x - center, scale, shift) + residual, and dx = (h - fma(x - center, k1, k0)) * scale, or, without k1,
+  // h * scale. Planes: a channel each. Rows: columns 0, 1, …, and from `period` on the same again; coefficients go on for 16 more.
+  void (*apply_planes)(const Runs& runs, Coefs k, bool relu);
+  void (*apply_rows)(const Runs& runs, Coefs k, int64_t period, bool relu);
+  void (*grad_planes)(const Runs& runs, Coefs k, bool relu);
+  void (*grad_rows)(const Runs& runs, Coefs k, int64_t period, bool relu);
+
+  // Tiles, n elements in whole units. From the data's type, less sixteen values that repeat (or null); and back.
+  void (*to_compute)(char* to, const char* from, int64_t n, const char* less);
+  void (*to_double)(double* to, const char* from, int64_t n, const double* less);
+  void (*from_compute)(char* to, const char* from, int64_t n);
+
+  // Of the compute type, in place.
+  void (*activate)(Activation kind, double slope, char* z, int64_t n);
+  void (*activate_backward)(Activation kind, double slope, char* g, const char* z, int64_t n);
+  void (*add)(char* z, const char* r, int64_t n);
+  void (*keep)(char* d, const uint16_t* counts, int64_t n);
+  void (*weigh)(char* h, char* d, const char* w, int64_t n);                      // h = w d, where w is 0 both 0
+  void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t n);    // h -= w t, where w is not 0
+  void (*choose)(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n);  // columns that are wide
+};
+
+struct Isa {
+  const Leaves* leaves[4];  // by DType
+  void (*stream)(char* to, const char* from, int64_t bytes);    // past the cache
+  uint64_t (*add_words)(const char* from, int64_t bytes);       // little-endian
+};
+
+namespace portable {
+extern const Isa isa;
+}
+namespace avx2 {
+extern const Isa isa;
+}
+namespace avx512 {
+extern const Isa isa;
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,192 @@
+// How numbers are summed: cells of 128 positions, in the canonical order, for one data type.
+#pragma once
+
+#include "leaves.h"
+#include "simd.h"
+
+namespace batchnorm {
+namespace {
+
+template <class C> BN_INLINE U<C> one(const char* value) { return fill(*reinterpret_cast<const C*>(value)); }
+template <class C> BN_INLINE U<C> column(const char* values, int64_t j) {
+  return load_raw(reinterpret_cast<const C*>(values) + j);
+}
+
+// What a sum takes of sixteen elements: d = x - center and, with gradients, h = g after the derivative of ReLU; else h = d.
+template <bool G, bool Relu, class T> struct Terms {
+  using C = Compute<T>;
+  U<C> d, h;
+
+  template <class Scale, class Shift>
+  BN_INLINE Terms(const T* x, const T* g, U<C> center, const Scale& scale, const Shift& shift) : d(load(x) - center), h(d) {
+    if constexpr (G) h = load(g);
+    if constexpr (Relu) h = where_positive(multiply_add(d, scale(), shift()), h);
+  }
+};
+
+// ---- contiguous -------------------------------------------------------------------------------------------------------------
+
+template <bool G, bool Relu, class T> BN_INLINE void add_cells(const T* x, const T* g, int64_t cells, const Coefs& k, double* acc) {
+  using C = Compute<T>;
+  const U<C> center = one<C>(k.center);
+  U<C> scale = center, shift = center;
+  if (Relu) scale = one<C>(k.scale), shift = one<C>(k.shift);
+  Four s_all, q_all;
+  std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
+  for (; cells > 0; --cells, x += kCell, g += G ? kCell : 0) {
+    U<C> s, q, first_q;
+#pragma GCC unroll 8
+    for (int t = 0; t < 8; ++t) {
+      const Terms<G, Relu, T> of(x + kLanes * t, g + (G ? kLanes * t : 0), center, [&] { return scale; }, [&] { return shift; });
+      s = t == 0 ? of.h : s + of.h;
+      if (!G && t == 4) first_q = q;  // squares in two runs of four
+      q = t == 0 || (!G && t == 4) ? of.h * of.d : multiply_add(of.h, of.d, q);
+    }
+    if (!G) q = first_q + q;
+    s_all += fold(s), q_all += fold(q);
+  }
+  std::memcpy(acc, &s_all, sizeof s_all), std::memcpy(acc + 4, &q_all, sizeof q_all);
+}
+
+template <class T> void moments(const char* x, int64_t cells, const char* K, double* acc) {
+  add_cells<false, false, T>(reinterpret_cast<const T*>(x), nullptr, cells, {K, K, K, K, K}, acc);
+}
+template <class T> void sums(const char* x, const char* g, int64_t cells, Coefs k, bool relu, double* acc) {
+  const T *xs = reinterpret_cast<const T*>(x), *gs = reinterpret_cast<const T*>(g);
+  if (relu) add_cells<true, true>(xs, gs, cells, k, acc);
+  else add_cells<true, false>(xs, gs, cells, k, acc);
+}
+
+// ---- rows -------------------------------------------------------------------------------------------------------------------
+
+// The rows of one lane, which are `step` apart, along the whole width: each of them is a stream that the next lanes go on with.
+// With gradients there are two streams a row, and so many at once would meet in the same sets of L1: rows 0 … 3 first, whose sums wait
+// in `rest`, then 4 … 7. Sums go to, or are added to, s[W] and q[W].
+template <class T, bool G, bool Relu> struct Lane {
+  using C = Compute<T>;
+  const T *x, *g;
+  int64_t x_step, g_step, width, whole;  // whole: width in whole units
+  Coefs k;
+
+  template <int First, int Rows> BN_INLINE void add(unsigned counts, C* s_to, C* rest, bool begins) const {
+    constexpr unsigned all = ((1u << Rows) - 1) << First;
+    if ((counts & all) == all) add_rows<First, Rows, true>(counts, s_to, rest, begins);
+    else add_rows<First, Rows, false>(counts, s_to, rest, begins);
+  }
+
+ private:
+  template <int First, int Rows, bool All> __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
+    constexpr bool last = First + Rows == 8;
+    C *q_to = s_to + whole, *q_rest = rest + whole;
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      const int64_t at = i + kLanes <= width ? i : width - kLanes;
+      const U<C> center = column<C>(k.center, at);
+      const auto scale = [&]() BN_INLINE_LAMBDA { return column<C>(k.scale, at); };
+      const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
+      U<C> s = fill<C>(0), q = s, first_q = s;
+      if (First > 0) s = load_raw(rest + i), q = load_raw(q_rest + i);
+#pragma GCC unroll 8
+      for (int t = First; t < First + Rows; ++t) {
+        if (!G && t == 4) first_q = q, q = fill<C>(0);
+        if (!All && (counts >> t & 1) == 0) continue;
+        const Terms<G, Relu, T> of(x + at + t * x_step, g + (G ? at + t * g_step : 0), center, scale, shift);
+        s = s + of.h, q = multiply_add(of.h, of.d, q);
+      }
+      if (!G) q = first_q + q;
+      if (!last) {
+        store_raw(rest + i, s), store_raw(q_rest + i, q);
+        continue;
+      }
+      if (!begins) s = load_raw(s_to + i) + s, q = load_raw(q_to + i) + q;
+      store_raw(s_to + i, s), store_raw(q_to + i, q);
+    }
+  }
+};
+
+template <class T, bool G, bool Relu> BN_INLINE void add_lane(const Lane<T, G, Relu>& lane, unsigned counts, Compute<T>* to, Compute<T>* rest, bool begins) {
+  if (G) lane.template add<0, 4>(counts, to, rest, begins), lane.template add<4, 4>(counts, to, rest, begins);
+  else lane.template add<0, 8>(counts, to, rest, begins);
+}
+
+// Bit t: whether position 16 t + lane of a cell counts.
+BN_INLINE unsigned counts_of_lane(const uint16_t* counts, int lane) {
+  if (counts == nullptr) return 0xff;
+  unsigned bits = 0;
+  for (int t = 0; t < 8; ++t) bits |= (static_cast<unsigned>(counts[t]) >> lane & 1) << t;
+  return bits;
+}
+
+template <class T, bool G, bool Relu>
+BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width,
+                                const Coefs& k, char* scratch, double* acc) {
+  using C = Compute<T>;
+  const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
+  C *four = reinterpret_cast<C*>(scratch), *rest = four + 8 * whole;  // s, q of lanes mod 4
+  Lane<T, G, Relu> lane{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k};
+  for (int l = 0; l < kLanes; ++l, lane.x += x_step, lane.g += G ? g_step : 0)
+    add_lane(lane, counts_of_lane(counts, l), four + (l & 3) * 2 * whole, rest, l < 4);
+  for (int j = 0; j < 8; ++j) {
+    const C* from = four + (j & 3) * 2 * whole + (j >> 2) * whole;
+    double* to = acc + j * whole;
+    for (int64_t i = 0; i < whole; i += kLanes) store_raw(to + i, load_raw(to + i) + widen(load_raw(from + i)));
+  }
+}
+template <class T>
+void moments_rows(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch, double* acc) {
+  add_cell_of_rows<T, false, false>(x, step, nullptr, 0, counts, width, {K, K, K, K, K}, scratch, acc);
+}
+template <class T>
+void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k, bool relu,
+               char* scratch, double* acc) {
+  if (relu) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, counts, width, k, scratch, acc);
+  else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, counts, width, k, scratch, acc);
+}
+
+// ---- narrow rows --------------------------------------------------------------------------------------------------------------
+
+// Sixteen rows one behind another are one row of 16 C columns, with all lanes; eight of these are a cell. A lane's columns stand C
+// apart.
+template <class T, bool G, bool Relu>
+BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int64_t channels, const Coefs& k, char* scratch, double* acc) {
+  using C = Compute<T>;
+  typedef C FourC __attribute__((vector_size(4 * sizeof(C)), aligned(sizeof(C)), may_alias));
+  typedef double FourD __attribute__((vector_size(32), aligned(8), may_alias));
+  const int64_t width = kLanes * channels, quarter = width / 4;
+  C *s = reinterpret_cast<C*>(scratch), *rest = s + 2 * width;
+  Lane<T, G, Relu> rows{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k};
+  for (; cells > 0; --cells, rows.x += 8 * width, rows.g += G ? 8 * width : 0) {
+    add_lane(rows, 0xff, s, rest, true);
+    for (int half = 0; half < 2; ++half) {
+      for (int64_t i = 0; i < quarter; i += 4) {
+        const auto part = [&](int64_t lanes) { return *reinterpret_cast<const FourC*>(s + half * width + lanes * quarter + i); };
+        const FourC f = ((part(0) + part(1)) + part(2)) + part(3);
+        *reinterpret_cast<FourD*>(acc + half * quarter + i) += __builtin_convertvector(f, FourD);
+      }
+    }
+  }
+}
+template <class T> void moments_narrow(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc) {
+  add_narrow_cells<T, false, false>(x, nullptr, cells, channels, {K, K, K, K, K}, scratch, acc);
+}
+template <class T>
+void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, bool relu, char* scratch, double* acc) {
+  if (relu) add_narrow_cells<T, true, true>(x, g, cells, channels, k, scratch, acc);
+  else add_narrow_cells<T, true, false>(x, g, cells, channels, k, scratch, acc);
+}
+
+// The rows of a block's shift. The last unit overlaps the one before.
+template <class T> void first_rows(const char* const* rows, int64_t n, int64_t width, double* sum) {
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const int64_t at = i + kLanes <= width ? i : width - kLanes;
+    U<double> four[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      four[j] = fill(0.0);
+      for (int64_t r = j; r < n; r += 4) four[j] = four[j] + widen(load(reinterpret_cast<const T*>(rows[r]) + at));
+    }
+    store_raw(sum + at, (four[0] + four[1]) + (four[2] + four[3]));
+  }
+}
+
+}  // namespace
+}  // namespace batchnorm
