@@ -21,12 +21,12 @@ template <class T> BN_INLINE void put_some(T* out, int64_t first, int64_t end, U
 // output may be an input. Past the cache go whole lines; what shares its line with another run is stored as usual, for a line must not
 // be written both ways.
 template <class T, class Unit> BN_INLINE void each_unit(T* out, int64_t n, int64_t period, bool past_cache, const Unit& unit) {
-  constexpr int64_t line = 64 / sizeof(T);
+  constexpr int64_t lines = sizeof(T) == 2 ? 2 * kLanes : kLanes;  // whole lines and whole units
   const auto column_of = [&](int64_t j) BN_INLINE_LAMBDA { return period == kNoPeriod ? 0 : j % period; };
   const int64_t last = n - kLanes, head = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(out)) % 64 / sizeof(T));
   const U<Compute<T>> at_end = unit(last, column_of(last));
-  past_cache = past_cache && head + line + kLanes <= n;
-  const int64_t begin = past_cache ? head : 0, end = past_cache ? n - (n - head) % line : last;
+  past_cache = past_cache && head + lines + kLanes <= n;
+  const int64_t begin = past_cache ? head : 0, end = past_cache ? n - (n - head) % lines : last;
   for (int64_t j = begin, column = column_of(j); j < end;) {
     int64_t units = (end - j + kLanes - 1) / kLanes;
     if (period != kNoPeriod && period - column < units * kLanes) units = (period - column + kLanes - 1) / kLanes;
