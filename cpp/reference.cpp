@@ -2,6 +2,7 @@
 // be. Vector kernels must equal it bit for bit (tests/test_bits.py). Shared with them: the tree, the coefficients, 16-bit
 // conversion.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -90,47 +91,49 @@ template <class C> C activate_backward(const Problem& p, C z, C g) {
 }
 
 double weight_at(const Problem& p, int64_t r) { return p.weights ? get(p, p.weights, 0, r) : 1.0; }
+double finite_or(double value, double otherwise) { return std::isfinite(value) ? value : otherwise; }
 
-constexpr int64_t kCell = 128;  // positions between two additions in double
+// A value for each position of a block; 0 where there is none.
+template <class A> using Terms = std::array<A, kBlock>;
 
-// Sixteen lanes to four, then to one.
+template <class A> A in_pairs(const A* p) { return (p[0] + p[1]) + (p[2] + p[3]); }
 template <class A> A in_four(const A* lane, int j) { return ((lane[j] + lane[j + 4]) + lane[j + 8]) + lane[j + 12]; }
-double in_one(const double* four) { return (four[0] + four[1]) + (four[2] + four[3]); }
 
-// The canonical sum over positions 0 … n - 1 of a block: cells of eight terms in each of sixteen lanes, in type A; the lanes are
-// folded to four in type A, and these are added up in double. A lane is a run of eight terms, or the sum of two runs of four.
-// add(sum, i): the sum with position i in it; a position that is not there adds nothing.
-template <class A, class Add> double sum_of(int64_t n, int64_t terms_of_run, const Add& add) {
+// The canonical sum over a block's first n positions, all others being 0: position r is term r / 16 mod 8 of lane r mod 16 of cell
+// r / 128. pair(r): the sum of the terms r and r + 16. In type A a lane's four pairs are added up, and sixteen lanes become four;
+// cells are added up in double.
+template <class A, class Pair> double sum_of_pairs(int64_t n, const Pair& pair) {
+  constexpr int64_t cell = 8 * kLanes;
   double four[4] = {};
-  for (int64_t cell = 0; cell < n; cell += kCell) {
-    A lane[kLanes] = {};
-    for (int64_t first = cell; first < cell + kCell; first += terms_of_run * kLanes) {
-      A run[kLanes] = {};
-      for (int64_t i = first; i < n && i < first + terms_of_run * kLanes; ++i) run[i % kLanes] = add(run[i % kLanes], i);
-      for (int l = 0; l < kLanes; ++l) lane[l] = lane[l] + run[l];
+  for (int64_t first = 0; first < n; first += cell) {
+    A lane[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) {
+      A pairs[4];
+      for (int64_t k = 0; k < 4; ++k) pairs[k] = pair(first + 2 * k * kLanes + l);
+      lane[l] = in_pairs(pairs);
     }
     for (int j = 0; j < 4; ++j) four[j] += static_cast<double>(in_four(lane, j));
   }
-  return in_one(four);
+  return in_pairs(four);
 }
 
-// Sums of h and of h * (x - center), in type A.
-template <class A, class C> Sums sums_about(A center, int64_t n, const double* x, const C* h) {
-  const auto product = [&](A q, int64_t i) { return madd(static_cast<A>(h[i]), static_cast<A>(x[i]) - center, q); };
-  return {sum_of<A>(n, 8, [&](A s, int64_t i) { return s + static_cast<A>(h[i]); }), sum_of<A>(n, 8, product)};
+template <class A> double sum(int64_t n, const Terms<A>& a) {
+  return sum_of_pairs<A>(n, [&](int64_t r) { return a[r] + a[r + kLanes]; });
 }
 
-// The values of a block and what they weigh.
+template <class A> double sum_of_products(int64_t n, const Terms<A>& a, const Terms<A>& b) {
+  return sum_of_pairs<A>(n, [&](int64_t r) { return madd(a[r + kLanes], b[r + kLanes], a[r] * b[r]); });
+}
+
+// The values of a block, and what they weigh.
 struct Block {
   int64_t n;
-  double x[kBlock], w[kBlock];
+  Terms<double> x{}, w{};
 
   Block(const Problem& p, int64_t c, int64_t r0, int64_t r1) : n(r1 - r0) {
-    for (int64_t i = 0; i < n; ++i) x[i] = get(p, p.x, c, r0 + i), w[i] = p.weights ? get(p, p.weights, 0, r0 + i) : 1.0;
+    for (int64_t i = 0; i < n; ++i) x[i] = get(p, p.x, c, r0 + i), w[i] = weight_at(p, r0 + i);
   }
 };
-
-double finite_or(double value, double otherwise) { return std::isfinite(value) ? value : otherwise; }
 
 // The mean of the first values that count, at most sixteen: near the data, whatever its offset.
 template <class C> C near_mean(const Block& b) {
@@ -140,7 +143,7 @@ template <class C> C near_mean(const Block& b) {
     if (b.w[i] != 0) first[k++] = b.x[i];
   }
   for (int j = 0; j < 4; ++j) four[j] = in_four(first, j);
-  return static_cast<C>(finite_or(in_one(four) / static_cast<double>(k), finite_or(first[0], 0)));
+  return static_cast<C>(finite_or(in_pairs(four) / static_cast<double>(k), finite_or(first[0], 0)));
 }
 
 // Sums of a block's values less K, of those that count.
@@ -149,9 +152,9 @@ struct Shifted {
 };
 
 template <class A> Shifted shifted(const Block& b, A K) {
-  const auto d = [&](int64_t i) { return static_cast<A>(b.x[i]) - K; };
-  return {static_cast<double>(K), sum_of<A>(b.n, 8, [&](A s, int64_t i) { return b.w[i] != 0 ? s + d(i) : s; }),
-          sum_of<A>(b.n, 4, [&](A q, int64_t i) { return b.w[i] != 0 ? madd(d(i), d(i), q) : q; })};
+  Terms<A> d{};
+  for (int64_t i = 0; i < b.n; ++i) d[i] = b.w[i] != 0 ? static_cast<A>(b.x[i]) - K : A(0);
+  return {static_cast<double>(K), sum(b.n, d), sum_of_products(b.n, d, d)};
 }
 
 // Whether sums in float are good: no overflow, no underflow, and K near enough to the mean.
@@ -161,7 +164,7 @@ bool is_trusted(double count, const Shifted& sums) {
 
 // Of a block in which every weight is 0 or 1.
 template <class C> Moments counted_moments(const Block& b) {
-  const double count = static_cast<double>(std::count(b.w, b.w + b.n, 1.0));
+  const double count = static_cast<double>(std::count(b.w.begin(), b.w.begin() + b.n, 1.0));
   if (count == 0) return {};
   Shifted sums = shifted<C>(b, near_mean<C>(b));
   if (std::is_same<C, float>::value && !is_trusted(count, sums))
@@ -169,18 +172,17 @@ template <class C> Moments counted_moments(const Block& b) {
   return block_moments(count, sums.K, sums.s, sums.q);
 }
 
-// Of a block with other weights, in double: K is the first value of the largest weight, h = w * (x - K).
+// Of a block with other weights, in double; K is the first value of the largest weight.
 Moments weighted_moments(const Block& b) {
-  const double K = finite_or(b.x[std::max_element(b.w, b.w + b.n) - b.w], 0);
-  double x[kBlock], h[kBlock];
-  for (int64_t i = 0; i < b.n; ++i) x[i] = b.w[i] != 0 ? b.x[i] : K, h[i] = b.w[i] * (x[i] - K);
-  const Sums sums = sums_about<double>(K, b.n, x, h);
-  return block_moments(sum_of<double>(b.n, 8, [&](double s, int64_t i) { return s + b.w[i]; }), K, sums.g, sums.gd);
+  const double K = finite_or(b.x[std::max_element(b.w.begin(), b.w.begin() + b.n) - b.w.begin()], 0);
+  Terms<double> d{}, h{};
+  for (int64_t i = 0; i < b.n; ++i) d[i] = b.w[i] != 0 ? b.x[i] - K : 0, h[i] = b.w[i] * d[i];
+  return block_moments(sum(b.n, b.w), K, sum(b.n, h), sum_of_products(b.n, h, d));
 }
 
 template <class C> Moments moments_of_block(const Problem& p, int64_t c, int64_t r0, int64_t r1) {
   const Block b(p, c, r0, r1);
-  const bool is_mask = std::all_of(b.w, b.w + b.n, [](double w) { return w == 0 || w == 1; });
+  const bool is_mask = std::all_of(b.w.begin(), b.w.end(), [](double w) { return w == 0 || w == 1; });
   return is_mask ? counted_moments<C>(b) : weighted_moments(b);
 }
 
@@ -197,10 +199,17 @@ template <class C> C grad_z(const Problem& p, const Coefficients& k, int64_t c, 
   return activate_backward(p, p.residual_is_y ? static_cast<C>(get(p, p.residual, c, r)) : z_of<C>(p, k, c, r), g);
 }
 
+// Sums of h and of h * (x - center) over n positions, in type A.
+template <class A, class C> Sums sums_about(A center, int64_t n, const Terms<double>& x, const Terms<C>& h) {
+  Terms<A> g{}, d{};
+  for (int64_t i = 0; i < n; ++i) g[i] = static_cast<A>(h[i]), d[i] = static_cast<A>(x[i]) - center;
+  return {sum(n, g), sum_of_products(n, g, d)};
+}
+
 template <class C> Sums sums_of_block(const Problem& p, const Coefficients& k, int64_t c, int64_t r0, int64_t r1) {
   const int64_t n = r1 - r0;
-  double x[kBlock];
-  C h[kBlock];
+  Terms<double> x{};
+  Terms<C> h{};  // the gradient before the activation
   for (int64_t i = 0; i < n; ++i) x[i] = get(p, p.x, c, r0 + i), h[i] = grad_z<C>(p, k, c, r0 + i);
   if (k.wide) return sums_about<double>(k.mean, n, x, h);
   const Sums sums = sums_about<C>(static_cast<C>(k.center), n, x, h);

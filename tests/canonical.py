@@ -1,7 +1,8 @@
 """The canonical order of summation of docs/architecture.md, in plain NumPy: the kernels must give these bits.
 
-Everything here works on ``(m, C)`` float64 arrays: m positions of C channels, the positions numbered row-major over the
-reduced axes. It is written for reading and comparing, not for speed, and shares no code with the package.
+Everything here works on ``(m, C)`` arrays of the compute type (float64 for float64 data, float32 for all others): m
+positions of C channels, the positions numbered row-major over the reduced axes. It is written for reading and
+comparing, not for speed, and shares no code with the package.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK = 2048  # positions that share one shift
-LANES = 16  # partial sums of a block
+LANES = 16  # partial sums of a cell
+TERMS = 8  # of a lane in a cell, added in the compute type
+CELL = LANES * TERMS  # positions between two additions in float64
 
 
 class Sums(NamedTuple):
@@ -24,20 +27,19 @@ class Sums(NamedTuple):
 
 
 def columns(values: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:
-    """`values` as (m, C) float64: positions in row-major order of the reduced axes, channels of the kept."""
+    """`values` as (m, C) in the compute type: positions row-major over the reduced axes, channels over the kept."""
     kept = tuple(axis % values.ndim for axis in kept)
     reduced = tuple(axis for axis in range(values.ndim) if axis not in kept)
     channels = int(np.prod([values.shape[axis] for axis in kept], dtype=np.int64))
-    return np.transpose(values, reduced + kept).reshape(-1, channels).astype(np.float64)
+    compute = np.float64 if values.dtype == np.float64 else np.float32
+    return np.transpose(values, reduced + kept).reshape(-1, channels).astype(compute)
 
 
 def moments(x: np.ndarray, weights: np.ndarray | None = None) -> Sums:
-    """Moments of the columns of `x` (m, C); `weights`, of the same shape, say how much each position counts."""
+    """Moments of the columns of `x` (m, C); `weights` (m, 1) or (m, C), the same for all channels, say what counts."""
+    w = np.ones(len(x)) if weights is None else weights[:, 0].astype(np.float64)
     with np.errstate(all="ignore"):
-        blocks = []
-        for start in range(0, x.shape[0], BLOCK):
-            rows = slice(start, start + BLOCK)
-            blocks.append(_block(x[rows], None if weights is None else weights[rows]))
+        blocks = [_block(x[i : i + BLOCK], w[i : i + BLOCK]) for i in range(0, len(x), BLOCK)]
         return _tree(blocks, _merge) if blocks else _nothing(x.shape[1])
 
 
@@ -47,60 +49,133 @@ def merge(a: Sums, b: Sums) -> Sums:
         return _merge(a, b)
 
 
-def gradient_sums(grad: np.ndarray, x: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``sum g`` and ``sum g (x - mean)`` of the columns, in the order of `moments`; the tree adds."""
+def gradient_sums(grad: np.ndarray, x: np.ndarray, m: Sums) -> tuple[np.ndarray, np.ndarray]:
+    """``sum g`` and ``sum g (x - mean)`` of the columns, for statistics inside the range of float32; the tree adds.
+
+    What is summed is about the mean rounded to the compute type; what rounding took follows in closed form.
+    """
     with np.errstate(all="ignore"):
-        blocks = []
-        for start in range(0, x.shape[0], BLOCK):
-            g = grad[start : start + BLOCK]
-            d = x[start : start + BLOCK] - mean
-            blocks.append(np.stack([_lane_sum(g), _lane_sum(g * d)]))
-        sums = _tree(blocks, np.add)
-        return sums[0], sums[1]
+        center = m.mean.astype(x.dtype)
+        blocks = [_block_of_gradients(grad[i : i + BLOCK], x[i : i + BLOCK], center) for i in range(0, len(x), BLOCK)]
+        sum_g, sum_gd = _tree(blocks, np.add)
+        return sum_g, sum_gd - ((m.mean - center) + m.mean_low) * sum_g
 
 
 def _nothing(channels: int) -> Sums:
     return Sums(*(np.zeros(channels) for _ in Sums._fields))
 
 
-def _lane_sum(terms: np.ndarray) -> np.ndarray:
-    """Position r adds to lane r mod 16, one after the other; then the lanes fold 16 → 8 → 4 → 2 → 1."""
-    missing = -terms.shape[0] % LANES
-    padded = np.concatenate([terms, np.zeros((missing, terms.shape[1]))])
-    lanes = np.zeros((LANES, terms.shape[1]))
-    for row in padded.reshape(-1, LANES, terms.shape[1]):
-        lanes = lanes + row
-    for half in (8, 4, 2, 1):
-        lanes = lanes[:half] + lanes[half : 2 * half]
-    return lanes[0]
+# --- sums: 16 lanes of 8 terms, folded, then added up in float64 ---
 
 
-def _shift(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The value at the first position of the largest weight of every column, or 0 where that is not finite."""
-    chosen = np.take_along_axis(x, np.argmax(weights, axis=0)[None], axis=0)[0]
-    return np.where(np.isfinite(chosen), chosen, 0.0)
+def _cells(terms: np.ndarray) -> np.ndarray:
+    """Terms (n, C) as (cells, 8, 16, C): position r of a cell is term r // 16 of lane r mod 16; missing ones are 0."""
+    missing = np.zeros((-len(terms) % CELL, terms.shape[1]), terms.dtype)
+    return np.concatenate([terms, missing]).reshape(-1, TERMS, LANES, terms.shape[1])
 
 
-def _block(x: np.ndarray, weights: np.ndarray | None) -> Sums:
-    if weights is None:
-        shift = _shift(x, np.ones(x.shape))
-        d = x - shift
-        count = np.full(x.shape[1], float(x.shape[0]))
-        s1, s2 = _lane_sum(d), _lane_sum(d * d)
+def _sum(terms: np.ndarray) -> np.ndarray:
+    return _sum_of_pairs(terms[:, 0::2] + terms[:, 1::2])
+
+
+def _sum_of_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return _sum_of_pairs(_multiply_add(a[:, 1::2], b[:, 1::2], a[:, 0::2] * b[:, 0::2]))
+
+
+def _sum_of_pairs(pairs: np.ndarray) -> np.ndarray:
+    """Of pairs (cells, 4, 16, C): four make a lane, lanes are folded to four, and cells are added up in float64."""
+    lanes = _in_pairs(pairs.swapaxes(0, 1))
+    four = np.zeros((4, lanes.shape[2]))
+    for cell in _in_four(lanes.swapaxes(0, 1)).swapaxes(0, 1):
+        four = four + cell.astype(np.float64)
+    return _in_pairs(four)
+
+
+def _in_pairs(four: np.ndarray) -> np.ndarray:
+    return (four[0] + four[1]) + (four[2] + four[3])
+
+
+def _in_four(lanes: np.ndarray) -> np.ndarray:
+    return ((lanes[:4] + lanes[4:8]) + lanes[8:12]) + lanes[12:]
+
+
+def _multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a b + c: in float32 rounded once, in float64 rounded twice.
+
+    The product of two float32 numbers is exact in float64. The sum is rounded to odd there (to the neighbour whose last
+    bit is 1, unless it is exact), so that rounding it again, to float32, rounds as the exact sum would.
+    """
+    if a.dtype == np.float64:
+        return a * b + c
+    total, lost = _two_sum(a.astype(np.float64) * b, c.astype(np.float64))
+    bits = total.view(np.int64)
+    outwards = np.where((lost > 0) == (total > 0), 1, -1)
+    odd = np.where((lost != 0) & (bits & 1 == 0), bits + outwards, bits)
+    return odd.view(np.float64).astype(np.float32)
+
+
+# --- blocks, and the tree that merges them ---
+
+
+def _block(x: np.ndarray, w: np.ndarray) -> Sums:
+    """Moments of at most 2048 positions."""
+    if not ((w == 0) | (w == 1)).all():
+        count, shift, s, q = _weighted(x.astype(np.float64), w)
+    elif w.any():
+        count, shift, s, q = _counted(x, w == 1)
     else:
-        counted = weights > 0
-        shift = _shift(x, weights)
-        d = np.where(counted, x - shift, 0.0)
-        wd = np.where(counted, weights * d, 0.0)
-        count = _lane_sum(np.where(counted, weights, 0.0))
-        s1, s2 = _lane_sum(wd), _lane_sum(wd * d)
-    some = count > 0
-    q = s1 / np.where(some, count, 1.0)
-    mean, low = _two_sum(shift, q)
-    m2 = s2 - s1 * q
-    m2 = np.where(m2 < 0, 0.0, m2)
-    zero = np.zeros_like(count)
-    return Sums(count, np.where(some, mean, zero), np.where(some, low, zero), np.where(some, m2, zero))
+        return _nothing(x.shape[1])
+    mean, low = _two_sum(shift, s / count)
+    m2 = q - s * (s / count)
+    return Sums(np.full(x.shape[1], count), mean, low, np.where(m2 < 0, 0.0, m2))
+
+
+def _counted(x: np.ndarray, counts: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """Count, shift and shifted sums of the positions that count; again in float64 where float32 does not do."""
+    n = float(counts.sum())
+    shift = _near_mean(x[counts][:LANES])
+    s, q = _shifted(x, counts, shift)
+    shift = shift.astype(np.float64)
+    if x.dtype == np.float32:
+        trusted = np.isfinite(q) & (q >= n * 2.0**-90) & (q - s * (s / n) >= q / 2)
+        wide = x.astype(np.float64)
+        mean = _or(_shifted(wide, counts, np.zeros_like(shift))[0] / n, 0.0)
+        again = _shifted(wide, counts, mean)
+        shift, s, q = (np.where(trusted, *pair) for pair in ((shift, mean), (s, again[0]), (q, again[1])))
+    return n, shift, s, q
+
+
+def _shifted(x: np.ndarray, counts: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    d = _cells(np.where(counts[:, None], x - shift, x.dtype.type(0)))
+    return _sum(d), _sum_of_products(d, d)
+
+
+def _near_mean(first: np.ndarray) -> np.ndarray:
+    """The mean of the first values, at most 16: near the data, whatever its offset."""
+    values = np.concatenate([first, np.zeros((LANES - len(first), first.shape[1]))])
+    return _or(_in_pairs(_in_four(values)) / len(first), _or(values[0], 0.0)).astype(first.dtype)
+
+
+def _weighted(x: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """The like for other weights, in float64; the shift is the first value of the largest weight."""
+    shift = _or(x[np.argmax(w)], 0.0)
+    d = _cells(np.where(w[:, None] > 0, x - shift, 0.0))
+    h = _cells(w[:, None]) * d
+    return _sum(_cells(w[:, None]))[0], shift, _sum(h), _sum_of_products(h, d)
+
+
+def _block_of_gradients(g: np.ndarray, x: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """The two sums of a block, as rows; again in float64 where float32 overflows or its products may underflow."""
+    terms, d = _cells(g), _cells(x - center)
+    sums = np.stack([_sum(terms), _sum_of_products(terms, d)])
+    if x.dtype == np.float64:
+        return sums
+    trusted = np.isfinite(sums).all(axis=0) & (np.abs(sums[1]) >= len(x) * 2.0**-90)
+    return np.where(trusted, sums, _block_of_gradients(*(a.astype(np.float64) for a in (g, x, center))))
+
+
+def _or(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
+    return np.where(np.isfinite(values), values, otherwise)
 
 
 def _two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
