@@ -57,8 +57,8 @@ template <class C> BN_INLINE U<C> activate(Activation kind, C slope, U<C> z) {
   const U<C> zero = fill<C>(0), six = fill<C>(6);
   switch (kind) {
     case Activation::none: return z;
-    case Activation::relu: return not_negative(z);
-    case Activation::relu6: return if_less(six, z, six, not_negative(z));
+    case Activation::relu: return at_least(z, zero);
+    case Activation::relu6: return if_less(six, z, six, at_least(z, zero));
     case Activation::leaky_relu: return if_less(z, zero, z * fill<C>(slope), z);
     case Activation::silu: return z * sigmoid(z);
   }

@@ -1,6 +1,7 @@
 // How numbers are applied: runs of elements, for one data type.
 #pragma once
 
+#include <limits>
 #include <utility>
 
 #include "leaves.h"
@@ -24,9 +25,14 @@ template <class T, class Unit> BN_INLINE void each_unit(T* out, int64_t n, int64
   constexpr int64_t lines = sizeof(T) == 2 ? 2 * kLanes : kLanes;  // whole lines and whole units
   const auto column_of = [&](int64_t j) BN_INLINE_LAMBDA { return period == kNoPeriod ? 0 : j % period; };
   const int64_t last = n - kLanes, head = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(out)) % 64 / sizeof(T));
-  const U<Compute<T>> at_end = unit(last, column_of(last));
   past_cache = past_cache && head + lines + kLanes <= n;
   const int64_t begin = past_cache ? head : 0, end = past_cache ? n - (n - head) % lines : last;
+  U<Compute<T>> edge;
+  for (int64_t j = past_cache && head > 0 ? 0 : end; j < n; j = j < head && j + kLanes >= head ? end : j + kLanes) {
+    const int64_t from = j < last ? j : last;
+    edge = unit(from, column_of(from));
+    if (past_cache) put_some(out + j, j - from, j < head && head - j < kLanes ? head - j : kLanes, edge);
+  }
   for (int64_t j = begin, column = column_of(j); j < end;) {
     int64_t units = (end - j + kLanes - 1) / kLanes;
     if (period != kNoPeriod && period - column < units * kLanes) units = (period - column + kLanes - 1) / kLanes;
@@ -37,10 +43,7 @@ template <class T, class Unit> BN_INLINE void each_unit(T* out, int64_t n, int64
     }
     column -= period;
   }
-  if (!past_cache) return store(out + last, at_end);
-  for (int64_t j = head > 0 ? 0 : end; j <= last; j = j < head && j + kLanes >= head ? end : j + kLanes)
-    put_some(out + j, 0, j < head && head - j < kLanes ? head - j : kLanes, unit(j, column_of(j)));
-  if ((n - end) % kLanes != 0) put_some(out + n - (n - end) % kLanes, kLanes - (n - end) % kLanes, kLanes, at_end);
+  if (!past_cache) store(out + last, edge);
 }
 
 // run(out, x, g, residual, n, i) for each of the runs; one of fewer than sixteen elements through memory that has room for them.
@@ -76,23 +79,22 @@ template <class C> struct OfRows {
   BN_INLINE U<C> operator()(int64_t j) const { return column<C>(values, j); }
 };
 
-template <class T, class Of, bool Residual, bool Relu> BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period) {
+template <class T, class Of, bool Residual> BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period, bool relu) {
   using C = Compute<T>;
+  const U<C> least = fill<C>(relu ? 0 : -std::numeric_limits<C>::infinity());
   each_run<T>(runs, [&](T* out, const T* x, const T*, const T* r, int64_t n, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
     each_unit(out, n, period, runs.past_cache, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c));
       if (Residual) z = z + load(r + j);
-      return Relu ? not_negative(z) : z;
+      return at_least(z, least);
     });
   });
   if (runs.past_cache) fence();
 }
 template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const Coefs& k, int64_t period, bool relu) {
-  if (runs.residual && relu) apply_of<T, Of, true, true>(runs, k, period);
-  else if (runs.residual) apply_of<T, Of, true, false>(runs, k, period);
-  else if (relu) apply_of<T, Of, false, true>(runs, k, period);
-  else apply_of<T, Of, false, false>(runs, k, period);
+  if (runs.residual) apply_of<T, Of, true>(runs, k, period, relu);
+  else apply_of<T, Of, false>(runs, k, period, relu);
 }
 template <class T> void apply_planes(const Runs& runs, Coefs k, bool relu) {
   apply_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, relu);

@@ -32,11 +32,6 @@ double fold(const double* v, int64_t step) { return (v[0] + v[step]) + (v[2 * st
 bool is_trusted(const Call& call, double n, double s, double q) {
   return call.data.compute == 8 || (std::isfinite(q) && q >= n * 0x1p-90 && q - s * (s / n) >= q / 2);
 }
-bool are_trusted(const Call& call, const Coefficients& k, double n, double s, double q) {
-  if (k.wide) return false;
-  return call.data.compute == 8 || (std::isfinite(s) && std::isfinite(q) && (std::fabs(q) >= n * 0x1p-90 || (s == 0 && q == 0)));
-}
-
 double value_at(const Call& call, int64_t c, int64_t r) {
   alignas(64) char raw[kLanes * 8] = {};
   double values[kLanes];
@@ -232,7 +227,7 @@ struct SumsOfTile {
 };
 
 Sums settle(const Call& call, int64_t c, const Block& block, const Sums& s) {
-  if (are_trusted(call, call.coefs[c], static_cast<double>(block.n), s.g, s.gd)) return s;
+  if (are_trusted(call.p, call.coefs[c], static_cast<double>(block.n), s)) return s;
   return SumsOfTile(call, block, c, 1, false, true).of(0);
 }
 
@@ -398,7 +393,7 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* 
       for (int64_t i = 0; i < some; ++i) out[from + i] = sums.of(i);
     }
     const auto trusted = [&](int64_t i) {
-      return are_trusted(call, call.coefs[c + i], static_cast<double>(block.n), out[i].g, out[i].gd);
+      return are_trusted(call.p, call.coefs[c + i], static_cast<double>(block.n), out[i]);
     };
     int64_t i = from;
     while (i < from + some && trusted(i)) ++i;

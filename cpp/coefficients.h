@@ -15,6 +15,7 @@ struct Coefficients {
   double center, scale, shift, k1, k0;
   bool wide;
   double mean, wide_scale, wide_shift, wide_k1, wide_k0;
+  double rstd;
 };
 
 namespace {
@@ -57,10 +58,19 @@ inline void forward_coefficients(const Problem& p, int64_t c, Coefficients& k) {
   k.mean = ch.mean;
   k.wide_scale = ch.scale;
   k.wide_shift = bias - ch.mean_low * ch.scale;
+  k.rstd = ch.rstd;
 }
 
 // What the backward's sums subtract from x.
 inline double sums_center(const Coefficients& k) { return k.wide ? k.mean : k.center; }
+
+// Whether a block's sums in float neither overflowed nor are made of products that underflow. Where none is left, all gradients are
+// zero, or so small that nothing but the smallest standard deviations could make them count.
+inline bool are_trusted(const Problem& p, const Coefficients& k, double n, const Sums& s) {
+  if (k.wide || p.dtype == DType::f64) return !k.wide;
+  const bool zero = s.g == 0 && s.gd == 0 && k.rstd <= 0x1p20;
+  return std::isfinite(s.g) && std::isfinite(s.gd) && (zero || std::fabs(s.gd) >= n * 0x1p-90);
+}
 
 // Also writes the gradients of weight and bias, or, where they are given, takes them from there. Call after forward_coefficients.
 inline void backward_coefficients(const Problem& p, int64_t c, const Sums& sums, Coefficients& k) {

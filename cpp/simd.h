@@ -72,22 +72,22 @@ template <class C> BN_INLINE U<C> if_at_most(U<C> a, U<C> b, U<C> yes, U<C> no) 
   return no;
 }
 
-// z < 0 ? 0 : z
-template <class C> BN_INLINE U<C> not_negative(U<C> z) {
+// z < least ? least : z
+template <class C> BN_INLINE U<C> at_least(U<C> z, U<C> least) {
 #if defined(__AVX512F__)  // x86: where one is NaN, or both are zero, the second
   BN_EACH(C, i) {
-    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm512_max_ps(_mm512_setzero_ps(), (__m512)z.v[i]);
-    else z.v[i] = (typename U<C>::V)_mm512_max_pd(_mm512_setzero_pd(), (__m512d)z.v[i]);
+    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm512_max_ps((__m512)least.v[i], (__m512)z.v[i]);
+    else z.v[i] = (typename U<C>::V)_mm512_max_pd((__m512d)least.v[i], (__m512d)z.v[i]);
   }
   return z;
 #elif defined(__AVX2__)
   BN_EACH(C, i) {
-    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm256_max_ps(_mm256_setzero_ps(), (__m256)z.v[i]);
-    else z.v[i] = (typename U<C>::V)_mm256_max_pd(_mm256_setzero_pd(), (__m256d)z.v[i]);
+    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm256_max_ps((__m256)least.v[i], (__m256)z.v[i]);
+    else z.v[i] = (typename U<C>::V)_mm256_max_pd((__m256d)least.v[i], (__m256d)z.v[i]);
   }
   return z;
 #else
-  return if_less(z, fill<C>(0), fill<C>(0), z);
+  return if_less(z, least, least, z);
 #endif
 }
 

@@ -13,16 +13,25 @@ template <class C> BN_INLINE U<C> column(const char* values, int64_t j) {
 }
 
 // What a sum takes of sixteen elements: d = x - center and, with gradients, h = g after the derivative of ReLU; else h = d.
-template <bool G, bool Relu, class T> struct Terms {
-  using C = Compute<T>;
+template <class C> struct Terms {
   U<C> d, h;
-
-  template <class Scale, class Shift>
-  BN_INLINE Terms(const T* x, const T* g, U<C> center, const Scale& scale, const Shift& shift) : d(load(x) - center), h(d) {
-    if constexpr (G) h = load(g);
-    if constexpr (Relu) h = where_positive(multiply_add(d, scale(), shift()), h);
-  }
 };
+template <bool G, bool Relu, class T, class Scale, class Shift>
+BN_INLINE Terms<Compute<T>> terms_of(const T* x, const T* g, U<Compute<T>> center, const Scale& scale, const Shift& shift) {
+  Terms<Compute<T>> of;
+  of.h = of.d = load(x) - center;
+  if constexpr (G) of.h = load(g);
+  if constexpr (Relu) of.h = where_positive(multiply_add(of.d, scale(), shift()), of.h);
+  return of;
+}
+
+// The sums of four terms of a lane: in pairs, so that equal values, of which there are many in real data, are added exactly.
+template <class C> struct Sum {
+  U<C> s, q;
+};
+template <class C> BN_INLINE Sum<C> operator+(Sum<C> a, Sum<C> b) { return {a.s + b.s, a.q + b.q}; }
+template <class C> BN_INLINE Sum<C> pair_of(Terms<C> a, Terms<C> b) { return {a.h + b.h, multiply_add(b.h, b.d, a.h * a.d)}; }
+template <class Term> BN_INLINE auto four_of(const Term& term) { return pair_of(term(0), term(1)) + pair_of(term(2), term(3)); }
 
 // ---- contiguous -------------------------------------------------------------------------------------------------------------
 
@@ -33,17 +42,12 @@ template <bool G, bool Relu, class T> BN_INLINE void add_cells(const T* x, const
   if (Relu) scale = one<C>(k.scale), shift = one<C>(k.shift);
   Four s_all, q_all;
   std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
+  const auto term = [&](int t) BN_INLINE_LAMBDA {
+    return terms_of<G, Relu>(x + kLanes * t, g + (G ? kLanes * t : 0), center, [&] { return scale; }, [&] { return shift; });
+  };
   for (; cells > 0; --cells, x += kCell, g += G ? kCell : 0) {
-    U<C> s, q, first_q;
-#pragma GCC unroll 8
-    for (int t = 0; t < 8; ++t) {
-      const Terms<G, Relu, T> of(x + kLanes * t, g + (G ? kLanes * t : 0), center, [&] { return scale; }, [&] { return shift; });
-      s = t == 0 ? of.h : s + of.h;
-      if (!G && t == 4) first_q = q;  // squares in two runs of four
-      q = t == 0 || (!G && t == 4) ? of.h * of.d : multiply_add(of.h, of.d, q);
-    }
-    if (!G) q = first_q + q;
-    s_all += fold(s), q_all += fold(q);
+    const Sum<C> sum = four_of(term) + four_of([&](int t) BN_INLINE_LAMBDA { return term(t + 4); });
+    s_all += fold(sum.s), q_all += fold(sum.q);
   }
   std::memcpy(acc, &s_all, sizeof s_all), std::memcpy(acc + 4, &q_all, sizeof q_all);
 }
@@ -76,29 +80,25 @@ template <class T, bool G, bool Relu> struct Lane {
 
  private:
   template <int First, int Rows, bool All> __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
-    constexpr bool last = First + Rows == 8;
     C *q_to = s_to + whole, *q_rest = rest + whole;
     for (int64_t i = 0; i < whole; i += kLanes) {
       const int64_t at = i + kLanes <= width ? i : width - kLanes;
       const U<C> center = column<C>(k.center, at);
       const auto scale = [&]() BN_INLINE_LAMBDA { return column<C>(k.scale, at); };
       const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
-      U<C> s = fill<C>(0), q = s, first_q = s;
-      if (First > 0) s = load_raw(rest + i), q = load_raw(q_rest + i);
-#pragma GCC unroll 8
-      for (int t = First; t < First + Rows; ++t) {
-        if (!G && t == 4) first_q = q, q = fill<C>(0);
-        if (!All && (counts >> t & 1) == 0) continue;
-        const Terms<G, Relu, T> of(x + at + t * x_step, g + (G ? at + t * g_step : 0), center, scale, shift);
-        s = s + of.h, q = multiply_add(of.h, of.d, q);
-      }
-      if (!G) q = first_q + q;
-      if (!last) {
-        store_raw(rest + i, s), store_raw(q_rest + i, q);
+      const auto term = [&](int t) BN_INLINE_LAMBDA {
+        if (!All && (counts >> t & 1) == 0) return Terms<C>{fill<C>(0), fill<C>(0)};
+        return terms_of<G, Relu>(x + at + t * x_step, g + (G ? at + t * g_step : 0), center, scale, shift);
+      };
+      Sum<C> sum = four_of([&](int t) BN_INLINE_LAMBDA { return term(First + t); });
+      if (Rows == 8) sum = sum + four_of([&](int t) BN_INLINE_LAMBDA { return term(4 + t); });
+      if (First > 0) sum = Sum<C>{load_raw(rest + i), load_raw(q_rest + i)} + sum;
+      if (First + Rows < 8) {
+        store_raw(rest + i, sum.s), store_raw(q_rest + i, sum.q);
         continue;
       }
-      if (!begins) s = load_raw(s_to + i) + s, q = load_raw(q_to + i) + q;
-      store_raw(s_to + i, s), store_raw(q_to + i, q);
+      if (!begins) sum = Sum<C>{load_raw(s_to + i), load_raw(q_to + i)} + sum;
+      store_raw(s_to + i, sum.s), store_raw(q_to + i, sum.q);
     }
   }
 };

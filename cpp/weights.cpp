@@ -24,14 +24,14 @@ template <class W> void read_as(const Problem& p, int64_t r, int64_t n, double* 
   });
 }
 
-// The canonical sum: runs of eight in sixteen lanes; w goes on with zeros to a whole cell.
+// The canonical sum: sixteen lanes of eight terms, added in pairs; w goes on with zeros to a whole cell.
 double total_of(const double* w, int64_t cells) {
   double four[4] = {};
   for (int64_t k = 0; k < cells; ++k, w += kCell) {
     double lane[kLanes];
     for (int64_t l = 0; l < kLanes; ++l) {
-      lane[l] = w[l];
-      for (int64_t t = 1; t < 8; ++t) lane[l] += w[kLanes * t + l];
+      const auto pair = [&](int64_t t) { return w[kLanes * t + l] + w[kLanes * (t + 1) + l]; };
+      lane[l] = (pair(0) + pair(2)) + (pair(4) + pair(6));
     }
     for (int j = 0; j < 4; ++j) four[j] += ((lane[j] + lane[j + 4]) + lane[j + 8]) + lane[j + 12];
   }
