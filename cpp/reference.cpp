@@ -159,7 +159,7 @@ template <class A> Shifted shifted(const Block& b, A K) {
 
 // Whether sums in float are good: no overflow, no underflow, and K near enough to the mean.
 bool is_trusted(double count, const Shifted& sums) {
-  return std::isfinite(sums.q) && sums.q >= count * 0x1p-90 && sums.q - sums.s * (sums.s / count) >= sums.q / 2;
+  return std::isfinite(sums.q) && sums.q >= count * 0x1p-90 && 3 * (sums.q - sums.s * (sums.s / count)) >= 2 * sums.q;
 }
 
 // Of a block in which every weight is 0 or 1.

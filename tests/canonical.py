@@ -137,7 +137,7 @@ def _counted(x: np.ndarray, counts: np.ndarray) -> tuple[float, np.ndarray, np.n
     s, q = _shifted(x, counts, shift)
     shift = shift.astype(np.float64)
     if x.dtype == np.float32:
-        trusted = np.isfinite(q) & (q >= n * 2.0**-90) & (q - s * (s / n) >= q / 2)
+        trusted = np.isfinite(q) & (q >= n * 2.0**-90) & (3 * (q - s * (s / n)) >= 2 * q)
         wide = x.astype(np.float64)
         mean = _or(_shifted(wide, counts, np.zeros_like(shift))[0] / n, 0.0)
         again = _shifted(wide, counts, mean)
