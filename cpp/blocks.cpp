@@ -47,29 +47,51 @@ template <class First> double shift_of(const Call& call, double sum, int64_t n, 
   return std::isfinite(K) ? rounded(call.p, K) : 0.0;
 }
 
-// The first positions that count, at most sixteen.
-int64_t first_positions(const Block& block, int64_t* to) {
-  int64_t n = 0;
-  for (int64_t i = 0; i < block.n && n < kLanes; ++i)
-    if (block.counts(i)) to[n++] = block.r + i;
-  return n;
+// The positions of a block that its shift is the mean of, at most sixteen: scattered by the golden ratio, for neighbors are alike; or
+// the first that counts.
+int64_t sample_of(const Block& block, int64_t* to) {
+  const int64_t step = block.n < kLanes ? 1 : (block.n * 1265 / kBlock) | 1;
+  int64_t n = 0, at = 0;
+  for (int64_t i = 0; i < kLanes && i < block.n; ++i, at = at + step < block.n ? at + step : at + step - block.n)
+    if (block.counts(at)) to[n++] = at;
+  if (n > 0) return n;
+  for (at = 0; !block.counts(at);) ++at;
+  to[0] = at;
+  return 1;
 }
 
-double shift_of_channel(const Call& call, int64_t c, const Block& block) {
-  int64_t first[kLanes];
-  const int64_t n = first_positions(block, first), size = call.data.size;
-  alignas(64) char raw[kLanes * 8 + 64] = {};
-  double v[kLanes];
-  if (block.weights.counts == nullptr) {
-    gather(call.p, call.p.x, c, block.r, n, raw);
-    std::memset(raw + n * size, 0, static_cast<size_t>((kLanes - n) * size));
-  } else {
-    for (int64_t i = 0; i < n; ++i) std::memcpy(raw + i * size, at(call.p, call.p.x, c, first[i]), static_cast<size_t>(size));
+// Elements from position r of a channel to those of the sample, which are in runs of `inner`.
+void find(const Problem& p, const Array& a, int64_t r, const int64_t* sample, int64_t n, int64_t* offsets) {
+  const int64_t inner = run_length(p), outer = r / inner, s = r - outer * inner, step = run_step(p, a);
+  const double runs = 1 / static_cast<double>(inner);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t at = s + sample[i];
+    int64_t run = static_cast<int64_t>(static_cast<double>(at) * runs);
+    if ((run + 1) * inner <= at) ++run;
+    offsets[i] = run_offset(p, a, outer + run) + (at - run * inner) * step;
   }
+}
+
+template <class T> void pick(char* to, const char* from, const int64_t* offsets, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) reinterpret_cast<T*>(to)[i] = reinterpret_cast<const T*>(from)[offsets[i]];
+}
+
+// The shift, of elements at these offsets.
+double shift_of_elements(const Call& call, const char* from, const int64_t* offsets, int64_t n) {
+  alignas(64) char raw[kLanes * 8] = {};
+  if (call.data.size == 2) pick<uint16_t>(raw, from, offsets, n);
+  else if (call.data.size == 4) pick<uint32_t>(raw, from, offsets, n);
+  else pick<uint64_t>(raw, from, offsets, n);
+  double v[kLanes], four[4];
   call.data.to_double(v, raw, kLanes, nullptr);
-  double four[4];
   for (int j = 0; j < 4; ++j) four[j] = ((v[j] + v[j + 4]) + v[j + 8]) + v[j + 12];
   return shift_of(call, fold(four, 1), n, [&] { return v[0]; });
+}
+double shift_of_channel(const Call& call, int64_t c, const Block& block) {
+  int64_t sample[kLanes], offsets[kLanes];
+  const int64_t n = sample_of(block, sample);
+  find(call.p, call.p.x, block.r, sample, n, offsets);
+  return shift_of_elements(call, call.p.x.data + channel_offset(call.p, call.p.x, c) * call.data.size, offsets, n);
 }
 
 // ---- one channel ----------------------------------------------------------------------------------------------------------------
@@ -84,77 +106,78 @@ struct Value {
   }
 };
 
-// Arrays of one channel, read by cells.
+// Arrays of one channel, read by cells, from position i of a block on: where they are, or, of short runs and strided ones, copied.
 class Cells {
  public:
-  Cells(const Call& call, int64_t c, const Array* x, const Array* g) : call_(call), p_(call.p), c_(c), arrays_{x, g} {
-    together_ = true;
-    for (const Array* a : arrays_)
-      if (a) together_ = together_ && run_step(p_, *a) == 1;
-    const int64_t inner = run_length(p_);
-    whole_blocks_ = !together_ || (inner < 2 * kCell && inner % kCell != 0);
-    for (int a = 0; a < 2; ++a)
-      if (arrays_[a]) base_[a] = arrays_[a]->data + channel_offset(p_, *arrays_[a], c) * call.data.size;
+  Cells(const Call& call, int64_t c, const Block& block, int64_t i, const Array* x, const Array* g)
+      : size_(call.data.size), p_(call.p), c_(c), block_(block), i_(i), arrays_{x, g} {
+    bool together = true;
+    for (const Array* a : arrays_) together = together && (a == nullptr || run_step(p_, *a) == 1);
+    copied_ = !together || (run_length(p_) < 2 * kCell && run_length(p_) % kCell != 0);
+    if (copied_) stage(i, block.n - i);
+    for (int a = 0; a < 2 && !copied_; ++a)
+      if (arrays_[a]) base_[a] = arrays_[a]->data + channel_offset(p_, *arrays_[a], c) * size_;
   }
 
-  // add(x, g, cells) for full cells, and some(x, g, r, n) for what is less, from position r of a block on; x and g in whole units.
-  template <class Add, class Some> void each(const Block& block, int64_t i, const Add& add, const Some& some) {
-    while (i < block.n) {
-      const int64_t full = block.full_cells(i), r = block.r + i;
-      if (full == 0) {
-        const int64_t n = std::min(kCell, block.n - i);
-        stage(r, n);
-        some(raw_[0], raw_[1], i, n);
-        i += n;
-        continue;
+  // The block's shift, from what has been copied.
+  double shift(const Call& call) const {
+    if (!copied_) return shift_of_channel(call, c_, block_);
+    int64_t sample[kLanes];
+    const int64_t n = sample_of(block_, sample);
+    return shift_of_elements(call, raw_[0], sample, n);
+  }
+
+  // add(x, g, cells) for full cells, and some(x, g, i, n) for what is less, from position i of the block on; in whole units.
+  template <class Add, class Some> void each(const Add& add, const Some& some) {
+    const int64_t inner = run_length(p_);
+    for (int64_t i = i_; i < block_.n;) {
+      const char* here[2] = {copied_ ? raw_[0] + (i - i_) * size_ : nullptr, copied_ ? raw_[1] + (i - i_) * size_ : nullptr};
+      int64_t cells = block_.full_cells(i);
+      if (!copied_) {
+        const int64_t r = block_.r + i, s = r % inner;
+        const int64_t together = std::min(cells, (inner - s) / kCell);
+        if (together == 0) stage(i, std::min(kCell, block_.n - i)), here[0] = raw_[0], here[1] = raw_[1];
+        for (int a = 0; a < 2 && together > 0; ++a)
+          if (arrays_[a]) here[a] = base_[a] + (run_offset(p_, *arrays_[a], r / inner) + s) * size_;
+        cells = std::min<int64_t>(cells, std::max<int64_t>(together, 1));
       }
-      const int64_t inner = run_length(p_), s = r % inner;
-      int64_t cells = whole_blocks_ ? 0 : std::min(full, (inner - s) / kCell);
-      if (cells > 0) {
-        const char* here[2] = {};
-        for (int a = 0; a < 2; ++a)
-          if (arrays_[a]) here[a] = base_[a] + (run_offset(p_, *arrays_[a], r / inner) + s) * call_.data.size;
-        add(here[0], here[1], cells);
-      } else {
-        cells = whole_blocks_ ? full : 1;
-        stage(r, cells * kCell);
-        add(raw_[0], raw_[1], cells);
-      }
-      i += cells * kCell;
+      if (cells > 0) add(here[0], here[1], cells);
+      else some(here[0], here[1], i, std::min(kCell, block_.n - i));
+      i += std::max<int64_t>(cells, 1) * kCell;
     }
   }
 
  private:
-  const Call& call_;
+  const int64_t size_;
   const Problem& p_;
-  int64_t c_;
+  const int64_t c_;
+  const Block& block_;
+  const int64_t i_;
   const Array* arrays_[2];
   const char* base_[2] = {};
-  bool together_, whole_blocks_;
+  bool copied_;
   alignas(64) char raw_[2][kBlock * 8 + 64];
 
-  void stage(int64_t r, int64_t n) {
+  void stage(int64_t i, int64_t n) {
     for (int a = 0; a < 2; ++a)
-      if (arrays_[a]) gather(p_, *arrays_[a], c_, r, n, raw_[a]);
+      if (arrays_[a]) gather(p_, *arrays_[a], c_, block_.r + i, n, raw_[a]);
   }
 };
 
 int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // From position i of the block on.
-void add_channel_moments(const Call& call, int64_t c, const Block& block, int64_t i, double K, double* acc) {
+void add_channel_moments(const Call& call, Cells& cells, const Block& block, double K, double* acc) {
   const Value shift(call, K), zero(call, 0);
   const int64_t size = call.data.compute;
-  Cells(call, c, &call.p.x, nullptr)
-      .each(
-          block, i, [&](const char* x, const char*, int64_t cells) { call.data.moments(x, cells, shift.values, acc); },
-          [&](const char* x, const char*, int64_t at, int64_t n) {
-            alignas(64) char d[kCell * 8];
-            call.data.to_compute(d, x, whole(n), shift.values);
-            std::memset(d + n * size, 0, static_cast<size_t>((kCell - n) * size));
-            if (block.weights.counts) call.compute.keep(d, block.weights.counts + at / kLanes, kCell);
-            call.compute.moments(d, 1, zero.values, acc);
-          });
+  cells.each([&](const char* x, const char*, int64_t n) { call.data.moments(x, n, shift.values, acc); },
+             [&](const char* x, const char*, int64_t i, int64_t n) {
+               alignas(64) char d[kCell * 8];
+               call.data.to_compute(d, x, whole(n), shift.values);
+               std::memset(d + n * size, 0, static_cast<size_t>((kCell - n) * size));
+               if (block.weights.counts) call.compute.keep(d, block.weights.counts + i / kLanes, kCell);
+               call.compute.moments(d, 1, zero.values, acc);
+             });
 }
 
 void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i, double* acc) {
@@ -162,16 +185,15 @@ void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i
   const bool relu = call.p.activation == Activation::relu;
   const Value center(call, call.coefs[c].center), zero(call, 0);
   const int64_t size = call.data.compute;
-  Cells(call, c, &call.p.x, &call.p.grad_y)
-      .each(
-          block, i, [&](const char* x, const char* g, int64_t cells) { call.data.sums(x, g, cells, k, relu, acc); },
-          [&](const char* x, const char* g, int64_t, int64_t n) {
-            alignas(64) char d[kCell * 8], h[kCell * 8];
-            call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
-            const size_t rest = static_cast<size_t>((kCell - n) * size);
-            std::memset(d + n * size, 0, rest), std::memset(h + n * size, 0, rest);
-            call.compute.sums(d, h, 1, {zero.values, k.scale, k.shift, k.k1, k.k0}, relu, acc);
-          });
+  Cells(call, c, block, i, &call.p.x, &call.p.grad_y)
+      .each([&](const char* x, const char* g, int64_t cells) { call.data.sums(x, g, cells, k, relu, acc); },
+            [&](const char* x, const char* g, int64_t, int64_t n) {
+              alignas(64) char d[kCell * 8], h[kCell * 8];
+              call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
+              const size_t rest = static_cast<size_t>((kCell - n) * size);
+              std::memset(d + n * size, 0, rest), std::memset(h + n * size, 0, rest);
+              call.compute.sums(d, h, 1, {zero.values, k.scale, k.shift, k.k1, k.k0}, relu, acc);
+            });
 }
 
 // The moments of channels of a tile, in double: shifted by K, or, twice, by the mean.
@@ -246,8 +268,9 @@ void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {
     *out = InDouble(call, block, c, 1, false).of(block, 0);
   } else {
     double acc[8] = {};
-    const double K = shift_of_channel(call, c, block);
-    add_channel_moments(call, c, block, 0, K, acc);
+    Cells cells(call, c, block, 0, &call.p.x, nullptr);
+    const double K = cells.shift(call);
+    add_channel_moments(call, cells, block, K, acc);
     *out = settle(call, c, block, K, acc, 1);
   }
 }
@@ -341,13 +364,13 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moment
     });
   }
   RowsOf rows(call, c, width);
-  int64_t first[kLanes];
-  const char* first_rows[kLanes];
-  const int64_t n = first_positions(block, first);
-  for (int64_t i = 0; i < n; ++i) first_rows[i] = at(call.p, call.p.x, c, first[i]);
-  call.data.first_rows(first_rows, n, width, rows.values);
+  int64_t sample[kLanes];
+  const char* sampled[kLanes];
+  const int64_t n = sample_of(block, sample);
+  for (int64_t i = 0; i < n; ++i) sampled[i] = at(call.p, call.p.x, c, block.r + sample[i]);
+  call.data.fold_rows(sampled, n, width, rows.values);
   for (int64_t i = 0; i < width; ++i) {
-    rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, first[0]); });
+    rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, block.r + sample[0]); });
     put(call, rows.K, i, rows.values[i]);
   }
   for (int64_t i = 0; i < block.n; i += kCell) {
@@ -424,7 +447,8 @@ void block_of_narrow(const Call& call, int64_t b, Moments* out) {
   for (int64_t c = 0; c < C; ++c) {
     double own[8];
     for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];
-    add_channel_moments(call, c, block, cells * kCell, K[c], own);
+    Cells rest(call, c, block, cells * kCell, &call.p.x, nullptr);
+    add_channel_moments(call, rest, block, K[c], own);
     out[c] = settle(call, c, block, K[c], own, 1);
   }
 }

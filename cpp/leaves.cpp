@@ -88,7 +88,7 @@ template <class C> void choose(char* z, const double* wide, const char* is_wide,
 
 template <class T> constexpr Leaves leaves_of() {
   using C = Compute<T>;
-  return {sizeof(T), sizeof(C), moments<T>, sums<T>, moments_rows<T>, sums_rows<T>, moments_narrow<T>, sums_narrow<T>, first_rows<T>,
+  return {sizeof(T), sizeof(C), moments<T>, sums<T>, moments_rows<T>, sums_rows<T>, moments_narrow<T>, sums_narrow<T>, fold_rows<T>,
           apply_planes<T>, apply_rows<T>, grad_planes<T>, grad_rows<T>, to_compute<T>, to_double<T>, from_compute<T>, activate_tile<C>,
           activate_backward_tile<C>, add<C>, keep_counted<C>, weigh<C>, subtract_weighted<C>, choose<C>};
 }

@@ -42,7 +42,7 @@ struct Leaves {
   void (*moments_narrow)(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc);
   void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, bool relu, char* scratch, double* acc);
   // The sum of up to sixteen rows, folded as lanes are.
-  void (*first_rows)(const char* const* rows, int64_t n, int64_t width, double* sum);
+  void (*fold_rows)(const char* const* rows, int64_t n, int64_t width, double* sum);
 
   // Elements: y = fma(x - center, scale, shift) + residual, and dx = (h - fma(x - center, k1, k0)) * scale, or, without k1,
   // h * scale. Planes: a channel each. Rows: columns 0, 1, …, and from `period` on the same again; coefficients go on for 16 more.

@@ -174,8 +174,8 @@ void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, 
   else add_narrow_cells<T, true, false>(x, g, cells, channels, k, scratch, acc);
 }
 
-// The rows of a block's shift. The last unit overlaps the one before.
-template <class T> void first_rows(const char* const* rows, int64_t n, int64_t width, double* sum) {
+// Rows, folded as lanes are. The last unit overlaps the one before.
+template <class T> void fold_rows(const char* const* rows, int64_t n, int64_t width, double* sum) {
   for (int64_t i = 0; i < width; i += kLanes) {
     const int64_t at = i + kLanes <= width ? i : width - kLanes;
     U<double> four[4];
