@@ -135,15 +135,19 @@ struct Block {
   }
 };
 
-// The mean of the first values that count, at most sixteen: near the data, whatever its offset.
+// The mean of the values that count at sixteen scattered positions, or at all of fewer: near the data, whatever its offset and
+// order. A golden ratio apart they are spread over the block, its lanes and the columns of an image.
 template <class C> C near_mean(const Block& b) {
-  double first[kLanes] = {}, four[4];
+  const int64_t step = b.n < kLanes ? 1 : b.n * 1265 / kBlock | 1;
+  double values[kLanes] = {}, four[4];
   int64_t k = 0;
-  for (int64_t i = 0; i < b.n && k < kLanes; ++i) {
-    if (b.w[i] != 0) first[k++] = b.x[i];
+  for (int64_t i = 0; i < kLanes && i < b.n; ++i) {
+    const int64_t r = i * step % b.n;
+    if (b.w[r] != 0) values[k++] = b.x[r];
   }
-  for (int j = 0; j < 4; ++j) four[j] = in_four(first, j);
-  return static_cast<C>(finite_or(in_pairs(four) / static_cast<double>(k), finite_or(first[0], 0)));
+  if (k == 0) values[k++] = b.x[std::find(b.w.begin(), b.w.end(), 1.0) - b.w.begin()];
+  for (int j = 0; j < 4; ++j) four[j] = in_four(values, j);
+  return static_cast<C>(finite_or(in_pairs(four) / static_cast<double>(k), finite_or(values[0], 0)));
 }
 
 // Sums of a block's values less K, of those that count.
@@ -159,7 +163,7 @@ template <class A> Shifted shifted(const Block& b, A K) {
 
 // Whether sums in float are good: no overflow, no underflow, and K near enough to the mean.
 bool is_trusted(double count, const Shifted& sums) {
-  return std::isfinite(sums.q) && sums.q >= count * 0x1p-90 && 3 * (sums.q - sums.s * (sums.s / count)) >= 2 * sums.q;
+  return std::isfinite(sums.q) && sums.q >= count * 0x1p-90 && sums.q - sums.s * (sums.s / count) >= sums.q / 2;
 }
 
 // Of a block in which every weight is 0 or 1.

@@ -133,11 +133,11 @@ def _block(x: np.ndarray, w: np.ndarray) -> Sums:
 def _counted(x: np.ndarray, counts: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     """Count, shift and shifted sums of the positions that count; again in float64 where float32 does not do."""
     n = float(counts.sum())
-    shift = _near_mean(x[counts][:LANES])
+    shift = _near_mean(x, counts)
     s, q = _shifted(x, counts, shift)
     shift = shift.astype(np.float64)
     if x.dtype == np.float32:
-        trusted = np.isfinite(q) & (q >= n * 2.0**-90) & (3 * (q - s * (s / n)) >= 2 * q)
+        trusted = np.isfinite(q) & (q >= n * 2.0**-90) & (q - s * (s / n) >= q / 2)
         wide = x.astype(np.float64)
         mean = _or(_shifted(wide, counts, np.zeros_like(shift))[0] / n, 0.0)
         again = _shifted(wide, counts, mean)
@@ -150,10 +150,17 @@ def _shifted(x: np.ndarray, counts: np.ndarray, shift: np.ndarray) -> tuple[np.n
     return _sum(d), _sum_of_products(d, d)
 
 
-def _near_mean(first: np.ndarray) -> np.ndarray:
-    """The mean of the first values, at most 16: near the data, whatever its offset."""
-    values = np.concatenate([first, np.zeros((LANES - len(first), first.shape[1]))])
-    return _or(_in_pairs(_in_four(values)) / len(first), _or(values[0], 0.0)).astype(first.dtype)
+def _near_mean(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean of what counts at 16 scattered positions, or at all of fewer; else the first value that counts.
+
+    Near the data, whatever its offset and order.
+    """
+    n = len(x)
+    scattered = np.arange(n) if n < LANES else np.arange(LANES) * (n * 1265 // BLOCK | 1) % n
+    chosen = scattered[counts[scattered]]
+    found = x[chosen if len(chosen) else np.argmax(counts)[None]]
+    values = np.concatenate([found, np.zeros((LANES - len(found), x.shape[1]))])
+    return _or(_in_pairs(_in_four(values)) / len(found), _or(values[0], 0.0)).astype(x.dtype)
 
 
 def _weighted(x: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:

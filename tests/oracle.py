@@ -246,6 +246,10 @@ def long_forward(columns: np.ndarray, eps: float) -> np.ndarray:
 N1 = 2.5e-7  # float32, and the float32 part of 16-bit results: design.md, "Numerics contract"
 N4 = 1e-12  # float64
 GRADIENT = 4e-7  # float32 gradients, relative to the size of the terms they are made of
+# Statistics and the sums of a backward of data whose short sums are in float32; of float64 data and of weights: N4.
+MEAN = 1.5e-7  # in standard deviations
+M2 = 5e-7  # relative
+SUMS = 5e-7  # relative to the sum of the sizes of the terms
 
 
 def half_ulp(values: np.ndarray, dtype) -> np.ndarray:

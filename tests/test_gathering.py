@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchnorm as bn
+import oracle
 from batchnorm import _blocks
 
 SUFFIXES = (".json", ".safetensors")
@@ -33,8 +34,9 @@ def test_an_array_in_blocks(small_blocks, rng, axis, dtype):
     assert all(m == found[1] for m in found.values()), "the number of threads changes no bit"
     expected = bn.moments(x.astype(np.float64), axis)
     np.testing.assert_array_equal(found[1].count, expected.count)
-    np.testing.assert_allclose(found[1].mean, expected.mean, rtol=1e-13, atol=1e-14)
-    np.testing.assert_allclose(found[1].m2, expected.m2, rtol=1e-12)
+    short = dtype == "float32"
+    np.testing.assert_allclose(found[1].mean, expected.mean, rtol=1e-13, atol=5 * oracle.MEAN if short else 1e-14)
+    np.testing.assert_allclose(found[1].m2, expected.m2, rtol=oracle.M2 if short else 1e-12)
 
 
 def test_an_array_of_one_block_is_moments_exactly(rng):
