@@ -28,10 +28,10 @@ template <class T, class Unit> BN_INLINE void each_unit(T* out, int64_t n, int64
   past_cache = past_cache && head + lines + kLanes <= n;
   const int64_t begin = past_cache ? head : 0, end = past_cache ? n - (n - head) % lines : last;
   U<Compute<T>> edge;
-  for (int64_t j = past_cache && head > 0 ? 0 : end; j < n; j = j < head && j + kLanes >= head ? end : j + kLanes) {
+  for (int64_t j = begin > 0 ? 0 : end; j < n; j = j < begin && j + kLanes >= begin ? end : j + kLanes) {
     const int64_t from = j < last ? j : last;
     edge = unit(from, column_of(from));
-    if (past_cache) put_some(out + j, j - from, j < head && head - j < kLanes ? head - j : kLanes, edge);
+    if (past_cache) put_some(out + j, j - from, j < begin && begin - j < kLanes ? begin - j : kLanes, edge);
   }
   for (int64_t j = begin, column = column_of(j); j < end;) {
     int64_t units = (end - j + kLanes - 1) / kLanes;
