@@ -19,8 +19,8 @@ template <class T> BN_INLINE void put_some(T* out, int64_t first, int64_t end, U
 }
 
 // The results unit(j, column) of a run of n >= 16 elements. Its last unit overlaps the one before, and is computed first, for the
-// output may be an input. Past the cache go whole lines; what shares its line with another run is stored as usual, for a line must not
-// be written both ways.
+// output may be an input. Past the cache go whole lines; what shares its line with another run is stored as usual, for a line must
+// not be written both ways.
 template <class T, class Unit> BN_INLINE void each_unit(T* out, int64_t n, int64_t period, bool past_cache, const Unit& unit) {
   constexpr int64_t lines = sizeof(T) == 2 ? 2 * kLanes : kLanes;  // whole lines and whole units
   const auto column_of = [&](int64_t j) BN_INLINE_LAMBDA { return period == kNoPeriod ? 0 : j % period; };

@@ -47,8 +47,8 @@ template <class First> double shift_of(const Call& call, double sum, int64_t n, 
   return std::isfinite(K) ? rounded(call.p, K) : 0.0;
 }
 
-// The positions of a block that its shift is the mean of, at most sixteen: scattered by the golden ratio, for neighbors are alike; or
-// the first that counts.
+// The positions of a block that its shift is the mean of, at most sixteen: scattered by the golden ratio, for neighbors are alike;
+// or the first that counts.
 int64_t sample_of(const Block& block, int64_t* to) {
   const int64_t step = block.n < kLanes ? 1 : (block.n * 1265 / kBlock) | 1;
   int64_t n = 0, at = 0;
@@ -87,11 +87,34 @@ double shift_of_elements(const Call& call, const char* from, const int64_t* offs
   for (int j = 0; j < 4; ++j) four[j] = ((v[j] + v[j + 4]) + v[j + 8]) + v[j + 12];
   return shift_of(call, fold(four, 1), n, [&] { return v[0]; });
 }
+
+}  // namespace
+
+Sample sample_of_block(const Call& call, int64_t b) {
+  const Block block(call, b);
+  if (block.weights.counted == Counted::none || block.weights.counted == Counted::weighted) return {};
+  int64_t positions[kLanes];
+  Sample sample{sample_of(block, positions), {}};
+  find(call.p, call.p.x, block.r, positions, sample.n, sample.offsets);
+  return sample;
+}
+
+namespace {
+
+const char* first_of_channel(const Call& call, int64_t c) {
+  return call.p.x.data + channel_offset(call.p, call.p.x, c) * call.data.size;
+}
 double shift_of_channel(const Call& call, int64_t c, const Block& block) {
-  int64_t sample[kLanes], offsets[kLanes];
-  const int64_t n = sample_of(block, sample);
-  find(call.p, call.p.x, block.r, sample, n, offsets);
-  return shift_of_elements(call, call.p.x.data + channel_offset(call.p, call.p.x, c) * call.data.size, offsets, n);
+  const int64_t b = block.r / kBlock;
+  Sample one;
+  if (b >= call.sampled) one = sample_of_block(call, b);
+  const Sample& sample = b < call.sampled ? call.samples[b] : one;
+  return shift_of_elements(call, first_of_channel(call, c), sample.offsets, sample.n);
+}
+
+// Whether one channel's runs are copied to be read: strided ones, and short ones, of which few cells stand together.
+bool are_copied(const Problem& p, const Array& x) {
+  return run_step(p, x) != 1 || (run_length(p) < 2 * kCell && run_length(p) % kCell != 0);
 }
 
 // ---- one channel ----------------------------------------------------------------------------------------------------------------
@@ -111,9 +134,7 @@ class Cells {
  public:
   Cells(const Call& call, int64_t c, const Block& block, int64_t i, const Array* x, const Array* g)
       : size_(call.data.size), p_(call.p), c_(c), block_(block), i_(i), arrays_{x, g} {
-    bool together = true;
-    for (const Array* a : arrays_) together = together && (a == nullptr || run_step(p_, *a) == 1);
-    copied_ = !together || (run_length(p_) < 2 * kCell && run_length(p_) % kCell != 0);
+    copied_ = are_copied(p_, *x) || (g && are_copied(p_, *g));
     if (copied_) stage(i, block.n - i);
     for (int a = 0; a < 2 && !copied_; ++a)
       if (arrays_[a]) base_[a] = arrays_[a]->data + channel_offset(p_, *arrays_[a], c) * size_;
@@ -138,7 +159,7 @@ class Cells {
         const int64_t together = std::min(cells, (inner - s) / kCell);
         if (together == 0) stage(i, std::min(kCell, block_.n - i)), here[0] = raw_[0], here[1] = raw_[1];
         for (int a = 0; a < 2 && together > 0; ++a)
-          if (arrays_[a]) here[a] = base_[a] + (run_offset(p_, *arrays_[a], r / inner) + s) * size_;
+          if (arrays_[a]) here[a] = direct(*arrays_[a], base_[a], r / inner, s);
         cells = std::min<int64_t>(cells, std::max<int64_t>(together, 1));
       }
       if (cells > 0) add(here[0], here[1], cells);
@@ -157,6 +178,13 @@ class Cells {
   const char* base_[2] = {};
   bool copied_;
   alignas(64) char raw_[2][kBlock * 8 + 64];
+
+  // Position s of a run; the head of the next run is asked for, where the hardware does not look ahead.
+  const char* direct(const Array& a, const char* base, int64_t outer, int64_t s) const {
+    const char* here = base + (run_offset(p_, a, outer) + s) * size_;
+    if (s < kCell && p_.reduced_dims == 2) ask_for(here + (a.reduced[0] - s) * size_, 1024);
+    return here;
+  }
 
   void stage(int64_t i, int64_t n) {
     for (int a = 0; a < 2; ++a)
@@ -238,7 +266,8 @@ struct SumsOfTile {
   alignas(64) double acc[8 * kLanes] = {};
   int64_t step;
 
-  __attribute__((noinline)) SumsOfTile(const Call& call, const Block& block, int64_t c, int64_t width, bool side_by_side, bool in_double)
+  __attribute__((noinline)) SumsOfTile(const Call& call, const Block& block, int64_t c, int64_t width, bool side_by_side,
+                                       bool in_double)
       : step(side_by_side ? kLanes : 1) {
     Tile tile(call);
     if (side_by_side) tile.rows(c, width);
@@ -254,11 +283,20 @@ Sums settle(const Call& call, int64_t c, const Block& block, const Sums& s) {
 }
 
 // Whether the gradient before the activation is found in leaves: without one, or ReLU of x alone.
-bool is_simple(const Problem& p) {
-  return p.activation == Activation::none || (p.activation == Activation::relu && !p.residual);
-}
+bool is_simple(const Problem& p) { return p.activation == Activation::none || (p.activation == Activation::relu && !p.residual); }
 
 }  // namespace
+
+void Call::take_samples() {
+  for (int64_t b = 0; b < std::min(kMostSamples, blocks_of(p)); ++b) samples[b] = sample_of_block(*this, b);
+  sampled = std::min(kMostSamples, blocks_of(p));
+}
+
+void ask_for_sample(const Call& call, int64_t c, int64_t b) {
+  if (b >= call.sampled || are_copied(call.p, call.p.x)) return;
+  const char* first = first_of_channel(call, c);
+  for (int64_t i = 0; i < call.samples[b].n; ++i) __builtin_prefetch(first + call.samples[b].offsets[i] * call.data.size);
+}
 
 void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {
   const Block block(call, b);
@@ -283,7 +321,8 @@ void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out) {
   *out = settle(call, c, block, *out);
 }
 
-// ---- rows -------------------------------------------------------------------------------------------------------------------------
+// ---- rows
+// -------------------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -407,17 +446,14 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* 
       const char *x = rows.cell(call.p.x, block.r + i, n, 0, &x_step), *g = rows.cell(call.p.grad_y, block.r + i, n, 1, &g_step);
       call.data.sums_rows(x, x_step, g, g_step, counts_of(block, i, some), width, call.table.at(c), relu, rows.scratch, rows.acc);
     }
-    for (int64_t i = 0; i < width; ++i)
-      out[i] = {fold(rows.of(i), rows.step()), fold(rows.of(i) + 4 * rows.step(), rows.step())};
+    for (int64_t i = 0; i < width; ++i) out[i] = {fold(rows.of(i), rows.step()), fold(rows.of(i) + 4 * rows.step(), rows.step())};
   }
   each_strip(width, [&](int64_t from, int64_t some) {
     if (!simple) {
       const SumsOfTile sums(call, block, c + from, some, true, false);
       for (int64_t i = 0; i < some; ++i) out[from + i] = sums.of(i);
     }
-    const auto trusted = [&](int64_t i) {
-      return are_trusted(call.p, call.coefs[c + i], static_cast<double>(block.n), out[i]);
-    };
+    const auto trusted = [&](int64_t i) { return are_trusted(call.p, call.coefs[c + i], static_cast<double>(block.n), out[i]); };
     int64_t i = from;
     while (i < from + some && trusted(i)) ++i;
     if (i == from + some) return;
@@ -427,7 +463,8 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* 
   });
 }
 
-// ---- narrow rows -------------------------------------------------------------------------------------------------------------------
+// ---- narrow rows
+// -------------------------------------------------------------------------------------------------------------------
 
 void block_of_narrow(const Call& call, int64_t b, Moments* out) {
   const Block block(call, b);

@@ -1,6 +1,8 @@
 // What the parts of one call share: the problem, the leaves for it, and each channel's coefficients.
 #pragma once
 
+#include <algorithm>
+
 #include "coefficients.h"
 #include "layout.h"
 #include "leaves.h"
@@ -9,9 +11,10 @@
 
 namespace batchnorm {
 
-constexpr int64_t kSmallProblem = 16384;               // elements; below, handing work to a thread costs more than it does
-constexpr int64_t kStreamFrom = int64_t(16) << 20;     // bytes of output; below, the last-level cache holds it
-constexpr int64_t kTaskBytes = int64_t(128) << 10;     // of an array, in one task of the second pass
+constexpr int64_t kSmallProblem = 16384;            // elements; below, handing work to a thread costs more than it does
+constexpr int64_t kStreamFrom = int64_t(16) << 20;  // bytes of output; below, the last-level cache holds it
+constexpr int64_t kMostSamples = 64;
+constexpr int64_t kTaskBytes = int64_t(128) << 10;  // of an array, in one task of the second pass
 
 // Coefficients as leaves take them: in the compute type, a value for each of n channels or columns, and 16 more.
 class Table {
@@ -39,6 +42,11 @@ class Table {
   }
 };
 
+// Where the values stand that a block's shift is the mean of, from a channel's first element on.
+struct Sample {
+  int64_t n = 0, offsets[kLanes] = {};
+};
+
 struct Call {
   const Problem& p;      // in the dimensions of the data
   const Problem& given;  // in those of the weights, too
@@ -47,6 +55,8 @@ struct Call {
   const Weights* weights = nullptr;     // of the statistics
   int threads;
   const bool backward, reduces, applies, past_cache;
+  Scratch<Sample> samples;  // of the first blocks, the same for all channels
+  int64_t sampled = 0;
   Scratch<Coefficients> coefs;
   Table table;
 
@@ -62,6 +72,7 @@ struct Call {
         reduces(backward ? p.compute_sums : p.compute_stats),
         applies(static_cast<bool>(backward ? p.grad_x : p.y)),
         past_cache(p.m * p.C * data.size >= kStreamFrom),
+        samples(std::min(kMostSamples, blocks_of(p))),
         coefs(p.C),
         table(p.C, data.compute) {}
 
@@ -95,7 +106,8 @@ struct Call {
   template <class Here, class Step> Runs runs(const Here& here, const Step& step, int64_t count, int64_t length) const {
     const Array none, &out = backward ? p.grad_x : p.y, &residual = backward ? none : p.residual;
     const auto from = [&](const Array& a) -> char* { return a ? here(a) : nullptr; };
-    Runs r{from(out), from(p.x), from(p.grad_y), from(residual), count, length, step(out), step(p.x), step(p.grad_y), step(residual), false};
+    Runs r{from(out), from(p.x), from(p.grad_y), from(residual), count, length,
+           step(out), step(p.x), step(p.grad_y), step(residual), false};
     r.past_cache = past_cache && r.out != r.x && r.out != r.g && r.out != r.residual;
     return r;
   }
@@ -109,6 +121,7 @@ struct Call {
     if (period) data.grad_rows(r, k, period, relu);
     else data.grad_planes(r, k, relu);
   }
+  void take_samples();
   bool any_wide(int64_t c0, int64_t c1) const {
     for (int64_t c = c0; c < c1; ++c)
       if (coefs[c].wide) return true;
@@ -130,7 +143,10 @@ struct Call {
   }
 };
 
-// The sums of a block (blocks.cpp): of one channel, or of `width` channels side by side from c on, all of them where rows are narrow.
+// The sums of a block (blocks.cpp): of one channel, or of `width` channels side by side from c on, all of them where rows are
+// narrow.
+Sample sample_of_block(const Call& call, int64_t b);
+void ask_for_sample(const Call& call, int64_t c, int64_t b);
 void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out);
 void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out);
 void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moments* out);

@@ -1,5 +1,5 @@
-// One channel at a time: contiguous and general layouts. What the last-level cache cannot hold is taken in groups of channels that half
-// of L2 holds, so that the second pass reads from there, last samples first.
+// One channel at a time: contiguous and general layouts. What the last-level cache cannot hold is taken in groups of channels that
+// half of L2 holds, so that the second pass reads from there, last samples first.
 #include <algorithm>
 
 #include "tile.h"
@@ -7,20 +7,22 @@
 namespace batchnorm {
 namespace {
 
-constexpr int64_t kColumns = 1024;   // of a sample of tiny planes: their coefficients stay in L1
-constexpr int64_t kPositions = 1024; // of a task of tiles
+constexpr int64_t kColumns = 1024;    // of a sample of tiny planes: their coefficients stay in L1
+constexpr int64_t kPositions = 1024;  // of a task of tiles
 
 class Channels {
  public:
   explicit Channels(Call& call) : call_(call), p_(call.p), inner_(run_length(p_)), outer_(p_.m / inner_) {
     simple_ = call.is_simple() && all_arrays(p_, [&](const Array& a) { return run_step(p_, a) == 1; });
-    dense_ = simple_ && p_.channel_dims == 1 && p_.reduced_dims <= 2 && all_arrays(p_, [&](const Array& a) { return a.channel[0] == inner_; });
+    dense_ = simple_ && p_.channel_dims == 1 && p_.reduced_dims <= 2 &&
+             all_arrays(p_, [&](const Array& a) { return a.channel[0] == inner_; });
   }
 
   template <class P> void run() {
     const int threads = call_.threads;
     const int64_t blocks = blocks_of(p_), C = p_.C;
     const bool many = threads == 1 || C >= 4 * threads;  // channels enough to share them out whole
+    if (call_.reduces && !call_.backward) call_.take_samples();
     if (!call_.reduces || !many) call_.each_channel([&](int64_t c) { call_.prepare(c); });
     if (!call_.reduces) {
       call_.each_channel([&](int64_t c) { call_.finish(c, P{}); });
@@ -34,7 +36,10 @@ class Channels {
         for (int64_t c = c0; c < c1; ++c) {
           call_.prepare(c);
           Tree<P> tree;
-          for (int64_t b = 0; b < blocks; ++b) tree.push(block<P>(c, b));
+          for (int64_t b = 0; b < blocks; ++b) {
+            if (!call_.backward && (b + 1 < blocks || c + 1 < C)) ask_for_sample(call_, b + 1 < blocks ? c : c + 1, (b + 1) % blocks);
+            tree.push(block<P>(c, b));
+          }
           call_.finish(c, tree.finish());
         }
         if (both) apply_group(c0, c1);
@@ -80,42 +85,55 @@ class Channels {
     if (!by_runs(0, C)) {
       const int64_t some = std::max<int64_t>(1, kTaskBytes / (kPositions * call_.data.size)), parts = (C + some - 1) / some;
       const int64_t chunks = (p_.m + kPositions - 1) / kPositions;
-      return parallel_for(chunks * parts, call_.threads, [&](int64_t t) {
-        const int64_t r = t / parts * kPositions, c = t % parts * some;
-        apply_tiles(c, std::min(c + some, C), r, std::min(r + kPositions, p_.m));
-      }, order);
+      return parallel_for(
+          chunks * parts, call_.threads,
+          [&](int64_t t) {
+            const int64_t r = t / parts * kPositions, c = t % parts * some;
+            apply_tiles(c, std::min(c + some, C), r, std::min(r + kPositions, p_.m));
+          },
+          order);
     }
     const int64_t bytes = inner_ * call_.data.size;
     if (is_tiny()) {
       const int64_t some = std::max<int64_t>(1, kColumns / inner_), parts = (C + some - 1) / some;
       const int64_t samples = std::max<int64_t>(16, kTaskBytes / (some * bytes)), chunks = (outer_ + samples - 1) / samples;
-      return parallel_for(chunks * parts, call_.threads, [&](int64_t t) {
-        const int64_t n = t / parts * samples, c = t % parts * some;
-        apply_columns(c, std::min(c + some, C), n, std::min(n + samples, outer_));
-      }, order);
+      return parallel_for(
+          chunks * parts, call_.threads,
+          [&](int64_t t) {
+            const int64_t n = t / parts * samples, c = t % parts * some;
+            apply_columns(c, std::min(c + some, C), n, std::min(n + samples, outer_));
+          },
+          order);
     }
     if (bytes >= kTaskBytes) {  // parts of a run
       const int64_t parts = (bytes + kTaskBytes - 1) / kTaskBytes, some = ((inner_ + parts - 1) / parts + 63) / 64 * 64;
-      return parallel_for(outer_ * C * parts, call_.threads, [&](int64_t t) {
-        const int64_t plane = t / parts, s = t % parts * some;
-        if (s < inner_) apply_runs(plane / C, plane % C, plane % C + 1, s, std::min(s + some, inner_));
-      }, order);
+      return parallel_for(
+          outer_ * C * parts, call_.threads,
+          [&](int64_t t) {
+            const int64_t plane = t / parts, s = t % parts * some;
+            if (s < inner_) apply_runs(plane / C, plane % C, plane % C + 1, s, std::min(s + some, inner_));
+          },
+          order);
     }
     const int64_t planes = outer_ * C, some = std::max<int64_t>(1, kTaskBytes / bytes);
-    parallel_for((planes + some - 1) / some, call_.threads, [&](int64_t t) {
-      for (int64_t i = t * some, end = std::min(i + some, planes); i < end;) {
-        const int64_t outer = i / C, c = i % C, n = std::min(C - c, end - i);
-        apply_runs(outer, c, c + n, 0, inner_);
-        i += n;
-      }
-    }, order);
+    parallel_for((planes + some - 1) / some, call_.threads,
+                 [&](int64_t t) {
+                   for (int64_t i = t * some, end = std::min(i + some, planes); i < end;) {
+                     const int64_t outer = i / C, c = i % C, n = std::min(C - c, end - i);
+                     apply_runs(outer, c, c + n, 0, inner_);
+                     i += n;
+                   }
+                 },
+                 order);
   }
 
   bool is_tiny() const { return dense_ && inner_ < kLanes && p_.C > 1; }
 
   // The arrays of channel c, from position s of run `outer` on; `count` runs of the channels that follow.
   Runs runs_at(int64_t outer, int64_t c, int64_t s, int64_t count, int64_t length) const {
-    const auto here = [&](const Array& a) { return a.data + (channel_offset(p_, a, c) + run_offset(p_, a, outer) + s) * call_.data.size; };
+    const auto here = [&](const Array& a) {
+      return a.data + (channel_offset(p_, a, c) + run_offset(p_, a, outer) + s) * call_.data.size;
+    };
     return call_.runs(here, [&](const Array& a) { return a.channel[p_.channel_dims - 1]; }, count, length);
   }
 

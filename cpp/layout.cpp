@@ -52,6 +52,7 @@ void gather(const Problem& p, const Array& a, int64_t c, int64_t r, int64_t n, c
   const char* base = a.data + channel_offset(p, a, c) * size;
   each_segment(p, r, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
     const char* from = base + (run_offset(p, a, outer) + s * step) * size;
+    if (step == 1 && length * size <= 1024) ask_for(from + length * size, length * size);  // in a dense array the next channel's run
     if (step == 1) copy_piece(to + done * size, from, length * size, a.end);
     else copy_elements(to + done * size, 1, from, step, length, size);
   });

@@ -14,14 +14,16 @@ namespace {
 template <class T> void to_compute(char* to, const char* from, int64_t n, const char* less) {
   using C = Compute<T>;
   const U<C> center = less ? load_raw(reinterpret_cast<const C*>(less)) : fill<C>(0);
-  for (int64_t i = 0; i < n; i += kLanes) store_raw(reinterpret_cast<C*>(to) + i, load(reinterpret_cast<const T*>(from) + i) - center);
+  for (int64_t i = 0; i < n; i += kLanes)
+    store_raw(reinterpret_cast<C*>(to) + i, load(reinterpret_cast<const T*>(from) + i) - center);
 }
 template <class T> void to_double(double* to, const char* from, int64_t n, const double* less) {
   const U<double> center = less ? load_raw(less) : fill(0.0);
   for (int64_t i = 0; i < n; i += kLanes) store_raw(to + i, widen(load(reinterpret_cast<const T*>(from) + i)) - center);
 }
 template <class T> void from_compute(char* to, const char* from, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) store(reinterpret_cast<T*>(to) + i, load_raw(reinterpret_cast<const Compute<T>*>(from) + i));
+  for (int64_t i = 0; i < n; i += kLanes)
+    store(reinterpret_cast<T*>(to) + i, load_raw(reinterpret_cast<const Compute<T>*>(from) + i));
 }
 
 // a = f(a, b) over units.
@@ -88,9 +90,29 @@ template <class C> void choose(char* z, const double* wide, const char* is_wide,
 
 template <class T> constexpr Leaves leaves_of() {
   using C = Compute<T>;
-  return {sizeof(T), sizeof(C), moments<T>, sums<T>, moments_rows<T>, sums_rows<T>, moments_narrow<T>, sums_narrow<T>, fold_rows<T>,
-          apply_planes<T>, apply_rows<T>, grad_planes<T>, grad_rows<T>, to_compute<T>, to_double<T>, from_compute<T>, activate_tile<C>,
-          activate_backward_tile<C>, add<C>, keep_counted<C>, weigh<C>, subtract_weighted<C>, choose<C>};
+  return {sizeof(T),
+          sizeof(C),
+          moments<T>,
+          sums<T>,
+          moments_rows<T>,
+          sums_rows<T>,
+          moments_narrow<T>,
+          sums_narrow<T>,
+          fold_rows<T>,
+          apply_planes<T>,
+          apply_rows<T>,
+          grad_planes<T>,
+          grad_rows<T>,
+          to_compute<T>,
+          to_double<T>,
+          from_compute<T>,
+          activate_tile<C>,
+          activate_backward_tile<C>,
+          add<C>,
+          keep_counted<C>,
+          weigh<C>,
+          subtract_weighted<C>,
+          choose<C>};
 }
 
 // ---- yardsticks -----------------------------------------------------------------------------------------------------------------

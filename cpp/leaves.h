@@ -34,13 +34,15 @@ struct Leaves {
   // Of a cell of rows of `width` >= 16 channels side by side; `counts`: a bit for each of its positions, null: all of them.
   // acc[8][W]: s and q of lanes mod 4, W being width in whole units, the last of which is columns width - 16 … width - 1.
   // scratch: 10 W values of the compute type.
-  void (*moments_rows)(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch, double* acc);
+  void (*moments_rows)(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch,
+                       double* acc);
   void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
                     bool relu, char* scratch, double* acc);
-  // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so often.
-  // acc[8][channels]. scratch: 160 values a channel.
+  // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so
+  // often. acc[8][channels]. scratch: 160 values a channel.
   void (*moments_narrow)(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc);
-  void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, bool relu, char* scratch, double* acc);
+  void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, bool relu, char* scratch,
+                      double* acc);
   // The sum of up to sixteen rows, folded as lanes are.
   void (*fold_rows)(const char* const* rows, int64_t n, int64_t width, double* sum);
 
@@ -61,15 +63,15 @@ struct Leaves {
   void (*activate_backward)(Activation kind, double slope, char* g, const char* z, int64_t n);
   void (*add)(char* z, const char* r, int64_t n);
   void (*keep)(char* d, const uint16_t* counts, int64_t n);
-  void (*weigh)(char* h, char* d, const char* w, int64_t n);                      // h = w d, where w is 0 both 0
-  void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t n);    // h -= w t, where w is not 0
+  void (*weigh)(char* h, char* d, const char* w, int64_t n);                                    // h = w d, where w is 0 both 0
+  void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t n);                  // h -= w t, where w is not 0
   void (*choose)(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n);  // columns that are wide
 };
 
 struct Isa {
-  const Leaves* leaves[4];  // by DType
-  void (*stream)(char* to, const char* from, int64_t bytes);    // past the cache
-  uint64_t (*add_words)(const char* from, int64_t bytes);       // little-endian
+  const Leaves* leaves[4];                                    // by DType
+  void (*stream)(char* to, const char* from, int64_t bytes);  // past the cache
+  uint64_t (*add_words)(const char* from, int64_t bytes);     // little-endian
 };
 
 namespace portable {

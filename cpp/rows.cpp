@@ -6,10 +6,10 @@
 namespace batchnorm {
 namespace {
 
-constexpr int64_t kPanel = 512;   // channels of a block's task: what it sums stays in L1
-constexpr int64_t kRun = 512;     // columns that make the start of a run cheap; their coefficients stay in L1
-constexpr int64_t kWide = 1024;   // channels whose coefficients do
-constexpr int64_t kFew = 16;      // rows that a part of wider ones is taken of
+constexpr int64_t kPanel = 512;  // channels of a block's task: what it sums stays in L1
+constexpr int64_t kRun = 512;    // columns that make the start of a run cheap; their coefficients stay in L1
+constexpr int64_t kWide = 1024;  // channels whose coefficients do
+constexpr int64_t kFew = 16;     // rows that a part of wider ones is taken of
 
 class Rows {
  public:
@@ -55,41 +55,41 @@ class Rows {
     return panels;
   }
   // A panel's first channel: whole units, and none of fewer than sixteen.
-  int64_t begin(int64_t panel, int64_t panels) const {
-    return panel == panels ? p_.C : p_.C * panel / panels / kLanes * kLanes;
-  }
+  int64_t begin(int64_t panel, int64_t panels) const { return panel == panels ? p_.C : p_.C * panel / panels / kLanes * kLanes; }
 
   void apply_all() {
     const Order order = call_.reduces ? Order::backwards : Order::forwards;
     const int64_t bytes = p_.C * call_.data.size;
     if (!simple_ || call_.any_wide(0, p_.C)) {
       const int64_t rows = std::max<int64_t>(4, kTaskBytes / bytes);
-      return parallel_for((p_.m + rows - 1) / rows, call_.threads, [&](int64_t t) {
-        apply_tiles(t * rows, std::min((t + 1) * rows, p_.m));
-      }, order);
+      return parallel_for((p_.m + rows - 1) / rows, call_.threads,
+                          [&](int64_t t) { apply_tiles(t * rows, std::min((t + 1) * rows, p_.m)); }, order);
     }
     // Rows one behind another are one run, whose columns begin again; `repeat` rows have columns enough.
     const int64_t repeat = dense_ ? std::min((kRun + p_.C - 1) / p_.C, p_.m) : 1, period = repeat * p_.C;
     Table columns(period, call_.data.compute);
     for (int64_t i = 0; i < period + kLanes; ++i) columns.put(i, call_.applied(i % p_.C));
     const int64_t rows = std::max(repeat, kTaskBytes / bytes / repeat * repeat);
-    parallel_for((p_.m + rows - 1) / rows, call_.threads, [&](int64_t t) {
-      const int64_t r0 = t * rows, r1 = std::min(r0 + rows, p_.m);
-      if (dense_ && p_.C <= kWide) return call_.elements(runs_at(0, r0, 1, (r1 - r0) * p_.C), columns.at(0), period);
-      const int64_t panels = (p_.C + kWide - 1) / kWide * (p_.C > kWide ? 2 : 1);
-      for (int64_t r = r0; r < r1;) {
-        const int64_t n = std::min(std::min(panels > 1 ? kFew : rows, r1 - r), run_length(p_) - r % run_length(p_));
-        for (int64_t i = 0; i < panels; ++i) {
-          const int64_t c = begin(i, panels), width = begin(i + 1, panels) - c;
-          call_.elements(runs_at(c, r, n, width), columns.at(c), period);
-        }
-        r += n;
-      }
-    }, order);
+    parallel_for((p_.m + rows - 1) / rows, call_.threads,
+                 [&](int64_t t) {
+                   const int64_t r0 = t * rows, r1 = std::min(r0 + rows, p_.m);
+                   if (dense_ && p_.C <= kWide) return call_.elements(runs_at(0, r0, 1, (r1 - r0) * p_.C), columns.at(0), period);
+                   const int64_t panels = (p_.C + kWide - 1) / kWide * (p_.C > kWide ? 2 : 1);
+                   for (int64_t r = r0; r < r1;) {
+                     const int64_t n = std::min(std::min(panels > 1 ? kFew : rows, r1 - r), run_length(p_) - r % run_length(p_));
+                     for (int64_t i = 0; i < panels; ++i) {
+                       const int64_t c = begin(i, panels), width = begin(i + 1, panels) - c;
+                       call_.elements(runs_at(c, r, n, width), columns.at(c), period);
+                     }
+                     r += n;
+                   }
+                 },
+                 order);
   }
 
   Runs runs_at(int64_t c, int64_t r, int64_t count, int64_t length) const {
-    return call_.runs([&](const Array& a) { return at(p_, a, c, r); }, [&](const Array& a) { return run_step(p_, a); }, count, length);
+    return call_.runs([&](const Array& a) { return at(p_, a, c, r); }, [&](const Array& a) { return run_step(p_, a); }, count,
+                      length);
   }
 
   void apply_tiles(int64_t r0, int64_t r1) const {

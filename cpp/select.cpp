@@ -34,7 +34,9 @@ bool runs_avx512() {
 // The kernels of an instruction set: the one driver, with its leaves.
 template <const Isa& isa> constexpr Kernels kernels_of(const char* name) {
   return {name, [](const Problem& p) { forward(p, isa); }, [](const Problem& p) { backward(p, isa); },
-          [](char* to, const char* from, int64_t bytes, int threads, bool streaming) { copy(to, from, bytes, threads, streaming, isa); },
+          [](char* to, const char* from, int64_t bytes, int threads, bool streaming) {
+            copy(to, from, bytes, threads, streaming, isa);
+          },
           [](const char* from, int64_t bytes, int threads) { return read(from, bytes, threads, isa); }};
 }
 constexpr Kernels kPortable = kernels_of<portable::isa>("portable");

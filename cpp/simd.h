@@ -331,15 +331,15 @@ typedef double Four __attribute__((vector_size(32), may_alias));
 BN_INLINE Four fold(U<float> a) {
 #if defined(__AVX512F__)
   const __m512 v = (__m512)a.v[0];
-  const __m128 f = _mm_add_ps(
-      _mm_add_ps(_mm_add_ps(_mm512_castps512_ps128(v), _mm512_extractf32x4_ps(v, 1)), _mm512_extractf32x4_ps(v, 2)),
-      _mm512_extractf32x4_ps(v, 3));
+  const __m128 f =
+      _mm_add_ps(_mm_add_ps(_mm_add_ps(_mm512_castps512_ps128(v), _mm512_extractf32x4_ps(v, 1)), _mm512_extractf32x4_ps(v, 2)),
+                 _mm512_extractf32x4_ps(v, 3));
   return (Four)_mm256_cvtps_pd(f);
 #elif defined(__AVX2__)
   const __m256 u = (__m256)a.v[0], w = (__m256)a.v[1];
-  const __m128 f = _mm_add_ps(
-      _mm_add_ps(_mm_add_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1)), _mm256_castps256_ps128(w)),
-      _mm256_extractf128_ps(w, 1));
+  const __m128 f =
+      _mm_add_ps(_mm_add_ps(_mm_add_ps(_mm256_castps256_ps128(u), _mm256_extractf128_ps(u, 1)), _mm256_castps256_ps128(w)),
+                 _mm256_extractf128_ps(w, 1));
   return (Four)_mm256_cvtps_pd(f);
 #else
   return __builtin_convertvector(((a.v[0] + a.v[1]) + a.v[2]) + a.v[3], Four);
@@ -363,8 +363,7 @@ BN_INLINE Four fold(U<double> a) {
 template <class C> BN_INLINE U<C> keep(U<C> a, uint16_t bits) {
   using Word = typename U<C>::Word;
   using Words = typename U<C>::Words;
-  alignas(64) static constexpr Word kBit[kLanes] = {1,   2,   4,    8,    16,   32,   64,    128,
-                                                    256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  alignas(64) static constexpr Word kBit[kLanes] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
   BN_EACH(C, i) {
     const Words all = static_cast<Word>(bits) - Words{}, mine = all & reinterpret_cast<const Words*>(kBit)[i];
     a.v[i] = (typename U<C>::V)((Words)a.v[i] & (Words)(mine != 0));

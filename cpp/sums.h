@@ -8,9 +8,7 @@ namespace batchnorm {
 namespace {
 
 template <class C> BN_INLINE U<C> one(const char* value) { return fill(*reinterpret_cast<const C*>(value)); }
-template <class C> BN_INLINE U<C> column(const char* values, int64_t j) {
-  return load_raw(reinterpret_cast<const C*>(values) + j);
-}
+template <class C> BN_INLINE U<C> column(const char* values, int64_t j) { return load_raw(reinterpret_cast<const C*>(values) + j); }
 
 // What a sum takes of sixteen elements: d = x - center and, with gradients, h = g after the derivative of ReLU; else h = d.
 template <class C> struct Terms {
@@ -46,6 +44,10 @@ template <bool G, bool Relu, class T> BN_INLINE void add_cells(const T* x, const
     return terms_of<G, Relu>(x + kLanes * t, g + (G ? kLanes * t : 0), center, [&] { return scale; }, [&] { return shift; });
   };
   for (; cells > 0; --cells, x += kCell, g += G ? kCell : 0) {
+    for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) {  // where the hardware begins anew in each page
+      __builtin_prefetch(x + kCell + i);
+      if (G) __builtin_prefetch(g + kCell + i);
+    }
     const Sum<C> sum = four_of(term) + four_of([&](int t) BN_INLINE_LAMBDA { return term(t + 4); });
     s_all += fold(sum.s), q_all += fold(sum.q);
   }
@@ -64,8 +66,8 @@ template <class T> void sums(const char* x, const char* g, int64_t cells, Coefs 
 // ---- rows -------------------------------------------------------------------------------------------------------------------
 
 // The rows of one lane, which are `step` apart, along the whole width: each of them is a stream that the next lanes go on with.
-// With gradients there are two streams a row, and so many at once would meet in the same sets of L1: rows 0 … 3 first, whose sums wait
-// in `rest`, then 4 … 7. Sums go to, or are added to, s[W] and q[W].
+// With gradients there are two streams a row, and so many at once would meet in the same sets of L1: rows 0 … 3 first, whose sums
+// wait in `rest`, then 4 … 7. Sums go to, or are added to, s[W] and q[W].
 template <class T, bool G, bool Relu> struct Lane {
   using C = Compute<T>;
   const T *x, *g;
@@ -79,7 +81,8 @@ template <class T, bool G, bool Relu> struct Lane {
   }
 
  private:
-  template <int First, int Rows, bool All> __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
+  template <int First, int Rows, bool All>
+  __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
     C *q_to = s_to + whole, *q_rest = rest + whole;
     for (int64_t i = 0; i < whole; i += kLanes) {
       const int64_t at = i + kLanes <= width ? i : width - kLanes;
@@ -103,7 +106,8 @@ template <class T, bool G, bool Relu> struct Lane {
   }
 };
 
-template <class T, bool G, bool Relu> BN_INLINE void add_lane(const Lane<T, G, Relu>& lane, unsigned counts, Compute<T>* to, Compute<T>* rest, bool begins) {
+template <class T, bool G, bool Relu>
+BN_INLINE void add_lane(const Lane<T, G, Relu>& lane, unsigned counts, Compute<T>* to, Compute<T>* rest, bool begins) {
   if (G) lane.template add<0, 4>(counts, to, rest, begins), lane.template add<4, 4>(counts, to, rest, begins);
   else lane.template add<0, 8>(counts, to, rest, begins);
 }
@@ -122,7 +126,8 @@ BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, in
   using C = Compute<T>;
   const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
   C *four = reinterpret_cast<C*>(scratch), *rest = four + 8 * whole;  // s, q of lanes mod 4
-  Lane<T, G, Relu> lane{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k};
+  Lane<T, G, Relu> lane{
+      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k};
   for (int l = 0; l < kLanes; ++l, lane.x += x_step, lane.g += G ? g_step : 0)
     add_lane(lane, counts_of_lane(counts, l), four + (l & 3) * 2 * whole, rest, l < 4);
   for (int j = 0; j < 8; ++j) {
@@ -136,8 +141,8 @@ void moments_rows(const char* x, int64_t step, const uint16_t* counts, int64_t w
   add_cell_of_rows<T, false, false>(x, step, nullptr, 0, counts, width, {K, K, K, K, K}, scratch, acc);
 }
 template <class T>
-void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k, bool relu,
-               char* scratch, double* acc) {
+void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
+               bool relu, char* scratch, double* acc) {
   if (relu) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, counts, width, k, scratch, acc);
   else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, counts, width, k, scratch, acc);
 }
@@ -147,7 +152,8 @@ void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, con
 // Sixteen rows one behind another are one row of 16 C columns, with all lanes; eight of these are a cell. A lane's columns stand C
 // apart.
 template <class T, bool G, bool Relu>
-BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int64_t channels, const Coefs& k, char* scratch, double* acc) {
+BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int64_t channels, const Coefs& k, char* scratch,
+                                double* acc) {
   using C = Compute<T>;
   typedef C FourC __attribute__((vector_size(4 * sizeof(C)), aligned(sizeof(C)), may_alias));
   typedef double FourD __attribute__((vector_size(32), aligned(8), may_alias));

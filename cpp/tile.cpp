@@ -210,8 +210,7 @@ void Tile::add_sums(int64_t r, int64_t n, bool in_double, double* acc) {
       continue;
     }
     double centers[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i)
-      centers[i] = sums_center(call_.coefs[side_by_side_ ? c_ + std::min(i, width_ - 1) : c_]);
+    for (int64_t i = 0; i < kLanes; ++i) centers[i] = sums_center(call_.coefs[side_by_side_ ? c_ + std::min(i, width_ - 1) : c_]);
     call_.compute.to_double(wide_x_, x_, elements(), centers);
     call_.compute.to_double(wide_h_, h_, elements(), nullptr);
     reduce(false, true, reinterpret_cast<char*>(wide_x_), reinterpret_cast<char*>(wide_h_), counts, acc);

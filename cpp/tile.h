@@ -1,5 +1,5 @@
-// Whatever is rare, through tiles in L1: general strides, activations, residuals, weights, channels outside float's range, and what is
-// summed again in double. A tile is gathered, brought to the compute type, and goes through leaves one after another.
+// Whatever is rare, through tiles in L1: general strides, activations, residuals, weights, channels outside float's range, and what
+// is summed again in double. A tile is gathered, brought to the compute type, and goes through leaves one after another.
 #pragma once
 
 #include "call.h"
