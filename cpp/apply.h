@@ -12,7 +12,8 @@ namespace {
 constexpr int64_t kNoPeriod = INT64_MAX;
 
 // put(j, unit(j, column)) for whole units from j on, up to one that ends at `end` or behind it.
-template <bool Past, class T, class Unit> BN_INLINE void put_units(T* out, int64_t j, int64_t end, int64_t period, const Unit& unit) {
+template <bool Past, class T, class Unit>
+BN_INLINE void put_units(T* out, int64_t j, int64_t end, int64_t period, const Unit& unit) {
   for (int64_t column = period == kNoPeriod ? 0 : j % period; j < end; column -= period) {
     int64_t stop = end;
     if (period != kNoPeriod && period - column < end - j) stop = j + period - column;
@@ -29,8 +30,8 @@ template <class T, class Unit> BN_INLINE void each_unit(T* out, int64_t n, int64
   store(out + last, at_end);
 }
 
-// The same past the cache: whole lines; what shares its line with another run is stored as usual, for a line must not be written both
-// ways.
+// The same past the cache: whole lines; what shares its line with another run is stored as usual, for a line must not be written
+// both ways.
 template <class T, class Unit> BN_INLINE void each_line(T* out, int64_t n, int64_t period, const Unit& unit) {
   constexpr int64_t lines = sizeof(T) == 2 ? 2 * kLanes : kLanes;  // whole lines and whole units
   const int64_t head = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(out)) % 64 / sizeof(T)), last = n - kLanes;
@@ -47,7 +48,8 @@ template <class T, class Unit> BN_INLINE void each_line(T* out, int64_t n, int64
 // run(out, x, g, residual, i) for each of the runs.
 template <class T, class Run> BN_INLINE void each_run(const Runs& runs, const Run& run) {
   T* out = reinterpret_cast<T*>(runs.out);
-  const T *x = reinterpret_cast<const T*>(runs.x), *g = reinterpret_cast<const T*>(runs.g), *r = reinterpret_cast<const T*>(runs.residual);
+  const T *x = reinterpret_cast<const T*>(runs.x), *g = reinterpret_cast<const T*>(runs.g),
+          *r = reinterpret_cast<const T*>(runs.residual);
   for (int64_t i = 0; i < runs.count; ++i) {
     run(out, x, g, r, i);
     out += runs.out_step, x += runs.x_step;
@@ -145,7 +147,8 @@ template <class T, class Of, bool Past> BN_INLINE void grad_either(const Runs& r
   else grad_of<T, Of, true, false, Past>(runs, k, period);
 }
 template <class T> void grad_planes(const Runs& runs, Coefs k, bool relu) {
-  if (runs.length < kLanes) return each_short_run<T>(runs, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), relu); });
+  if (runs.length < kLanes)
+    return each_short_run<T>(runs, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), relu); });
   if (runs.past_cache) grad_either<T, OfPlanes<Compute<T>>, true>(runs, k, kNoPeriod, relu);
   else grad_either<T, OfPlanes<Compute<T>>, false>(runs, k, kNoPeriod, relu);
 }

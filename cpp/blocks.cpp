@@ -133,7 +133,7 @@ struct Value {
 class Cells {
  public:
   Cells(const Call& call, int64_t c, const Block& block, int64_t i, const Array* x, const Array* g)
-      : size_(call.data.size), p_(call.p), c_(c), block_(block), i_(i), arrays_{x, g} {
+      : isa_(call.isa), size_(call.data.size), p_(call.p), c_(c), block_(block), i_(i), arrays_{x, g} {
     copied_ = are_copied(p_, *x) || (g && are_copied(p_, *g));
     if (copied_) stage(i, block.n - i);
     for (int a = 0; a < 2 && !copied_; ++a)
@@ -169,6 +169,7 @@ class Cells {
   }
 
  private:
+  const Isa& isa_;
   const int64_t size_;
   const Problem& p_;
   const int64_t c_;
@@ -188,7 +189,7 @@ class Cells {
 
   void stage(int64_t i, int64_t n) {
     for (int a = 0; a < 2; ++a)
-      if (arrays_[a]) gather(p_, *arrays_[a], c_, block_.r + i, n, raw_[a]);
+      if (arrays_[a]) gather(p_, *arrays_[a], c_, block_.r + i, n, raw_[a], isa_);
   }
 };
 

@@ -37,7 +37,8 @@ class Channels {
           call_.prepare(c);
           Tree<P> tree;
           for (int64_t b = 0; b < blocks; ++b) {
-            if (!call_.backward && (b + 1 < blocks || c + 1 < C)) ask_for_sample(call_, b + 1 < blocks ? c : c + 1, (b + 1) % blocks);
+            if (!call_.backward && (b + 1 < blocks || c + 1 < C))
+              ask_for_sample(call_, b + 1 < blocks ? c : c + 1, (b + 1) % blocks);
             tree.push(block<P>(c, b));
           }
           call_.finish(c, tree.finish());

@@ -3,16 +3,6 @@
 namespace batchnorm {
 namespace {
 
-// Short pieces by whole lines where the array goes on that far; the next piece comes over what is too much.
-void copy_piece(char* to, const char* from, int64_t bytes, const char* end) {
-  const int64_t lines = (bytes + 63) / 64 * 64;
-  if (bytes > 512 || end - from < lines) {
-    std::memcpy(to, from, static_cast<size_t>(bytes));
-    return;
-  }
-  for (int64_t i = 0; i < lines; i += 64) std::memcpy(to + i, from + i, 64);
-}
-
 template <class T> void copy_strided(T* to, int64_t to_step, const T* from, int64_t from_step, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i * to_step] = from[i * from_step];
 }
@@ -47,15 +37,17 @@ int64_t position_offset(const Problem& p, const Array& a, int64_t r) {
   return run_offset(p, a, outer) + (r - outer * inner) * run_step(p, a);
 }
 
-void gather(const Problem& p, const Array& a, int64_t c, int64_t r, int64_t n, char* to) {
-  const int64_t size = size_of(p), step = run_step(p, a);
+void gather(const Problem& p, const Array& a, int64_t c, int64_t r, int64_t n, char* to, const Isa& isa) {
+  const int64_t size = size_of(p), step = run_step(p, a), inner = run_length(p);
   const char* base = a.data + channel_offset(p, a, c) * size;
-  each_segment(p, r, n, [&](int64_t outer, int64_t s, int64_t done, int64_t length) {
+  const bool even = step == 1 && p.reduced_dims <= 2;  // whole runs are equally far apart
+  for (int64_t outer = r / inner, s = r - outer * inner; n > 0; s = 0) {
+    const int64_t length = inner - s < n ? inner - s : n, runs = even && s == 0 && length == inner ? n / inner : 1;
     const char* from = base + (run_offset(p, a, outer) + s * step) * size;
-    if (step == 1 && length * size <= 1024) ask_for(from + length * size, length * size);  // in a dense array the next channel's run
-    if (step == 1) copy_piece(to + done * size, from, length * size, a.end);
-    else copy_elements(to + done * size, 1, from, step, length, size);
-  });
+    if (step == 1) isa.copy_runs(to, from, length * size, runs > 1 ? a.reduced[0] * size : 0, runs, a.end);
+    else copy_elements(to, 1, from, step, length, size);
+    outer += runs, n -= runs * length, to += runs * length * size;
+  }
 }
 
 void scatter(const Problem& p, const Array& a, int64_t c, int64_t r, int64_t n, const char* from) {

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <initializer_list>
 
-#include "problem.h"
+#include "leaves.h"
 
 namespace batchnorm {
 
@@ -17,7 +17,7 @@ enum class Layout {
 Layout layout_of(const Problem& p);
 
 // Positions r … r + n - 1 of channel c, one after another. `to` has room for 64 bytes more.
-void gather(const Problem& p, const Array& a, int64_t c, int64_t r, int64_t n, char* to);
+void gather(const Problem& p, const Array& a, int64_t c, int64_t r, int64_t n, char* to, const Isa& isa);
 void scatter(const Problem& p, const Array& a, int64_t c, int64_t r, int64_t n, const char* from);
 
 // Elements from the first one of channel c to that of position r.

@@ -115,6 +115,21 @@ template <class T> constexpr Leaves leaves_of() {
           choose<C>};
 }
 
+// The next piece comes over what is too much. In a dense array the next channel's stands behind it, and is asked for.
+void copy_runs(char* to, const char* from, int64_t bytes, int64_t step, int64_t count, const char* end) {
+  const int64_t whole = (bytes + 63) / 64 * 64;
+  for (; count > 0; --count, to += bytes, from += step) {
+    if (bytes > 2048 || end - from < whole) {
+      std::memcpy(to, from, static_cast<size_t>(bytes));
+      continue;
+    }
+    for (int64_t i = 0; i < whole; i += 64) {
+      __builtin_prefetch(from + bytes + i);
+      store_raw(reinterpret_cast<float*>(to + i), load_raw(reinterpret_cast<const float*>(from + i)));
+    }
+  }
+}
+
 // ---- yardsticks -----------------------------------------------------------------------------------------------------------------
 
 // Sixteen floats at a time, whatever the bytes mean. Both ends are aligned as floats are.
@@ -151,7 +166,7 @@ constexpr Leaves f64 = leaves_of<double>(), f32 = leaves_of<float>(), f16 = leav
 }  // namespace
 
 namespace BN_ISA {
-extern const Isa isa = {{&f64, &f32, &f16, &bf16}, stream, add_words};
+extern const Isa isa = {{&f64, &f32, &f16, &bf16}, copy_runs, stream, add_words};
 }  // namespace BN_ISA
 
 }  // namespace batchnorm

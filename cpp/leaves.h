@@ -69,7 +69,10 @@ struct Leaves {
 };
 
 struct Isa {
-  const Leaves* leaves[4];                                    // by DType
+  const Leaves* leaves[4];  // by DType
+  // Pieces of so many bytes, `step` bytes apart, one behind another; by whole lines where the array, which ends at `end`, goes on
+  // that far: `to` has room for one more.
+  void (*copy_runs)(char* to, const char* from, int64_t bytes, int64_t step, int64_t count, const char* end);
   void (*stream)(char* to, const char* from, int64_t bytes);  // past the cache
   uint64_t (*add_words)(const char* from, int64_t bytes);     // little-endian
 };

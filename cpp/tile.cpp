@@ -38,7 +38,7 @@ void Tile::load(const Array& a, char* to) {
     for (int64_t i = 0; i < n_; ++i)
       std::memcpy(raw + i * whole_ * size, batchnorm::at(p_, a, c_, r_ + i), static_cast<size_t>(width_ * size));
   } else {
-    gather(p_, a, c_, r_, n_, raw);  // at most half of what a tile holds: there is room beyond
+    gather(p_, a, c_, r_, n_, raw, call_.isa);  // at most half of what a tile holds: there is room beyond
   }
   if (size != size_) call_.data.to_compute(to, raw, elements(), nullptr);
 }
