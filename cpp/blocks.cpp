@@ -72,20 +72,10 @@ void find(const Problem& p, const Array& a, int64_t r, const int64_t* sample, in
   }
 }
 
-template <class T> void pick(char* to, const char* from, const int64_t* offsets, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) reinterpret_cast<T*>(to)[i] = reinterpret_cast<const T*>(from)[offsets[i]];
-}
-
 // The shift, of elements at these offsets.
 double shift_of_elements(const Call& call, const char* from, const int64_t* offsets, int64_t n) {
-  alignas(64) char raw[kLanes * 8] = {};
-  if (call.data.size == 2) pick<uint16_t>(raw, from, offsets, n);
-  else if (call.data.size == 4) pick<uint32_t>(raw, from, offsets, n);
-  else pick<uint64_t>(raw, from, offsets, n);
-  double v[kLanes], four[4];
-  call.data.to_double(v, raw, kLanes, nullptr);
-  for (int j = 0; j < 4; ++j) four[j] = ((v[j] + v[j + 4]) + v[j + 8]) + v[j + 12];
-  return shift_of(call, fold(four, 1), n, [&] { return v[0]; });
+  const double sum = call.data.sum_of(from, offsets, n);
+  return shift_of(call, sum, n, [&] { return call.data.sum_of(from, offsets, 1); });
 }
 
 }  // namespace
@@ -112,9 +102,16 @@ double shift_of_channel(const Call& call, int64_t c, const Block& block) {
   return shift_of_elements(call, first_of_channel(call, c), sample.offsets, sample.n);
 }
 
-// Whether one channel's runs are copied to be read: strided ones, and short ones, of which few cells stand together.
-bool are_copied(const Problem& p, const Array& x) {
-  return run_step(p, x) != 1 || (run_length(p) < 2 * kCell && run_length(p) % kCell != 0);
+// How a channel's positions are read. Joined: runs are equally far apart, and a unit that begins in one and goes on in the next is
+// made of both. Apart: cells within a run; what goes on in another is copied. Copied: short runs that are no better, and strided
+// ones.
+enum class Reading { together, joined, apart, copied };
+Reading reading_of(const Problem& p, const Array& a) {
+  const int64_t inner = run_length(p);
+  if (run_step(p, a) != 1) return Reading::copied;
+  if (p.reduced_dims == 1) return Reading::together;
+  if (p.reduced_dims == 2 && inner >= kLanes && a.reduced[0] >= inner) return Reading::joined;
+  return inner < 2 * kCell ? Reading::copied : Reading::apart;
 }
 
 // ---- one channel ----------------------------------------------------------------------------------------------------------------
@@ -129,42 +126,55 @@ struct Value {
   }
 };
 
-// Arrays of one channel, read by cells, from position i of a block on: where they are, or, of short runs and strided ones, copied.
+// Arrays of one channel, read by cells, from position i of a block on.
 class Cells {
  public:
   Cells(const Call& call, int64_t c, const Block& block, int64_t i, const Array* x, const Array* g)
       : isa_(call.isa), size_(call.data.size), p_(call.p), c_(c), block_(block), i_(i), arrays_{x, g} {
-    copied_ = are_copied(p_, *x) || (g && are_copied(p_, *g));
-    if (copied_) stage(i, block.n - i);
-    for (int a = 0; a < 2 && !copied_; ++a)
+    reading_ = std::max(reading_of(p_, *x), g ? reading_of(p_, *g) : Reading::together);
+    if (reading_ == Reading::copied) stage(i, block.n - i);
+    for (int a = 0; a < 2; ++a)
       if (arrays_[a]) base_[a] = arrays_[a]->data + channel_offset(p_, *arrays_[a], c) * size_;
   }
 
   // The block's shift, from what has been copied.
   double shift(const Call& call) const {
-    if (!copied_) return shift_of_channel(call, c_, block_);
+    if (reading_ != Reading::copied) return shift_of_channel(call, c_, block_);
     int64_t sample[kLanes];
     const int64_t n = sample_of(block_, sample);
     return shift_of_elements(call, raw_[0], sample, n);
   }
 
-  // add(x, g, cells) for full cells, and some(x, g, i, n) for what is less, from position i of the block on; in whole units.
+  // add(x, g, cells, joints) for full cells, and some(x, g, i, n) for what is less, from position i of the block on; in whole
+  // units.
   template <class Add, class Some> void each(const Add& add, const Some& some) {
+    constexpr int64_t few = 4;  // cells of a run, from which on only those that go on in another are joined
     const int64_t inner = run_length(p_);
     for (int64_t i = i_; i < block_.n;) {
-      const char* here[2] = {copied_ ? raw_[0] + (i - i_) * size_ : nullptr, copied_ ? raw_[1] + (i - i_) * size_ : nullptr};
-      int64_t cells = block_.full_cells(i);
-      if (!copied_) {
-        const int64_t r = block_.r + i, s = r % inner;
-        const int64_t together = std::min(cells, (inner - s) / kCell);
-        if (together == 0) stage(i, std::min(kCell, block_.n - i)), here[0] = raw_[0], here[1] = raw_[1];
-        for (int a = 0; a < 2 && together > 0; ++a)
-          if (arrays_[a]) here[a] = direct(*arrays_[a], base_[a], r / inner, s);
-        cells = std::min<int64_t>(cells, std::max<int64_t>(together, 1));
+      const int64_t full = block_.full_cells(i), r = block_.r + i, s = r % inner, within = (inner - s) / kCell;
+      if (full == 0) {
+        const int64_t n = std::min(kCell, block_.n - i);
+        if (reading_ == Reading::copied) some(raw_[0] + (i - i_) * size_, raw_[1] + (i - i_) * size_, i, n);
+        else stage(i, n), some(raw_[0], raw_[1], i, n);
+        i += kCell;
+        continue;
       }
-      if (cells > 0) add(here[0], here[1], cells);
-      else some(here[0], here[1], i, std::min(kCell, block_.n - i));
-      i += std::max<int64_t>(cells, 1) * kCell;
+      int64_t cells = full;
+      if (reading_ == Reading::copied) {
+        add(raw_[0] + (i - i_) * size_, raw_[1] + (i - i_) * size_, cells, Joints());
+      } else if (reading_ == Reading::joined && (within == 0 || inner < few * kCell) && full > within) {
+        if (inner >= few * kCell) cells = 1;
+        const int64_t g_jump = arrays_[1] ? arrays_[1]->reduced[0] - inner : 0;
+        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints{inner, inner - s, arrays_[0]->reduced[0] - inner, g_jump});
+      } else if (within > 0) {
+        cells = std::min(full, within);
+        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints());
+      } else {
+        cells = 1;
+        stage(i, kCell);
+        add(raw_[0], raw_[1], cells, Joints());
+      }
+      i += cells * kCell;
     }
   }
 
@@ -177,14 +187,16 @@ class Cells {
   const int64_t i_;
   const Array* arrays_[2];
   const char* base_[2] = {};
-  bool copied_;
+  Reading reading_;
   alignas(64) char raw_[2][kBlock * 8 + 64];
 
   // Position s of a run; the head of the next run is asked for, where the hardware does not look ahead.
-  const char* direct(const Array& a, const char* base, int64_t outer, int64_t s) const {
-    const char* here = base + (run_offset(p_, a, outer) + s) * size_;
-    if (s < kCell && p_.reduced_dims == 2) ask_for(here + (a.reduced[0] - s) * size_, 1024);
-    return here;
+  const char* here(int which, int64_t outer, int64_t s) const {
+    if (arrays_[which] == nullptr) return nullptr;
+    const Array& a = *arrays_[which];
+    const char* at = base_[which] + (run_offset(p_, a, outer) + s) * size_;
+    if (s < kCell && p_.reduced_dims == 2) ask_for(at + (a.reduced[0] - s) * size_, 1024);
+    return at;
   }
 
   void stage(int64_t i, int64_t n) {
@@ -199,13 +211,13 @@ int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 void add_channel_moments(const Call& call, Cells& cells, const Block& block, double K, double* acc) {
   const Value shift(call, K), zero(call, 0);
   const int64_t size = call.data.compute;
-  cells.each([&](const char* x, const char*, int64_t n) { call.data.moments(x, n, shift.values, acc); },
+  cells.each([&](const char* x, const char*, int64_t n, Joints joints) { call.data.moments(x, n, joints, shift.values, acc); },
              [&](const char* x, const char*, int64_t i, int64_t n) {
                alignas(64) char d[kCell * 8];
                call.data.to_compute(d, x, whole(n), shift.values);
                std::memset(d + n * size, 0, static_cast<size_t>((kCell - n) * size));
                if (block.weights.counts) call.compute.keep(d, block.weights.counts + i / kLanes, kCell);
-               call.compute.moments(d, 1, zero.values, acc);
+               call.compute.moments(d, 1, {}, zero.values, acc);
              });
 }
 
@@ -215,13 +227,13 @@ void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i
   const Value center(call, call.coefs[c].center), zero(call, 0);
   const int64_t size = call.data.compute;
   Cells(call, c, block, i, &call.p.x, &call.p.grad_y)
-      .each([&](const char* x, const char* g, int64_t cells) { call.data.sums(x, g, cells, k, relu, acc); },
+      .each([&](const char* x, const char* g, int64_t cells, Joints joints) { call.data.sums(x, g, cells, joints, k, relu, acc); },
             [&](const char* x, const char* g, int64_t, int64_t n) {
               alignas(64) char d[kCell * 8], h[kCell * 8];
               call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
               const size_t rest = static_cast<size_t>((kCell - n) * size);
               std::memset(d + n * size, 0, rest), std::memset(h + n * size, 0, rest);
-              call.compute.sums(d, h, 1, {zero.values, k.scale, k.shift, k.k1, k.k0}, relu, acc);
+              call.compute.sums(d, h, 1, {}, {zero.values, k.scale, k.shift, k.k1, k.k0}, relu, acc);
             });
 }
 
@@ -294,7 +306,7 @@ void Call::take_samples() {
 }
 
 void ask_for_sample(const Call& call, int64_t c, int64_t b) {
-  if (b >= call.sampled || are_copied(call.p, call.p.x)) return;
+  if (b >= call.sampled || reading_of(call.p, call.p.x) == Reading::copied) return;
   const char* first = first_of_channel(call, c);
   for (int64_t i = 0; i < call.samples[b].n; ++i) __builtin_prefetch(first + call.samples[b].offsets[i] * call.data.size);
 }

@@ -94,6 +94,7 @@ template <class T> constexpr Leaves leaves_of() {
           sizeof(C),
           moments<T>,
           sums<T>,
+          sum_of<T>,
           moments_rows<T>,
           sums_rows<T>,
           moments_narrow<T>,
@@ -117,6 +118,7 @@ template <class T> constexpr Leaves leaves_of() {
 
 // The next piece comes over what is too much. In a dense array the next channel's stands behind it, and is asked for.
 void copy_runs(char* to, const char* from, int64_t bytes, int64_t step, int64_t count, const char* end) {
+  typedef char Any __attribute__((vector_size(kVectorBytes), aligned(1), may_alias));
   const int64_t whole = (bytes + 63) / 64 * 64;
   for (; count > 0; --count, to += bytes, from += step) {
     if (bytes > 2048 || end - from < whole) {
@@ -125,7 +127,7 @@ void copy_runs(char* to, const char* from, int64_t bytes, int64_t step, int64_t 
     }
     for (int64_t i = 0; i < whole; i += 64) {
       __builtin_prefetch(from + bytes + i);
-      store_raw(reinterpret_cast<float*>(to + i), load_raw(reinterpret_cast<const float*>(from + i)));
+      BN_EACH(float, k) reinterpret_cast<Any*>(to + i)[k] = reinterpret_cast<const Any*>(from + i)[k];
     }
   }
 }

@@ -15,6 +15,12 @@ struct Coefs {
   const char *center, *scale, *shift, *k1, *k0;
 };
 
+// Where positions of a channel stand in runs of `inner` >= 16: how many are left of the first, and how far the next run is from an
+// end. inner == 0: all stand together.
+struct Joints {
+  int64_t inner = 0, left = 0, x_jump = 0, g_jump = 0;
+};
+
 // `count` runs of `length` elements, each `step` elements behind the one before. What is not there is null.
 struct Runs {
   char* out;
@@ -26,10 +32,12 @@ struct Runs {
 struct Leaves {
   int64_t size, compute;  // bytes of an element, of the compute type
 
-  // Sums of `cells` cells that stand together: of d = x - K and d * d; of h = g (relu: after its derivative) and h * (x - center).
+  // Sums of `cells` cells of one channel: of d = x - K and d * d; of h = g (relu: after its derivative) and h * (x - center).
   // acc[8]: s, then q, of lanes mod 4.
-  void (*moments)(const char* x, int64_t cells, const char* K, double* acc);
-  void (*sums)(const char* x, const char* g, int64_t cells, Coefs k, bool relu, double* acc);
+  void (*moments)(const char* x, int64_t cells, Joints joints, const char* K, double* acc);
+  void (*sums)(const char* x, const char* g, int64_t cells, Joints joints, Coefs k, bool relu, double* acc);
+  // The sum of up to sixteen elements at these offsets, folded as lanes are.
+  double (*sum_of)(const char* x, const int64_t* offsets, int64_t n);
 
   // Of a cell of rows of `width` >= 16 channels side by side; `counts`: a bit for each of its positions, null: all of them.
   // acc[8][W]: s and q of lanes mod 4, W being width in whole units, the last of which is columns width - 16 … width - 1.

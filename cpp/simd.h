@@ -359,6 +359,18 @@ BN_INLINE Four fold(U<double> a) {
 #endif
 }
 
+// The first `split` lanes of a, the others of b.
+template <class C> BN_INLINE U<C> join(U<C> a, U<C> b, int64_t split) {
+  using Word = typename U<C>::Word;
+  typedef Word Unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(Word)), may_alias));
+  alignas(64) static constexpr Word kFirst[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+  BN_EACH(C, i) {
+    const auto first = reinterpret_cast<const Unaligned*>(kFirst + kLanes - split)[i];
+    a.v[i] = first < 0 ? a.v[i] : b.v[i];
+  }
+  return a;
+}
+
 // Zero in the lanes whose bit is 0.
 template <class C> BN_INLINE U<C> keep(U<C> a, uint16_t bits) {
   using Word = typename U<C>::Word;

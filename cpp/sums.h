@@ -14,11 +14,11 @@ template <class C> BN_INLINE U<C> column(const char* values, int64_t j) { return
 template <class C> struct Terms {
   U<C> d, h;
 };
-template <bool G, bool Relu, class T, class Scale, class Shift>
-BN_INLINE Terms<Compute<T>> terms_of(const T* x, const T* g, U<Compute<T>> center, const Scale& scale, const Shift& shift) {
-  Terms<Compute<T>> of;
-  of.h = of.d = load(x) - center;
-  if constexpr (G) of.h = load(g);
+template <bool G, bool Relu, class C, class Gradient, class Scale, class Shift>
+BN_INLINE Terms<C> terms_of(U<C> x, U<C> center, const Gradient& g, const Scale& scale, const Shift& shift) {
+  Terms<C> of;
+  of.h = of.d = x - center;
+  if constexpr (G) of.h = g();
   if constexpr (Relu) of.h = where_positive(multiply_add(of.d, scale(), shift()), of.h);
   return of;
 }
@@ -29,38 +29,74 @@ template <class C> struct Sum {
 };
 template <class C> BN_INLINE Sum<C> operator+(Sum<C> a, Sum<C> b) { return {a.s + b.s, a.q + b.q}; }
 template <class C> BN_INLINE Sum<C> pair_of(Terms<C> a, Terms<C> b) { return {a.h + b.h, multiply_add(b.h, b.d, a.h * a.d)}; }
-template <class Term> BN_INLINE auto four_of(const Term& term) { return pair_of(term(0), term(1)) + pair_of(term(2), term(3)); }
+template <class Term> BN_INLINE auto four_of(const Term& term) {
+  const auto a = term(0), b = term(1), c = term(2), d = term(3);
+  return pair_of(a, b) + pair_of(c, d);
+}
 
 // ---- contiguous -------------------------------------------------------------------------------------------------------------
 
-template <bool G, bool Relu, class T> BN_INLINE void add_cells(const T* x, const T* g, int64_t cells, const Coefs& k, double* acc) {
+// Units of one channel, one after another: where runs follow each other, one that begins in a run and goes on in the next is joined
+// from both, so that every position is added to its own lane.
+template <bool Joined, class T> struct Units {
+  const T* at;
+  int64_t inner, left, jump;  // left: positions of this run from `at` on; jump: from its end to the next one
+
+  BN_INLINE U<Compute<T>> next() {
+    const T* here = at;
+    at += kLanes;
+    if (!Joined || __builtin_expect(left >= kLanes, 1)) {
+      left -= kLanes;
+      return load(here);
+    }
+    const U<Compute<T>> unit = join(load(here), load(here + jump), left);
+    at += jump, left += inner - kLanes;
+    return unit;
+  }
+};
+
+template <bool G, bool Relu, bool Joined, class T>
+BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, double* acc) {
   using C = Compute<T>;
   const U<C> center = one<C>(k.center);
   U<C> scale = center, shift = center;
   if (Relu) scale = one<C>(k.scale), shift = one<C>(k.shift);
   Four s_all, q_all;
   std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
-  const auto term = [&](int t) BN_INLINE_LAMBDA {
-    return terms_of<G, Relu>(x + kLanes * t, g + (G ? kLanes * t : 0), center, [&] { return scale; }, [&] { return shift; });
-  };
-  for (; cells > 0; --cells, x += kCell, g += G ? kCell : 0) {
+  for (; cells > 0; --cells) {
     for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) {  // where the hardware begins anew in each page
-      __builtin_prefetch(x + kCell + i);
-      if (G) __builtin_prefetch(g + kCell + i);
+      __builtin_prefetch(x.at + kCell + i);
+      if (G) __builtin_prefetch(g.at + kCell + i);
     }
-    const Sum<C> sum = four_of(term) + four_of([&](int t) BN_INLINE_LAMBDA { return term(t + 4); });
+    const auto term = [&](int) BN_INLINE_LAMBDA {
+      return terms_of<G, Relu>(
+          x.next(), center, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
+    };
+    const Sum<C> first = four_of(term), sum = first + four_of(term);
     s_all += fold(sum.s), q_all += fold(sum.q);
   }
   std::memcpy(acc, &s_all, sizeof s_all), std::memcpy(acc + 4, &q_all, sizeof q_all);
 }
 
-template <class T> void moments(const char* x, int64_t cells, const char* K, double* acc) {
-  add_cells<false, false, T>(reinterpret_cast<const T*>(x), nullptr, cells, {K, K, K, K, K}, acc);
+template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, double* acc) {
+  const Coefs k{K, K, K, K, K};
+  const T* xs = reinterpret_cast<const T*>(x);
+  if (j.inner == 0) add_cells<false, false, false, T>({xs, 0, 0, 0}, {xs, 0, 0, 0}, cells, k, acc);
+  else add_cells<false, false, true, T>({xs, j.inner, j.left, j.x_jump}, {xs, 0, 0, 0}, cells, k, acc);
 }
-template <class T> void sums(const char* x, const char* g, int64_t cells, Coefs k, bool relu, double* acc) {
+template <class T> void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, bool relu, double* acc) {
   const T *xs = reinterpret_cast<const T*>(x), *gs = reinterpret_cast<const T*>(g);
-  if (relu) add_cells<true, true>(xs, gs, cells, k, acc);
-  else add_cells<true, false>(xs, gs, cells, k, acc);
+  if (j.inner == 0 && relu) add_cells<true, true, false, T>({xs, 0, 0, 0}, {gs, 0, 0, 0}, cells, k, acc);
+  else if (j.inner == 0) add_cells<true, false, false, T>({xs, 0, 0, 0}, {gs, 0, 0, 0}, cells, k, acc);
+  else if (relu) add_cells<true, true, true, T>({xs, j.inner, j.left, j.x_jump}, {gs, j.inner, j.left, j.g_jump}, cells, k, acc);
+  else add_cells<true, false, true, T>({xs, j.inner, j.left, j.x_jump}, {gs, j.inner, j.left, j.g_jump}, cells, k, acc);
+}
+
+template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t n) {
+  alignas(64) T some[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = reinterpret_cast<const T*>(x)[offsets[i]];
+  const Four f = fold(widen(load(some)));
+  return (f[0] + f[1]) + (f[2] + f[3]);
 }
 
 // ---- rows -------------------------------------------------------------------------------------------------------------------
@@ -91,7 +127,8 @@ template <class T, bool G, bool Relu> struct Lane {
       const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
       const auto term = [&](int t) BN_INLINE_LAMBDA {
         if (!All && (counts >> t & 1) == 0) return Terms<C>{fill<C>(0), fill<C>(0)};
-        return terms_of<G, Relu>(x + at + t * x_step, g + (G ? at + t * g_step : 0), center, scale, shift);
+        return terms_of<G, Relu>(
+            load(x + at + t * x_step), center, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
       };
       Sum<C> sum = four_of([&](int t) BN_INLINE_LAMBDA { return term(First + t); });
       if (Rows == 8) sum = sum + four_of([&](int t) BN_INLINE_LAMBDA { return term(4 + t); });

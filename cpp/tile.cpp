@@ -150,8 +150,8 @@ void Tile::reduce(bool as_moments, bool in_double, char* d, char* h, const uint1
   for (char* tile : {d, h})
     if (tile) std::memset(tile + n_ * size, 0, static_cast<size_t>((cells * kCell - n_) * size));
   if (as_moments && counts) leaves.keep(d, counts, cells * kCell);
-  if (as_moments) leaves.moments(d, cells, zeros, acc);
-  else leaves.sums(d, h, cells, none, false, acc);
+  if (as_moments) leaves.moments(d, cells, {}, zeros, acc);
+  else leaves.sums(d, h, cells, {}, none, false, acc);
 }
 
 namespace {
