@@ -49,14 +49,16 @@ def merge(a: Sums, b: Sums) -> Sums:
         return _merge(a, b)
 
 
-def gradient_sums(grad: np.ndarray, x: np.ndarray, m: Sums) -> tuple[np.ndarray, np.ndarray]:
-    """``sum g`` and ``sum g (x - mean)`` of the columns, for statistics inside the range of float32; the tree adds.
+def gradient_sums(grad: np.ndarray, x: np.ndarray, m: Sums, wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``sum g`` and ``sum g (x - mean)`` of the columns; the tree adds. `wide` are those that float32 cannot hold.
 
     What is summed is about the mean rounded to the compute type; what rounding took follows in closed form.
     """
     with np.errstate(all="ignore"):
-        center = m.mean.astype(x.dtype)
-        blocks = [_block_of_gradients(grad[i : i + BLOCK], x[i : i + BLOCK], center) for i in range(0, len(x), BLOCK)]
+        center = np.where(wide, m.mean, m.mean.astype(x.dtype).astype(np.float64))
+        blocks = [
+            _block_of_gradients(grad[i : i + BLOCK], x[i : i + BLOCK], center, wide) for i in range(0, len(x), BLOCK)
+        ]
         sum_g, sum_gd = _tree(blocks, np.add)
         return sum_g, sum_gd - ((m.mean - center) + m.mean_low) * sum_g
 
@@ -171,14 +173,14 @@ def _weighted(x: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, np.ndarr
     return _sum(_cells(w[:, None]))[0], shift, _sum(h), _sum_of_products(h, d)
 
 
-def _block_of_gradients(g: np.ndarray, x: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """The two sums of a block, as rows; again in float64 where float32 overflows or its products may underflow."""
-    terms, d = _cells(g), _cells(x - center)
+def _block_of_gradients(g: np.ndarray, x: np.ndarray, center: np.ndarray, wide: np.ndarray) -> np.ndarray:
+    """The two sums of a block, as rows; in float64 where float32 overflows or its products may underflow."""
+    terms, d = _cells(g), _cells(x - center.astype(x.dtype))
     sums = np.stack([_sum(terms), _sum_of_products(terms, d)])
     if x.dtype == np.float64:
         return sums
-    trusted = np.isfinite(sums).all(axis=0) & (np.abs(sums[1]) >= len(x) * 2.0**-90)
-    return np.where(trusted, sums, _block_of_gradients(*(a.astype(np.float64) for a in (g, x, center))))
+    trusted = ~wide & np.isfinite(sums).all(axis=0) & (np.abs(sums[1]) >= len(x) * 2.0**-90)
+    return np.where(trusted, sums, _block_of_gradients(g.astype(np.float64), x.astype(np.float64), center, wide))
 
 
 def _or(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:

@@ -52,6 +52,11 @@ def _values(shape: tuple[int, ...], dtype: str) -> dict[str, np.ndarray]:
     channels = shape[1]
     found = {"x": 3.0 * rng.standard_normal(shape) + rng.standard_normal((channels,) + (1,) * (len(shape) - 2)) * 50}
     found |= {"grad": rng.standard_normal(shape) + 0.1, "residual": rng.standard_normal(shape)}
+    if channels > 4:  # some whose sums in float32 do not do, beside others: constant, tiny, huge, of tiny gradients
+        found["x"][:, -1] = 3.1
+        found["x"][:, 1] *= 1e-20
+        found["x"][:, 2] *= 1 if dtype == "float16" else 1e30
+        found["grad"][:, 3] *= 1e-30
     arrays = {name: value.astype(DTYPES[dtype]) for name, value in found.items()}
     parameters = rng.standard_normal((2, channels)).astype(np.float64 if dtype == "float64" else np.float32)
     weights = rng.random(shape[:1] + shape[2:]) * (rng.random(shape[:1] + shape[2:]) < 0.9) + 0.0
@@ -212,9 +217,11 @@ def test_kernels_sum_in_the_canonical_order(shape, dtype, isa):
         assert same_bits(getattr(m_weighted, name), getattr(expected, name)), name
     ones = np.ones(shape[1])
     found = bn.batch_norm_backward(values["grad"], values["x"], m, ones, ones)
-    sum_g, sum_gd = canonical.gradient_sums(grad, x, m)
+    rstd = 1.0 / np.sqrt(m.var() + 1e-5)
+    wide = (rstd < 2.0**-100) | (np.abs(m.mean) > 2.0**102)
+    sum_g, sum_gd = canonical.gradient_sums(grad, x, m, wide)
     assert same_bits(found.bias, sum_g)
-    assert same_bits(found.weight, sum_gd * (1.0 / np.sqrt(m.var() + 1e-5)))
+    assert same_bits(found.weight, sum_gd * rstd)
 
 
 def _half(arrays: dict[str, np.ndarray], m: bn.Moments, sums: np.ndarray, **options) -> np.ndarray | None:
@@ -260,7 +267,8 @@ def test_backward_in_two_halves(shape, dtype):
         assert same_bits(_half(arrays, m, sums), whole.x)
         assert same_bits(sums[0].astype(whole.weight.dtype), whole.weight)
         by_samples = _sums(arrays, m, 1)
-        np.testing.assert_allclose(_merged(by_samples), sums, rtol=1e-11, atol=1e-11)
+        tolerance = 1e-11 if dtype == "float64" else 1e-5
+        np.testing.assert_allclose(_merged(by_samples), sums, rtol=tolerance, atol=tolerance)
         expected = by_samples if expected is None else expected
         assert same_bits(by_samples, expected)
 

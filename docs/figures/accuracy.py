@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -19,6 +20,9 @@ import numpy as np
 import torch
 
 import batchnorm as bn
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+import distributions  # the kinds of data that the tests check
 
 SHAPE = (32, 16, 28, 28)
 EPS = 1e-5
@@ -124,6 +128,46 @@ def half_units(dtype: type, offset: float) -> tuple[float, float]:
     return float((np.abs(y.astype(np.float64) - y_exact) / unit).max()), float((y != y_exact.astype(dtype)).mean())
 
 
+GROUPS = {
+    "normal, uniform, integers; offsets up to 1e6 std": (
+        "normal",
+        "offset",
+        "uniform",
+        "float noise",
+        "time",
+        "integers",
+    ),
+    "sorted, drifting, falling; random walks": ("sorted", "drift", "random walk", "falls"),
+    "clusters in turn or in parts": ("two",),
+    "sparse, one-hot, few values": ("after a ReLU", "1 %", "one-hot", "three values", "spikes"),
+    "outliers, first, last and regular": ("first", "last", "every 16th"),
+    "heavy tails: lognormal, Student, Cauchy, Pareto": ("lognormal", "Student", "Cauchy", "Pareto"),
+}
+
+
+def of_distributions() -> dict[str, tuple[float, float]]:
+    """For each group of kinds the largest error of y, relative to max(1, |y*|), in short columns and in long ones."""
+    worst = dict.fromkeys(GROUPS, (0.0, 0.0))
+    for lengths, columns, which in ((16, 32, 64, 100, 128, 256), 64, 0), ((2048, 40_000), 4, 1):
+        for seed in range(8):
+            rng = np.random.default_rng(seed)
+            for m in lengths:
+                values, names = distributions.draw(rng, m, columns)
+                x = values.astype(np.float32)
+                wide = x.astype(np.longdouble)
+                mean = wide.mean(0)
+                mean = mean + (wide - mean).mean(0)
+                d = wide - mean
+                y = d / np.sqrt((d * d).mean(0) + np.longdouble(EPS))
+                off = (np.abs(bn.batch_norm(x, eps=EPS)[0] - y) / np.maximum(1, np.abs(y))).max(0)
+                for group, kinds in GROUPS.items():
+                    found = [float(e) for e, name in zip(off, names, strict=True) if name.startswith(kinds)]
+                    errors = list(worst[group])
+                    errors[which] = max(errors[which], *found)
+                    worst[group] = (errors[0], errors[1])
+    return worst
+
+
 # --- tables
 
 NAMES = ("ours contiguous", "ours channels-last", "pytorch contiguous", "pytorch channels-last")
@@ -151,7 +195,7 @@ def markdown(head: Row, rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def tables(language: str, ladder: dict, scales: dict, doubles: dict, halves: dict) -> dict[str, str]:
+def tables(language: str, ladder: dict, scales: dict, doubles: dict, halves: dict, kinds: dict) -> dict[str, str]:
     words, heads = WORDS[language], HEADS[language]
 
     def compared(first: str, errors: dict, which: int) -> list[Row]:
@@ -167,6 +211,8 @@ def tables(language: str, ladder: dict, scales: dict, doubles: dict, halves: dic
         result["gradients"] = compared("mean / std", ladder, 2)
         result["scales"] = compared("scale", scales, 1)
         result["float64"] = [["mean / std", "y", "dx"], *([power(o), *map(number, e)] for o, e in doubles.items())]
+        result["distributions"] = [["data", "16 … 256 values a channel", "2048 and 40 000"]]
+        result["distributions"] += [[group, *map(number, errors)] for group, errors in kinds.items()]
         result["16-bit"] = [["type", "mean / std", "worst error, in units of the last place", "not the nearest"]]
         for (kind, offset), (units, share) in halves.items():
             result["16-bit"].append([kind, power(offset), f"{units:.4f}", f"{100 * share:.3f} %"])
@@ -217,12 +263,13 @@ def main() -> None:
     scales = {s: worst_errors(0.0, s) for s in SCALES}
     doubles = {o: float64_error(o) for o in OFFSETS}
     halves = {(d.__name__, o): half_units(d, o) for d in (np.float16, ml_dtypes.bfloat16) for o in (0.0, 1e1, 1e2)}
-    for name, table in tables("en", ladder, scales, doubles, halves).items():
+    kinds = of_distributions()
+    for name, table in tables("en", ladder, scales, doubles, halves, kinds).items():
         print(f"{name}\n\n{table}\n")
     if write:
         draw(ladder)
         for page, language in PAGES.items():
-            page.write_text(replace_tables(page.read_text(), tables(language, ladder, scales, doubles, halves)))
+            page.write_text(replace_tables(page.read_text(), tables(language, ladder, scales, doubles, halves, kinds)))
 
 
 if __name__ == "__main__":
