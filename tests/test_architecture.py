@@ -149,9 +149,30 @@ def test_cpp_knows_neither_numpy_nor_pytorch():
                 assert not re.search(r"nanobind|Python\.h", header), f"{path.name} includes {header}"
 
 
+LEAVES = ("simd.h", "sums.h", "apply.h", "activation.h")  # of leaves.cpp, which is compiled for each instruction set
+FOR_LEAVES = ("convert.h", "leaves.h", "problem.h")  # what they may include beside each other
+
+
 @pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
-def test_only_the_vector_headers_know_an_instruction_set():
-    """Intrinsics stand in simd.h and load_store.h; the loops are written once for all instruction sets."""
+def test_only_leaves_know_an_instruction_set():
+    """Intrinsics stand in simd.h; leaves include no part of the driver, and the driver none of them."""
     for path in sorted(CPP.glob("*.h")) + sorted(CPP.glob("*.cpp")):
-        if path.name not in ("simd.h", "load_store.h"):
-            assert not re.search(r"\b_mm\d*_|immintrin", path.read_text(encoding="utf-8")), path.name
+        text = path.read_text(encoding="utf-8")
+        if path.name != "simd.h":
+            assert not re.search(r"\b_mm\d*_|immintrin|arm_neon", text), path.name
+        included = re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, flags=re.M)
+        is_leaf = path.name in (*LEAVES, "leaves.cpp")
+        for header in included:
+            if is_leaf:
+                assert header in (*LEAVES, *FOR_LEAVES), f"{path.name} includes {header}"
+            else:
+                assert header not in LEAVES, f"{path.name} includes {header}"
+
+
+@pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
+def test_the_map_of_the_core_is_complete():
+    """cpp/README.md names every unit: the file, or the header of the same name."""
+    text = (CPP / "README.md").read_text(encoding="utf-8")
+    units = {path.stem for path in CPP.glob("*.cpp")} | {path.stem for path in CPP.glob("*.h")}
+    missing = [unit for unit in sorted(units) if not re.search(rf"`{unit}(\.h|\.cpp)`", text)]
+    assert not missing, f"cpp/README.md does not name {missing}"
