@@ -260,8 +260,10 @@ def _check_part(problem: Problem, found: Results, part: slice, x, w, parameters)
     counted = np.where(w > 0, x, 0)
     count = total(w)
     mean = total(w * counted) / count
-    mean = mean + total(w * (counted - mean) * (w > 0)) / count
-    d = x - mean
+    rest = (
+        total(w * (counted - mean)) / count
+    )  # the mean is the sum of the two: far from zero, one has not digits enough
+    d = (x - mean) - rest
     m2 = total(w * np.where(w > 0, d, 0) ** 2)
     rstd = 1 / np.sqrt(m2 / count + np.longdouble(problem.options["eps"]))
     usable = np.isfinite(m2) & np.isfinite(rstd) & np.isfinite(total(problem.grad[part].astype(float)))
