@@ -54,7 +54,7 @@ def _samples(op, dtype):
 def test_every_sample_agrees_with_pytorch_and_with_float64(name, dtype):
     """Results and what was given: dtype, shape and strides are PyTorch's, values as near to float64.
 
-    What rounding to the dtype may cost is allowed on top: an ulp of the largest value. In float64 there is nothing
+    What rounding to the dtype and sums in it may cost is allowed on top: two ulps of the largest value. In float64 there is nothing
     better to compare with than PyTorch's own (our oracle is in test_accuracy.py): a few ulps.
     """
     op, ulp = OPS[name], torch.finfo(dtype).eps
@@ -66,7 +66,7 @@ def test_every_sample_agrees_with_pytorch_and_with_float64(name, dtype):
         for a, b, c in zip(ours, stock, exact, strict=True):
             assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
             size = c.abs().amax() if c.numel() else 0
-            allowed = 4 * ulp * size if dtype is torch.float64 else (b.double() - c).abs() + ulp * size
+            allowed = 4 * ulp * size if dtype is torch.float64 else (b.double() - c).abs() + 2 * ulp * size
             assert ((a.double() - c).abs() <= allowed)[~c.isnan()].all()
             assert torch.equal(a.isnan(), b.isnan())
 
