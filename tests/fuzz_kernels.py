@@ -20,8 +20,7 @@ import numpy as np
 import batchnorm as bn
 import distributions
 import oracle
-from batchnorm import _checks
-from batchnorm._options import checked_activation
+from batchnorm import _checks, _options
 from canonical import same_bits
 from cases import DTYPES, LAYOUTS, lay_out
 
@@ -193,7 +192,7 @@ def _backward_by_y(problem: Problem, grad: np.ndarray, x: np.ndarray, y: np.ndar
     out, buffer = _checks.output(None, d, {})
     channels = math.prod(problem.x.shape[axis] for axis in problem.kept)
     weight, bias = (None if p is None else p.astype(np.float64).ravel() for p in problem.parameters)
-    activation = checked_activation(problem.options["activation"], "fuzz")
+    activation = _options.checked_activation(problem.options["activation"], "fuzz")
     bn._native.backward(
         _checks.like(grad, "grad", d), d.buffer, buffer, d.code, d.plan.kept, _checks.like(y, "y", d), None, None, 0,
         m._table, weight, bias, problem.options["eps"], activation, True, np.empty(channels), np.empty(channels),
