@@ -54,8 +54,8 @@ def _samples(op, dtype):
 def test_every_sample_agrees_with_pytorch_and_with_float64(name, dtype):
     """Results and what was given: dtype, shape and strides are PyTorch's, values as near to float64.
 
-    What rounding to the dtype and sums in it may cost is allowed on top: two ulps of the largest value. In float64 there is nothing
-    better to compare with than PyTorch's own (our oracle is in test_accuracy.py): a few ulps.
+    What rounding to the dtype and sums in it may cost is allowed on top: two ulps of the largest value.
+    In float64 nothing is better to compare with than PyTorch's own (our oracle is in test_accuracy.py): a few ulps.
     """
     op, ulp = OPS[name], torch.finfo(dtype).eps
     for sample in _samples(op, dtype):
