@@ -20,13 +20,16 @@ inline void two_sum(double a, double b, double* hi, double* lo) {
   *lo = std::isfinite(e) ? e : 0.0;
 }
 
+// Squares that leave double's range leave no variance; from an infinite one every output would be 0.
+inline double or_nan(double m2) { return std::isinf(m2) ? NAN : m2; }
+
 // Moments of a block from its sums shifted by K.
 inline Moments block_moments(double count, double K, double s1, double s2) {
   if (count == 0) return {0, 0, 0, 0};
   Moments m{count, 0, 0, 0};
   const double q = s1 / count;
   two_sum(K, q, &m.mean, &m.mean_low);
-  m.m2 = s2 - s1 * q;
+  m.m2 = or_nan(s2 - s1 * q);
   if (m.m2 < 0) m.m2 = 0;  // rounding; NaN stays NaN
   return m;
 }
@@ -44,7 +47,7 @@ inline Moments merge(const Moments& a, const Moments& b) {
   }
   const double fraction = b.count / m.count;
   two_sum(a.mean, a.mean_low + delta * fraction, &m.mean, &m.mean_low);
-  m.m2 = (a.m2 + b.m2) + (delta * delta) * (a.count * fraction);
+  m.m2 = or_nan((a.m2 + b.m2) + (delta * delta) * (a.count * fraction));
   return m;
 }
 

@@ -129,7 +129,7 @@ def _block(x: np.ndarray, w: np.ndarray) -> Sums:
         return _nothing(x.shape[1])
     mean, low = _two_sum(shift, s / count)
     m2 = q - s * (s / count)
-    return Sums(np.full(x.shape[1], count), mean, low, np.where(m2 < 0, 0.0, m2))
+    return Sums(np.full(x.shape[1], count), mean, low, _or_nan(np.where(m2 < 0, 0.0, m2)))
 
 
 def _counted(x: np.ndarray, counts: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
@@ -187,6 +187,11 @@ def _or(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
     return np.where(np.isfinite(values), values, otherwise)
 
 
+def _or_nan(m2: np.ndarray) -> np.ndarray:
+    """Squares that leave the range of float64 leave no variance."""
+    return np.where(np.isinf(m2), np.nan, m2)
+
+
 def _two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """a + b exactly, as the rounded sum and what rounding lost (0 where that is not finite)."""
     high = a + b
@@ -201,7 +206,7 @@ def _merge(a: Sums, b: Sums) -> Sums:
     delta = (b.mean - a.mean) + (b.mean_low - a.mean_low)
     fraction = b.count / safe
     mean, low = _two_sum(a.mean, a.mean_low + delta * fraction)
-    m2 = (a.m2 + b.m2) + (delta * delta) * (a.count * fraction)
+    m2 = _or_nan((a.m2 + b.m2) + (delta * delta) * (a.count * fraction))
     finite = np.isfinite(delta)
     pooled = (a.count * a.mean + b.count * b.mean) / safe
     merged = Sums(count, np.where(finite, mean, pooled), np.where(finite, low, 0.0), np.where(finite, m2, np.nan))

@@ -121,6 +121,15 @@ def test_m2_is_not_negative_where_squares_underflow():
     assert canonical.moments(x).m2.tolist() == [0.0]
 
 
+@pytest.mark.parametrize("x", [[1e200, -1e200], [1e200, 1e199], [1e160] * 2048 + [-1e160] * 2048], ids=len)
+def test_squares_beyond_float64_are_no_variance(x):
+    """Neither inside a block nor between blocks: an infinite variance would make every output 0."""
+    y, m = bn.batch_norm(np.array(x)[:, None])
+    assert np.isfinite(m.mean).all()
+    assert np.isnan(m.m2).all()
+    assert np.isnan(y).all()
+
+
 # --- masks and weights ---
 
 

@@ -55,7 +55,7 @@ def channel_statistics(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: fl
         where = tuple(block[a] for a in kept)
         data = load(x, block)
         y = normalize(data, part(m, where), axis=kept, eps=eps)
-        gathered.add(where, moments(y, kept))
+        gathered.add(where, moments(y.astype(np.float64, copy=False), kept))
         least, most, nan, infinite = _extremes(data, reduced)
         low[where], high[where] = np.minimum(low[where], least), np.maximum(high[where], most)
         nans[where] += nan

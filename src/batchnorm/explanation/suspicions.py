@@ -46,8 +46,7 @@ def find_suspicions(table: ChannelTable, m: int, eps: float, dtype: np.dtype) ->
     near = clean & (table.maximum > table.minimum) & (table.var < NEAR_EPS * eps)
     constant = clean & (table.maximum == table.minimum) & (m > 1)
     largest = np.maximum(abs(table.minimum), abs(table.maximum))
-    with np.errstate(invalid="ignore"):  # of a variance that is not finite; no suspicion looks at its share
-        share = table.var / (table.var + eps)
+    share = table.var / (table.var + eps)
     found = [
         _suspicion("non-finite", "number of NaN and infinite values", bad > 0, bad),
         _suspicion("overflow", "largest |x|, whose square float64 cannot hold", (bad == 0) & ~clean, largest),
