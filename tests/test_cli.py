@@ -113,7 +113,7 @@ def test_explain_images(capsys: Capture, rng: np.random.Generator) -> None:
     assert main(["explain", "x.npy", "--channel", "3", "--json"]) == 0
     d = json.loads(capsys.readouterr().out)
     assert d["plan"]["m"] == 8 * 14 * 14
-    assert d["channels"][3]["mean"] == pytest.approx(x[:, 3].mean(dtype=float), rel=1e-12)
+    assert d["channels"][3]["mean"] == pytest.approx(x[:, 3].mean(dtype=float), rel=1e-7)
     assert d["formulas"]["channel"] == 3
 
 
