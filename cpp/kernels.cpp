@@ -32,10 +32,55 @@ template <class F> void each_part(int64_t bytes, int threads, const F& f) {
   });
 }
 
+// Whether arrays fill their memory without gaps, each in the same order.
+bool are_dense_alike(const Problem& p, const Array& a, const Array& b) {
+  int64_t last = 0;
+  const auto same = [&](int dims, const int64_t* sizes, const int64_t* of_a, const int64_t* of_b) {
+    for (int d = 0; d < dims; ++d) {
+      if (sizes[d] > 1 && (of_a[d] != of_b[d] || of_a[d] <= 0)) return false;
+      if (sizes[d] > 1) last += (sizes[d] - 1) * of_a[d];
+    }
+    return true;
+  };
+  return same(p.reduced_dims, p.reduced, a.reduced, b.reduced) && same(p.channel_dims, p.channel, a.channel, b.channel) &&
+         last == p.m * p.C - 1;
+}
+
+// The gradient of the residual first, in the order of memory, for y tells it without the channels. What is left is a backward
+// without activation.
+bool takes_residual_first(const Problem& p) {
+  return p.residual_is_y && p.grad_residual && p.grad_x && (p.dtype == DType::f32 || p.dtype == DType::f64) &&
+         p.grad_residual.data != p.x.data && are_dense_alike(p, p.residual, p.grad_y) &&
+         are_dense_alike(p, p.residual, p.grad_residual);
+}
+void take_residual(const Problem& p, const Isa& isa) {
+  const Leaves& leaves = *isa.leaves[static_cast<int>(p.dtype)];
+  constexpr int64_t some = 2048;  // elements, whole units
+  const int64_t n = p.m * p.C;
+  parallel_for((n + some - 1) / some, n < kSmallProblem ? 1 : p.threads, [&](int64_t t) {
+    alignas(64) char h[some * sizeof(double)], y[some * sizeof(double)];
+    const int64_t first = t * some, here = std::min(some, n - first), units = (here + kLanes - 1) / kLanes * kLanes;
+    const size_t bytes = static_cast<size_t>(here * leaves.size);
+    if (units > here) std::memset(h + bytes, 0, static_cast<size_t>((units - here) * leaves.size));
+    if (units > here) std::memset(y + bytes, 0, static_cast<size_t>((units - here) * leaves.size));
+    std::memcpy(h, p.grad_y.data + first * leaves.size, bytes);
+    std::memcpy(y, p.residual.data + first * leaves.size, bytes);
+    leaves.activate_backward(p.activation, p.slope, h, y, units);
+    std::memcpy(p.grad_residual.data + first * leaves.size, h, bytes);
+  });
+}
+
 }  // namespace
 
 void forward(const Problem& p, const Isa& isa) { run(p, isa, false); }
-void backward(const Problem& p, const Isa& isa) { run(p, isa, true); }
+void backward(const Problem& p, const Isa& isa) {
+  if (!takes_residual_first(p)) return run(p, isa, true);
+  take_residual(p, isa);
+  Problem rest = p;
+  rest.grad_y = p.grad_residual, rest.grad_y.end = p.grad_residual.end;
+  rest.residual = rest.grad_residual = Array{}, rest.residual_is_y = false, rest.activation = Activation::none;
+  run(rest, isa, true);
+}
 
 void copy(char* to, const char* from, int64_t bytes, int threads, bool streaming, const Isa& isa) {
   each_part(bytes, threads, [&](int64_t first, int64_t some) {
