@@ -1,64 +1,312 @@
-"""Write the tables of the READMEs and the docs from results/, between their marks, and draw the figures.
+"""Write what the results say into the documents: tables between their marks, single figures, and the chart.
 
-    python benchmarks/render.py
-
-It measures nothing. What has not been measured stays as it is.
+A table stands between `<!-- name -->` and `<!-- /name -->`; a figure as `<!-- figure name -->1.2<!-- / -->`.
+It measures nothing. `python benchmarks/run.py --render` calls it.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
-import tables
-import tables_layers
-import tables_targets
-from batchnorm.bench.problem import read_shapes
-from record import RESULTS, ROOT, Document
-from run import HERE, NETWORKS, OTHERS
+from batchnorm.bench.functions import ACCELERATED, ONEDNN, OURS, PYTORCH
+from batchnorm.bench.problem import LAYOUTS, OPERATIONS, TABLE
+from batchnorm.bench.results import Document, Row, read
+from batchnorm.bench.table import (
+    Table,
+    copy_seconds,
+    digits,
+    least,
+    markdown,
+    mean,
+    ratio,
+    seconds,
+    shape,
+    spread,
+    times,
+    where,
+)  # fmt: skip
+from batchnorm.bench.timing import MODES, WARM
+from rows import DTYPES, KINDS, PARTS
 
-PERFORMANCE = "docs/performance.md"
-FIGURES = "docs/figures/performance.py"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PERFORMANCE, PYTORCH_PAGE = "docs/performance.md", "docs/pytorch.md"
+READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
+MODULE, FUSED, LIMIT, STEP = "module", "fused", "limit", "forward + backward"
+LOST = 0.95  # below it a ratio is a loss, and not noise
+MIB = 2**20
+
+ZH = {
+    "network": "网络", "layout": "布局", "PyTorch, ms": "PyTorch，毫秒", "share of the gain": "占可得收益的份额",
+    "shapes": "形状数", "forward": "前向", "backward": "反向", "evaluation": "评估", "worst": "最差",
+}  # fmt: skip
+NOTES = {
+    "networks": {
+        "en": "{where}. Training steps, as times of PyTorch's own step; bold where they are slower. bfloat16 is "
+        "autocast. The share of the gain: 1 is the step without batch norm and activations, which no batch norm beats.",
+        "zh": "{where}。训练步，为 PyTorch 自身训练步的倍数，加粗表示更慢。bfloat16 指 autocast。收益份额：1 "
+        "表示去掉批归一化与激活后的训练步，任何批归一化都不会更快。",
+    },
+    "functions": {
+        "en": "{where}. PyTorch's own calls with our kernels: how many times faster, geometric means and the worst; "
+        "bold where slower.",
+        "zh": "{where}。PyTorch 自身的调用改用我们的内核后快多少倍：几何平均与最差值，加粗表示更慢。",
+    },
+}
 
 
-def result(name: str) -> Document | None:
-    """A part's document, or None where it has not been measured."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def translated(table: Table, part: str, language: str, document: Document) -> Table:
+    head = [ZH.get(h, h) for h in table.head] if language == "zh" else table.head
+    return table._replace(head=head, note=NOTES[part][language].format(where=where(document)))
 
 
-def parts() -> Iterator[tuple[str, str, str]]:
+# --- tables
+
+
+def ms(row: Row, who: str, step: str, unit: float = 1e3) -> str:
+    took = seconds(row, who, step)
+    return digits(None if took is None else took * unit)
+
+
+def multiple(row: Row, who: str, step: str, of: float) -> str:
+    took = seconds(row, who, step)
+    return "–" if took is None else f"{took / of:.2f}"
+
+
+def mib(row: Row, what: str, who: str) -> str:
+    size = row.get(what, {}).get(who)
+    return digits(None if size is None else size / MIB)
+
+
+def groups(rows: list[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    """Dtype, layout, and the rows of both."""
+    for dtype in DTYPES:
+        for layout in (*LAYOUTS, TABLE):
+            if group := [row for row in rows if (row["dtype"], row["layout"]) == (dtype, layout)]:
+                yield dtype, layout, group
+
+
+def summary(document: Document, modes: tuple[str, ...] = MODES[::-1]) -> Table:
+    """Geometric means of the accelerated calls, by dtype and layout, and the worst row."""
+    head = ["dtype", "layout", "shapes", *(o if len(modes) == 1 else f"{o}, {m}" for m in modes for o in OPERATIONS)]
+    lines = []
+    for dtype, layout, rows in groups(document["rows"]):
+        cells = [times(mean(ratio(r, ACCELERATED, o, m) for r in rows)) for m in modes for o in OPERATIONS]
+        worst, name = min((ratio(r, ACCELERATED, o) or 0.0, f"{shape(r)} {o}") for r in rows for o in OPERATIONS)
+        text = times(worst)
+        lines.append([dtype, layout, str(len(rows)), *cells, type(text)(f"{text} ({name})")])
+    return Table([*head, "worst"], lines, 2, f"{where(document)}; geometric means.")
+
+
+def each(document: Document) -> Table:
+    """Accelerated: milliseconds and spread, times faster than PyTorch, and above the least that memory takes."""
+    head = ["dtype", "layout", "shape", *(f"{o}, {what}" for o in OPERATIONS for what in ("ms", "faster", "least"))]
+    lines = []
+    for row in document["rows"]:
+        cells: list[str] = []
+        for o in OPERATIONS:
+            cells += [f"{ms(row, ACCELERATED, o)} {spread(row, ACCELERATED, o)}", times(ratio(row, ACCELERATED, o))]
+            cells += [multiple(row, ACCELERATED, o, least(row, o))]
+        lines.append([row["dtype"], row["layout"], shape(row), *cells])
+    return Table(head, lines, 3, f"{where(document)}; medians, warm.")
+
+
+def arrays(document: Document) -> Table:
+    """Our functions on arrays, float32: in copies of the tensor, and how many times faster than PyTorch and oneDNN."""
+    head = ["layout", "shape", *(f"{o}, {what}" for o in OPERATIONS for what in ("copies", PYTORCH, ONEDNN))]
+    lines = []
+    for row in (row for row in document["rows"] if row["dtype"] == "float32"):
+        cells: list[str] = []
+        for o in OPERATIONS:
+            cells += [multiple(row, OURS, o, copy_seconds(row))]
+            cells += [times(ratio(row, OURS, o, other=who)) for who in (PYTORCH, ONEDNN)]
+        lines.append([row["layout"], shape(row), *cells])
+    return Table(head, lines, 2, f"{where(document)}; medians, warm.")
+
+
+def layers(document: Document) -> Table:
+    """PyTorch's layer with what follows it, and how many times faster accelerated, and our module in one pass."""
+    head = ["shape", "layout", "layer", "PyTorch, ms", "spread", ACCELERATED, "our module, in one pass"]
+    lines = []
+    for row in document["rows"]:
+        cells = [ms(row, PYTORCH, STEP), spread(row, PYTORCH, STEP)]
+        cells += [times(ratio(row, who, STEP)) for who in (ACCELERATED, MODULE)]
+        lines.append([shape(row), row["layout"], row["what"], *cells])
+    return Table(head, lines, 3, f"{where(document)}; medians, warm.")
+
+
+def saved(document: Document) -> Table:
+    """Bytes that a layer keeps for the backward."""
+    lines = []
+    for row in document["rows"][: len(KINDS)]:
+        cells = [mib(row, "saved", who) for who in (PYTORCH, ACCELERATED, MODULE)]
+        lines.append([row["what"], shape(row), *cells])
+    head = ["", "input", "PyTorch, MiB", "accelerated, MiB", "module in one pass, MiB"]
+    return Table(head, lines, 2, f"{where(document)}; the same on every machine.")
+
+
+def share(row: Row, way: str) -> float | None:
+    """Of what any batch norm could gain: 0 is PyTorch's own step, 1 is the one without batch norm and activations."""
+    stock, took, limit = (seconds(row, who, "step") for who in (PYTORCH, way, LIMIT))
+    possible = None not in (stock, took, limit) and stock > limit
+    return (stock - took) / (stock - limit) if possible else None
+
+
+def networks(document: Document) -> Table:
+    """In short: a line for each network, dtype and layout."""
+    head = ["network", "dtype", "layout", "PyTorch, ms", ACCELERATED, FUSED, LIMIT, "share of the gain"]
+    lines = []
+    for row in (row for row in document["rows"] if row["times"]):
+        cells = [ms(row, PYTORCH, "step")]
+        cells += [times(ratio(row, way, "step")) for way in (ACCELERATED, FUSED, LIMIT)]
+        part = share(row, FUSED)
+        lines.append([row["what"], row["dtype"], row["layout"], *cells, "–" if part is None else f"{part:.2f}"])
+    return Table(head, lines, 3)
+
+
+def steps(document: Document) -> Table:
+    """In full: a line for each way."""
+    head = ["network", "dtype", "layout", "step", "ms", "spread", "times faster", "share of the gain"]
+    head += ["kept for the backward, MiB", "peak, MiB"]
+    lines = []
+    for row in document["rows"]:
+        for way in row["times"]:
+            part = share(row, way)
+            cells = [ms(row, way, "step"), spread(row, way, "step"), times(ratio(row, way, "step"))]
+            cells += ["–" if part is None else f"{part:.2f}", mib(row, "saved", way), mib(row, "peak", way)]
+            lines.append([row["what"], row["dtype"], row["layout"], way, *cells])
+    sizes = {f"{row['what']}: {row['shape'][0]}" for row in document["rows"]}
+    note = f"{where(document)}; medians of interleaved steps. 128×128 pixels, batches: {', '.join(sorted(sizes))}."
+    return Table(head, lines, 4, note + absent(document))
+
+
+def absent(document: Document) -> str:
+    reasons = {f" {who}: {why}." for row in document["rows"] for who, why in row.get("unable", {}).items()}
+    return "".join(sorted(reasons))
+
+
+def tiny(document: Document) -> Table:
+    """PyTorch's microseconds, and how many times faster everybody else is."""
+    others = [who for who in document["rows"][0]["times"] if who != PYTORCH]
+    lines = []
+    for row in document["rows"]:
+        for step in row["times"][PYTORCH]:
+            cells = [ms(row, PYTORCH, step, 1e6), *(times(ratio(row, who, step)) for who in others)]
+            lines.append([shape(row), step, *cells])
+    return Table(["shape", "call", "PyTorch, µs", *others], lines, 2, f"{where(document)}, one of them used; medians.")
+
+
+def scaler(document: Document) -> Table:
+    """Time, and the most memory needed beyond the table."""
+    head = ["table", "dtype", "", "scikit-learn, ms", "batchnorm, ms", "times faster", "one thread, times faster"]
+    lines = []
+    for row in (row for row in document["rows"] if row["times"]):
+        sklearn, ours, alone = row["times"]
+        for step in row["times"][ours]:
+            cells = [ms(row, who, step) for who in (sklearn, ours)]
+            cells += [times(ratio(row, who, step, other=sklearn)) for who in (ours, alone)]
+            peaks = [row["peak"][who][step] for who in (sklearn, ours)]
+            cells += ["–" if p is None else f"{p / MIB:.0f}" for p in peaks]
+            lines.append([shape(row), row["dtype"], step, *cells])
+    head += ["scikit-learn, MiB", "batchnorm, MiB"]
+    note = f"{where(document)}, scikit-learn {document['machine']['scikit-learn']}; medians, warm."
+    return Table(head, lines, 3, note + absent(document))
+
+
+def multiples(document: Document) -> Table:
+    """The first contestant in milliseconds, the others as multiples of it."""
+    first, *others = document["rows"][0]["times"]
+    lines = []
+    for row in document["rows"]:
+        for step in row["times"][first]:
+            base = seconds(row, first, step)
+            cells = [ms(row, first, step), *(multiple(row, who, step, base) for who in others)]
+            lines.append([shape(row), row["layout"], step, *cells])
+    return Table(["shape", "layout", "", f"{first}, ms", *others], lines, 3, f"{where(document)}; medians, warm.")
+
+
+def on_gpu(document: Document) -> Table:
+    """PyTorch's times, and how many times faster the others are."""
+    others = list(dict.fromkeys(who for row in document["rows"] for who in row["times"] if who != PYTORCH))
+    lines = []
+    for row in document["rows"]:
+        cells = [ms(row, PYTORCH, STEP), *(times(ratio(row, who, STEP)) for who in others)]
+        lines.append([shape(row), row["layout"], row["dtype"], row["what"], *cells])
+    machine = "{gpu}, PyTorch {torch}, commit {commit}".format(gpu=document["rows"][0]["gpu"], **document["machine"])
+    note = f"{machine}, {document['date']}; medians, forward + backward."
+    return Table(["shape", "layout", "dtype", "layer", "PyTorch, ms", *others], lines, 4, note)
+
+
+def losses(documents: dict[str, Document]) -> Table:
+    """Every measured case that is slower than PyTorch's by more than noise."""
+    lines = []
+    for part, ways in (
+        ("functions", (ACCELERATED, OURS)),
+        ("layers", (ACCELERATED, MODULE)),
+        ("tiny", (ACCELERATED, MODULE, OURS)),
+        ("networks", (ACCELERATED, FUSED)),
+    ):
+        found: dict[str, list[tuple[float, str]]] = {}
+        total = 0
+        for row in documents.get(part, {"rows": []})["rows"]:
+            for step in row["times"].get(PYTORCH, {}):
+                for way in ways:
+                    value = ratio(row, way, step)
+                    total += value is not None
+                    if value is not None and value < LOST:
+                        what = ", ".join(filter(None, (way, row["dtype"], row["what"], step)))
+                        found.setdefault(what, []).append((value, f"{shape(row)} {row['layout']}"))
+        lost = sum(map(len, found.values()))
+        for what, cases in sorted(found.items()):
+            lines.append([part, what, "; ".join(f"{name}: {value:.2f}" for value, name in sorted(cases))])
+        lines += [[part, f"in all {lost} of {total}", ""]] if total else []
+    return Table(["part", "what", "slower"], lines, 3)
+
+
+# --- where they go
+
+
+def parts(documents: dict[str, Document]) -> Iterator[tuple[str, str, str]]:
     """Page, mark and text of all that can be written."""
-    core, layers = result("core"), result("torch_layers")
-    if core:
-        yield "README.md", "speed-table", tables.readme(core, "en")
-        yield "README.zh-CN.md", "speed-table", tables.readme(core, "zh")
-        yield PERFORMANCE, "functions-summary", tables.summary(core)
-        yield PERFORMANCE, "functions-table", tables.functions(core)
-    if core and (roofline := result("roofline")):
-        yield PERFORMANCE, "targets", tables_targets.targets(core, roofline)
-    if layers:
-        yield "README.md", "torch-speed-table", tables_layers.ways(layers, "en", short=True)
-        yield "README.zh-CN.md", "torch-speed-table", tables_layers.ways(layers, "zh", short=True)
-        yield "docs/pytorch.md", "torch-speed-table", tables_layers.ways(layers, "en", short=False)
-    if core and layers:
-        yield PERFORMANCE, "losses", tables.losses(core, layers)
-    if another := result("another_machine"):
-        yield PERFORMANCE, "another-machine-summary", tables.summary(another)
-        yield PERFORMANCE, "another-machine-functions", tables.functions(another)
-    if networks := result("networks"):
-        lists = {name: read_shapes(HERE / "shapes" / f"{name}.txt") for name in NETWORKS}
-        yield PERFORMANCE, "networks", tables.networks(networks, lists)
-    if dtypes := result("dtypes"):
-        yield PERFORMANCE, "dtypes", tables.dtypes(dtypes)
-    if sizes := result("sizes"):
-        yield PERFORMANCE, "sizes", tables.sizes(sizes)
-    for name, other in OTHERS.items():
-        if document := result(name):
-            for mark, text in other.call(other.tables, document).items():
-                yield PERFORMANCE, mark, text
+    of = documents.get
+    if functions := of("functions"):
+        table = summary(functions, (WARM,))
+        for page, language in READMES.items():
+            yield page, "speed-table", markdown(translated(table, "functions", language, functions))
+    if trained := of("networks"):
+        for page, language in READMES.items():
+            yield page, "torch-speed-table", markdown(translated(networks(trained), "networks", language, trained))
+    for part, page, mark, table in (
+        ("functions", PERFORMANCE, "groups", summary),
+        ("functions", PERFORMANCE, "groups-rows", each),
+        ("functions", PERFORMANCE, "arrays", arrays),
+        ("layers", PYTORCH_PAGE, "layers", layers),
+        ("layers", PERFORMANCE, "saved", saved),
+        ("networks", PERFORMANCE, "steps", steps),
+        ("tiny", PERFORMANCE, "tiny", tiny),
+        ("scaler", PERFORMANCE, "scaler", scaler),
+        ("variants", PERFORMANCE, "variants", multiples),
+        ("sync", PERFORMANCE, "sync", multiples),
+        ("gpu", PERFORMANCE, "gpu", on_gpu),
+    ):
+        if document := of(part):
+            yield page, mark, markdown(table(document))
+    yield PERFORMANCE, "losses", markdown(losses(documents))
+
+
+def figures(documents: dict[str, Document]) -> dict[str, str]:
+    """What sentences may quote."""
+    found = {}
+    if functions := documents.get("functions"):
+        for dtype, layout, rows in groups(functions["rows"]):
+            for o in OPERATIONS:
+                found[f"{dtype} {layout} {o}"] = f"{mean(ratio(r, ACCELERATED, o) for r in rows):.1f}"
+    for row in documents.get("networks", {"rows": []})["rows"]:
+        for way in row["times"]:
+            found[f"{row['what']} {row['dtype']} {row['layout']} {way}"] = f"{ratio(row, way, 'step'):.2f}"
+    return found
 
 
 def fill(text: str, mark: str, part: str) -> str:
@@ -68,11 +316,37 @@ def fill(text: str, mark: str, part: str) -> str:
     return f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end)[1]}"
 
 
-def main() -> None:
-    for page, mark, text in parts():
+FIGURE = re.compile(r"(<!-- figure (?P<name>[^>]+) -->)[^<]*(<!-- / -->)")
+
+
+def filled(text: str, known: dict[str, str]) -> str:
+    """The page with its single figures."""
+    return FIGURE.sub(lambda m: m[1] + known[m["name"]] + m[3], text)
+
+
+def rendered(documents: dict[str, Document]) -> dict[Path, str]:
+    """Every page as the results have it."""
+    pages: dict[Path, str] = {}
+    for page, mark, text in parts(documents):
         path = ROOT / page
-        path.write_text(fill(path.read_text(encoding="utf-8"), mark, text), encoding="utf-8")
-    subprocess.run([sys.executable, str(ROOT / FIGURES)], check=True)
+        pages[path] = fill(pages.get(path) or path.read_text(encoding="utf-8"), mark, text)
+    known = figures(documents)
+    return {path: filled(text, known) for path, text in pages.items()}
+
+
+def results() -> dict[str, Document]:
+    """Of each part that was measured."""
+    return {name: read(path) for name in PARTS if (path := RESULTS / f"{name}.json").exists()}
+
+
+def main() -> None:
+    documents = results()
+    for path, text in rendered(documents).items():
+        path.write_text(text, encoding="utf-8")
+    if "functions" in documents:
+        import chart
+
+        chart.draw(documents["functions"])
 
 
 if __name__ == "__main__":

@@ -48,9 +48,8 @@ LEVELS = {
 ALONE = "_reference"  # the specification: imports nothing of the package, and only bench imports it, to verify
 MAY_IMPORT = {  # who, of the package
     "torch": ("torch", "why", "bench"),
-    "sklearn": ("why", "bench"),
+    "sklearn": ("why",),
     "matplotlib": ("why",),
-    "jax": ("bench",),
 }
 LIGHT = 9  # below this level numpy is the only thing from outside the standard library
 

@@ -8,27 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .document import Settings
     from .problem import Problem
 
 MOST_THREADS = 4096
-COMPILED = ("forward", "backward")  # by torch.compile, which takes seconds for each shape and layout
 
 
 def add_bench(commands: Any) -> None:
     """Add the command to the commands of ``batchnorm``."""
     parser = commands.add_parser(
         "bench",
-        help="measure the speed on this machine, beside memcpy and other libraries",
-        description="Verify, then time the functions on named shapes, in turn with two kinds of copy, PyTorch, and "
-        "oneDNN, JAX, NumPy and scikit-learn where they are installed. Takes about two minutes; wants an idle machine.",
+        help="measure the speed on this machine, beside copies, PyTorch and oneDNN",
+        description="Verify, then time the functions on named shapes, in turn with copies of the tensor and, where it "
+        "is installed, PyTorch as it is, accelerated, and with oneDNN's kernels. Takes about a minute; wants an idle "
+        "machine.",
     )
     parser.add_argument(
         "--threads", type=_threads, metavar="N,M", help="numbers of threads, each measured; default one per processor"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--shapes", type=Path, metavar="FILE", help="a list of shapes, each line as: name, 32x64x56x56")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and nothing compiled: half a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and contiguous tensors only")
     parser.set_defaults(run=run_bench)
 
 
@@ -45,42 +44,47 @@ def run_bench(options: argparse.Namespace) -> None:
     """Do what the options say."""
     from ..explanation.terminal import columns_of, show
     from ..files import Refused
-    from ..files.atomic import check_output, replacing
+    from ..files.atomic import check_output
     from ..files.progress import progress_on
-    from ..functional import get_num_threads, set_num_threads
-    from .contestants import everybody
-    from .document import run, written
-    from .table import table
-    from .verification import Wrong
+    from ..functional import get_num_threads
+    from .functions import row_of, set_threads
+    from .problem import Wrong
+    from .results import document, row, write
+    from .table import functions
+    from .timing import Settings, keep_memory
 
     if options.json is not None:
-        check_output(options.json)  # before the minutes, not after
-    before = get_num_threads()
-    rows, settings = _plan(options, before)
-    compiled = {(kind, max(p.threads for p in rows)) for kind in COMPILED} if not options.quick else set()
+        check_output(options.json)  # before the minute, not after
+    before, rows = get_num_threads(), []
+    problems = _problems(options, before)
+    settings = Settings(rounds=3, budget=0.3) if options.quick else Settings(rounds=15, budget=3.0)
+    keep_memory()
     try:
         with progress_on(sys.stderr, still=True) as progress:
-            document = run(rows, everybody(compiled), settings, progress("measuring", len(rows)))
+            advance = progress("measuring", len(problems))
+            for problem in problems:
+                rows.append(row(problem, row_of(problem, settings)))
+                advance(1)
     except Wrong as wrong:
         raise Refused(f"{wrong}. That is a fault of this library: please report it, with your processor.") from wrong
     except MemoryError as error:
         raise Refused(f"the memory does not suffice ({error}). Name smaller shapes with --shapes.") from error
     finally:
-        set_num_threads(before)
+        set_threads(before)
+    found = document("functions", rows)
     if options.json is not None:
-        with replacing(options.json) as unfinished:
-            unfinished.write_text(written(document), encoding="utf-8")
-    show(table(document, columns_of(sys.stdout)), sys.stdout)
+        write(found, options.json)
+    show(functions(found, columns_of(sys.stdout)), sys.stdout)
 
 
-def _plan(options: argparse.Namespace, threads: int) -> tuple[list[Problem], Settings]:
-    from .document import Settings
-    from .machine import memory_bytes
-    from .problem import check_memory, problems, read_shapes
+def _problems(options: argparse.Namespace, threads: int) -> list[Problem]:
+    from .problem import SHAPES, Problem, layouts, read_shapes
+    from .results import memory_bytes
 
-    path = options.shapes or Path(__file__).with_name("shapes.txt")
-    shapes = read_shapes(path)
-    check_memory(shapes, path, memory_bytes())
-    operations = ("forward", "backward") if options.quick else ("forward", "evaluation", "backward")
-    rows = list(problems(shapes, ("float32",), operations, options.threads or (threads,)))
-    return rows, Settings(rounds=3, budget=0.3) if options.quick else Settings(rounds=11, budget=1.5)
+    shapes = SHAPES if options.shapes is None else read_shapes(options.shapes, memory_bytes())
+    return [
+        Problem(shape, layout, "float32", count)
+        for shape in shapes
+        for layout in (layouts(shape)[:1] if options.quick else layouts(shape))
+        for count in options.threads or (threads,)
+    ]

@@ -1,174 +1,166 @@
-"""A document as lines for a terminal: a group for each shape, a line for each operation, and how to read them."""
+"""What rows say, as tables: for a terminal, and as Markdown for the documents. What is lost is marked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..explanation.lines import EMPTY, Line, fit, line, paragraph, printable
-from .ratios import LOST, OTHERS, Loss, gigabytes_a_second, in_copies, losses, mean, seconds, times_faster
-
-Row = dict[str, Any]
-LAYOUT = {"contiguous": "NCHW", "channels_last": "NHWC"}
-OPERATION, OTHER = 20, 7
-SHOWN_LOSSES = 12
+from ..explanation.lines import EMPTY, Line, line, paragraph, printable
+from .functions import ACCELERATED, COPIES, MEMORY, ONEDNN, OURS, PYTORCH
+from .problem import CONTIGUOUS, OPERATIONS
+from .results import Document, Row
+from .timing import IN_TURN, WARM
 
 
-class Column(NamedTuple):
-    """A heading, the width of its cells, and what stands in them for a row and fresh or reused outputs."""
-
-    heading: str
-    columns: int
-    cell: Callable[[Row, str], tuple[str, str]]
+class Lost(str):
+    """A cell that says we are slower."""
 
 
-def number(value: float | None) -> str:
-    """Three digits, a dash for nothing."""
+class Table(NamedTuple):
+    """A heading, lines of cells of which the first `words` are texts, and a note below."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int
+    note: str = ""
+
+
+# --- numbers
+
+
+def seconds(row: Row, who: str, step: str, mode: str = WARM) -> float | None:
+    """The median, None where it was not measured; a step with one mode has that one."""
+    modes = row["times"].get(who, {}).get(step)
+    return None if modes is None else float(modes.get(mode, modes.get(IN_TURN))[0])
+
+
+def ratio(row: Row, who: str, step: str, mode: str = WARM, other: str = PYTORCH) -> float | None:
+    """How many times faster `who` is than another: below 1 slower."""
+    ours, theirs = seconds(row, who, step, mode), seconds(row, other, step, mode)
+    return None if ours is None or theirs is None else theirs / ours
+
+
+def copy_seconds(row: Row) -> float:
+    """Of the faster copy of x, into memory that exists."""
+    return min(t for name in COPIES if (t := seconds(row, MEMORY, name)) is not None)
+
+
+def least(row: Row, operation: str) -> float:
+    """The seconds that an operation takes at least, by the roofline of the same turns.
+
+    A pass takes as long as all its reading or as a copy, whichever is more. Forward: x is read; x is read and y is
+    written. Backward: x and g are read; both are read and dx is written. Contiguous tensors are taken some channels at
+    a time, so what is read again comes from a nearer cache and costs nothing here.
+    """
+    read, copy = seconds(row, MEMORY, "read") or 0.0, copy_seconds(row)
+    near = row["layout"] == CONTIGUOUS
+    if operation == "forward":
+        return max(read, copy) if near else read + copy
+    if operation == "backward":
+        return max(2 * read, copy) + (0 if near else 2 * read)
+    return copy
+
+
+def mean(ratios: Iterable[float | None]) -> float | None:
+    """The geometric mean of those that are there."""
+    logs = [math.log(r) for r in ratios if r is not None]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+# --- cells
+
+
+def digits(value: float | None) -> str:
+    """Three of them."""
     if value is None:
         return "–"
-    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:.0f}"
 
 
-def _milliseconds(row: Row, outputs: str) -> tuple[str, str]:
-    ours = seconds(row, "ours", outputs)
-    return ("–" if ours is None else f"{ours * 1e3:#.3g}".rstrip(".") if ours < 1 else f"{ours * 1e3:.0f}"), "number"
+def times(value: float | None) -> str:
+    """A ratio; what shows as less than 1 is a loss."""
+    if value is None:
+        return "–"
+    text = f"{value:.2f}"
+    return Lost(text) if float(text) < 1 else text
 
 
-def _spread(row: Row, outputs: str) -> tuple[str, str]:
-    """Half of what lies between the quartiles."""
-    times = row["times"].get(f"ours {outputs}")
-    if times is None:
-        return "–", "quiet"
-    low, high = times["quartiles_s"]
-    return f"±{50 * (high - low) / times['median_s']:.0f}%", "quiet"
+def spread(row: Row, who: str, step: str) -> str:
+    """Half of the distance between the quartiles, in per cent of the median."""
+    modes = row["times"].get(who, {}).get(step)
+    if modes is None:
+        return "–"
+    middle, low, high = modes.get(WARM, modes.get(IN_TURN))
+    return f"±{50 * (high - low) / middle:.0f} %"
 
 
-def _copies(copy: str) -> Callable[[Row, str], tuple[str, str]]:
-    return lambda row, outputs: (number(in_copies(row, copy, outputs)), "")
+def shape(row: Row) -> str:
+    return "×".join(map(str, row["shape"]))
 
 
-def _faster(other: str) -> Callable[[Row, str], tuple[str, str]]:
-    def cell(row: Row, outputs: str) -> tuple[str, str]:
-        ratio = times_faster(row, other, outputs)
-        lost = ratio is not None and ratio < LOST
-        return number(ratio) + ("!" if lost else " "), "lost" if lost else ""
-
-    return cell
-
-
-FIXED = (
-    Column("ms", 7, _milliseconds),
-    Column("", 5, _spread),
-    Column("memcpy", 7, _copies("memcpy")),
-    Column("stream", 7, _copies("streaming copy")),
-    Column("GB/s", 5, lambda row, outputs: (number(gigabytes_a_second(row, outputs)), "quiet")),
-)
-HEADINGS = {
-    "eager": "eager",
-    "compiled": "comp.",
-    "onednn": "oneDNN",
-    "jax": "JAX",
-    "numpy": "NumPy",
-    "scikit-learn": "sklearn",
-}
+def where(document: Document) -> str:
+    """Machine, versions, commit and day, in words."""
+    words = "{cpu}, {threads} threads, {kernels} kernels".format(**document["machine"])
+    words += f", PyTorch {version}" if (version := document["machine"]["torch"]) else ""
+    words += f", commit {commit}" if (commit := document["machine"]["commit"]) else ""
+    return f"{words}, {document['date']}"
 
 
-def table(document: dict[str, Any], columns: int) -> list[Line]:
-    """The whole document, in so many columns; contestants that do not fit are named below."""
-    rows = document["rows"]
-    measured = [
-        o for o in OTHERS if any(f"{o} {outputs}" in row["times"] for row in rows for outputs in ("fresh", "reused"))
-    ]
-    room = (columns - OPERATION - sum(c.columns for c in FIXED)) // OTHER
-    shown = [*FIXED, *(Column(HEADINGS[o], OTHER, _faster(o)) for o in measured[:room])]
-    lines = [line((fit("", OPERATION), ""), *((f"{c.heading:>{c.columns}}", "heading") for c in shown))]
-    for heading, group in groupby(rows, _heading):
-        lines += [line((printable(heading), "title"))]
-        for row in group:
-            lines += [
-                _line(row, outputs, shown) for outputs in ("fresh", "reused") if f"ours {outputs}" in row["times"]
-            ]
-    return [*lines, EMPTY, *_footer(document, measured[room:], columns)]
+# --- as Markdown, and for a terminal
 
 
-def _shape(row: Row) -> str:
-    layout = f" {LAYOUT[row['layout']]}" if len(row["shape"]) > 2 else ""
-    return "×".join(map(str, row["shape"])) + layout
+def markdown(table: Table) -> str:
+    """Losses are bold."""
+    rule = ["---"] * table.words + ["---:"] * (len(table.head) - table.words)
+    rows = [[f"**{cell}**" if isinstance(cell, Lost) else cell for cell in cells] for cells in table.rows]
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in (table.head, rule, *rows))
+    return text + (f"\n\n{table.note}" if table.note else "")
 
 
-def _heading(row: Row) -> str:
+def functions(document: Document, columns: int) -> list[Line]:
+    """The rows of functions: a group for each tensor, a line for each operation."""
+    first, other = 13, 12
+    heads = ("ms", "", "copies", "least", PYTORCH, f"{ACCELERATED}", ONEDNN)
+    widths = (8, 8, 8, 7, *(other,) * 3)
+    lines = [line(" " * first, *((f"{h:>{w}}", "heading") for h, w in zip(heads, widths, strict=True)))]
+    for title, rows in groupby(document["rows"], _title):
+        lines.append(line((printable(title), "title")))
+        for row in rows:
+            for step in OPERATIONS:
+                ours = seconds(row, OURS, step) or math.nan
+                cells = [digits(ours * 1e3), spread(row, OURS, step)]
+                cells += [f"{ours / unit:.2f}" for unit in (copy_seconds(row), least(row, step))]
+                cells += [times(ratio(row, OURS, step)), times(ratio(row, ACCELERATED, step))]
+                cells += [times(ratio(row, OURS, step, other=ONEDNN))]
+                lines.append(line(f"  {step:<{first - 2}}", *map(_cell, cells, widths)))
+    return [*lines, EMPTY, *_notes(document, columns)]
+
+
+def _cell(text: str, columns: int) -> tuple[str, str]:
+    return (f"{text + '!':>{columns}}", "lost") if isinstance(text, Lost) else (f"{text:>{columns - 1}} ", "")
+
+
+def _title(row: Row) -> str:
     threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-    return f"{_shape(row)} · {row['dtype']} · {threads} · {row['name']}"
+    return f"{shape(row)} · {row['layout']} · {row['dtype']} · {threads}"
 
 
-def _line(row: Row, outputs: str, shown: Sequence[Column]) -> Line:
-    name = row["operation"].replace(" + ", "+") if outputs == "fresh" else "  output reused"
-    cells = [(c, *c.cell(row, outputs)) for c in shown]
-    return line((fit(f"  {name}", OPERATION), ""), *((f"{text:>{c.columns}}", style) for c, text, style in cells))
-
-
-def _footer(document: dict[str, Any], hidden: Sequence[str], columns: int) -> list[Line]:
-    texts = [
-        "ms: ours, the median of rounds in which all take turns, and half the distance of the quartiles. memcpy, "
-        "stream: ours in copies of the tensor, by memcpy and past the cache. GB/s: the bytes that must be moved, by "
-        "our time. Then the others' times divided by ours: below 1 they are faster.",
-        f"Results are new memory in each call, or, where it says so, written into memory that exists. ! marks what we "
-        f"lose by more than {100 * (1 - LOST):.0f} %.",
+def _notes(document: Document, columns: int) -> list[Line]:
+    rows = document["rows"]
+    notes = [
+        "ms: our functions on arrays, the median of the second of two calls in a row, and half the distance of the "
+        "quartiles. copies: the same in copies of the tensor; least: in the least that reading and writing it takes "
+        "here. PyTorch, oneDNN: their time divided by ours. accelerated: PyTorch's calls, and how many times faster "
+        "they are with our kernels. ! marks what we lose."
     ]
-    for text in (_means(document["rows"]), _lost(losses(document["rows"]))):
-        texts += [text] if text else []
-    if hidden:
-        texts.append(f"Measured, but too wide for this table: {', '.join(HEADINGS[o] for o in hidden)}; see --json.")
-    texts += _notes(document)
-    texts.append(_machine(document["machine"]))
-    return [one for text in texts for one in paragraph(printable(text), columns, first=line(" "))]
-
-
-def _means(rows: Sequence[Row]) -> str:
-    parts = []
-    for other in OTHERS:
-        ratios = [
-            r for row in rows for outputs in ("fresh", "reused") if (r := times_faster(row, other, outputs)) is not None
-        ]
+    for who, other in ((OURS, PYTORCH), (ACCELERATED, PYTORCH), (OURS, ONEDNN)):
+        ratios = [r for row in rows for step in OPERATIONS if (r := ratio(row, who, step, other=other)) is not None]
         if ratios:
-            parts.append(f"{HEADINGS[other]} {number(mean(ratios))} ({len(ratios)})")
-    return f"Geometric mean of each column (and of how many rows): {', '.join(parts)}." if parts else ""
-
-
-def _lost(lost: Sequence[Loss]) -> str:
-    if not lost:
-        return ""
-    named = [
-        f"{_shape(one.row)} {one.row['operation']} "
-        f"({one.outputs}, {one.row['dtype']}, {one.row['threads']} thr.) {number(one.ratio)} {HEADINGS[one.other]}"
-        for one in lost[:SHOWN_LOSSES]
-    ]
-    more = len(lost) - len(named)
-    return f"We lose {len(lost)}, the worst first: {'; '.join(named)}{f'; and {more} more' if more else ''}."
-
-
-def _notes(document: dict[str, Any]) -> list[str]:
-    """Who is not in the table, and why; each reason once."""
-    notes = [f"Left out: {name}: {reason}." for name, reason in document["absent"].items()]
-    reasons: dict[tuple[str, str], int] = {}
-    for row in document["rows"]:
-        for key, reason in row["unable"].items():
-            name = key.rpartition(" ")[0]
-            reasons[name, reason] = reasons.get((name, reason), 0) + 1
-    return [
-        *notes,
-        *(f"A dash in {count} cell{'s' * (count > 1)}: {name}: {reason}." for (name, reason), count in reasons.items()),
-    ]
-
-
-def _machine(m: dict[str, Any]) -> str:
-    versions = [f"{name} {m[key]}" for key, name in NAMES.items() if m.get(key)]
-    commit = f", commit {m['commit']}" if m.get("commit") else ""
-    return f"{m['cpu']}, {m['kernels']} kernels{commit}; {', '.join(versions)}."
-
-
-NAMES = {
-    "python": "Python", "numpy": "NumPy", "torch": "PyTorch", "onednn": "oneDNN (package)", "jax": "JAX",
-    "scikit-learn": "scikit-learn",
-}  # fmt: skip
+            lost = sum(isinstance(times(r), Lost) for r in ratios)
+            notes.append(f"{who} beside {other}: geometric mean {mean(ratios):.2f}; lost {lost} of {len(ratios)}.")
+    reasons = {f"{who}: {why}." for row in rows for who, why in row["unable"].items()}
+    notes += sorted(reasons)
+    notes.append(where(document) + ".")
+    return [one for text in notes for one in paragraph(printable(text), columns, first=line(" "))]

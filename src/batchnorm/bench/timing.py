@@ -1,90 +1,95 @@
-"""Times of calls that take turns, so that whatever disturbs the machine disturbs all of them."""
+"""The one timing loop: contestants take turns, so that whatever disturbs the machine disturbs all of them."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-try:
-    import resource
-except ImportError:  # not a Unix
-    resource = None  # type: ignore[assignment]
-
 import numpy as np
 
-#: OpenMP's threads spin for 10 to 20 ms after a call, on processors that the next contestant needs. One that has other
-#: threads therefore runs untimed for this long first; a pause instead would let caches and clocks go cold.
+IN_TURN, WARM = MODES = ("in turn", "warm")
+#: OpenMP's threads spin for 10 to 20 ms after a call, on processors that the next contestant needs.
 SETTLE = 0.03
-#: Calls are timed together until they take about this long, so that the clock's resolution does not matter.
-TURN = 0.004
-MOST_CALLS, FEWEST_ROUNDS = 200, 3
-SLOW = 0.1  # seconds: such a call is a turn, and warms nothing that it would not evict itself
+FEWEST_ROUNDS = 3
+
+Step = Callable[[], Any]
+Quartiles = list[float]  # seconds a call: the median, and the quartiles below and above
+Times = dict[str, dict[str, dict[str, Quartiles]]]  # contestant, step, mode
 
 
-class Runner(NamedTuple):
-    """A call, the pool of threads that spins after it ("" if none does), and what its turns happen inside of."""
+class Contestant(NamedTuple):
+    """Calls that are timed one after the other, whose threads spin after them, and what they happen inside of."""
 
-    call: Callable[[], Any]
-    pool: str
+    steps: Mapping[str, Step]
+    pool: str = ""
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-class Times(NamedTuple):
-    """Seconds a call: the median of the rounds, and their quartiles."""
+class Settings(NamedTuple):
+    """How long to measure a row."""
 
-    median_s: float
-    quartiles_s: tuple[float, float]
-    rounds: int
-    faults: float  # page faults a call, the median
+    rounds: int = 9
+    budget: float = 4.0  # seconds, after which no further round begins, if there were three
+    calls: int = 1  # timed together, where the clock is too coarse for one
+    modes: tuple[str, ...] = MODES
 
 
-def measure(runners: Mapping[str, Runner], rounds: int, budget: float) -> dict[str, Times]:
-    """Let the calls take turns, every second round in the opposite order, until `rounds` or `budget` seconds are over.
+def measure(contestants: Mapping[str, Contestant], settings: Settings) -> Times:
+    """Let all take turns, every second round in the opposite order.
 
-    At least three rounds are made, whatever they take, unless fewer are asked for.
+    A turn is all steps of a contestant, twice: the first time the others' arrays have filled the caches ("in turn"),
+    the second time its own have ("warm").
     """
-    counts = {}
-    for name, (call, _, within) in runners.items():
-        with within():
-            counts[name] = _calls(call)
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    faults: dict[str, list[float]] = {name: [] for name in runners}
-    until = time.perf_counter() + budget
+    taken: dict[tuple[str, str, str], list[float]] = {}
+    until = time.perf_counter() + settings.budget
     spinning = ""
     with _no_collection():
-        for number in range(rounds):
+        for number in range(settings.rounds):
             if number >= FEWEST_ROUNDS and time.perf_counter() > until:
                 break
-            for name in list(runners) if number % 2 == 0 else reversed(list(runners)):
-                runner = runners[name]
-                with runner.within():
-                    took, faulted = _turn(runner.call, counts[name], spinning not in ("", runner.pool))
-                seconds[name].append(took)
-                faults[name].append(faulted)
-                spinning = runner.pool
-    return {name: summary(seconds[name], faults[name]) for name in runners}
+            for name in list(contestants) if number % 2 == 0 else reversed(list(contestants)):
+                steps, pool, within = contestants[name]
+                if spinning not in ("", pool):
+                    _wait(SETTLE)
+                spinning = pool
+                with within():
+                    for mode in settings.modes:
+                        for step, call in steps.items():
+                            taken.setdefault((name, step, mode), []).append(_seconds(call, settings.calls))
+    times: Times = {}
+    for (name, step, mode), seconds in taken.items():
+        times.setdefault(name, {}).setdefault(step, {})[mode] = quartiles(seconds)
+    return times
 
 
-def _turn(call: Callable[[], Any], count: int, disturbed: bool) -> tuple[float, float]:
-    """Seconds and page faults a call; `disturbed`: another pool's threads are still spinning."""
-    if count > 1:
-        _settle(call, SETTLE if disturbed else 0.0)
-    elif disturbed:
-        time.sleep(SETTLE)
-    before, start = _faults(), time.perf_counter()
-    for _ in range(count):
+def quartiles(seconds: list[float]) -> Quartiles:
+    """The median, and the quartiles below and above; four digits are more than any clock can tell."""
+    return [float(f"{q:.4g}") for q in np.percentile(seconds, [50, 25, 75])]
+
+
+def _seconds(call: Step, calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
         call()
-    end, after = time.perf_counter(), _faults()
-    return (end - start) / count, (after - before) / count
+    return (time.perf_counter() - start) / calls
+
+
+def _wait(seconds: float) -> None:
+    """Busily: a processor that sleeps is slow when it wakes."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Collecting garbage is nobody's work, and would fall on anybody."""
     collects = gc.isenabled()
+    gc.collect()
     gc.disable()
     try:
         yield
@@ -93,28 +98,10 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def summary(seconds: Sequence[float], faults: Sequence[float]) -> Times:
-    """Median and quartiles."""
-    low, middle, high = (float(q) for q in np.percentile(seconds, [25, 50, 75]))
-    return Times(middle, (low, high), len(seconds), float(np.median(faults)))
-
-
-def _settle(call: Callable[[], Any], least: float) -> None:
-    """Run untimed, once or for so many seconds."""
-    until = time.perf_counter() + least
-    call()
-    while time.perf_counter() < until:
-        call()
-
-
-def _calls(call: Callable[[], Any]) -> int:
-    """How many calls make a turn."""
-    start = time.perf_counter()
-    call()
-    took = max(time.perf_counter() - start, 1e-7)
-    return 1 if took > SLOW else max(2, min(MOST_CALLS, round(TURN / took)))
-
-
-def _faults() -> int:
-    """Page faults of this process so far that needed no disk."""
-    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory, up to its limit for blocks of its heap, 32 MiB: no page faults by luck."""
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 32 * 2**20)

@@ -1,0 +1,46 @@
+"""The chart of docs/performance.md: how many times faster than PyTorch, for each type, layout, operation and shape."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from batchnorm.bench.functions import ACCELERATED
+from batchnorm.bench.problem import OPERATIONS
+from batchnorm.bench.results import Document
+from batchnorm.bench.table import mean, ratio
+from render import groups
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "docs" / "figures"))
+
+from style import BLUE, INK, ORANGE, PALE, plt, save
+
+
+def draw(document: Document, name: str = "performance") -> None:
+    """A panel for each operation, a line for each type and layout, a dot for each shape; orange where we lose."""
+    found = list(groups(document["rows"]))
+    figure, panels = plt.subplots(1, 3, figsize=(9.2, 0.6 + 0.34 * len(found)), sharex=True, sharey=True)
+    for ax, operation in zip(panels, OPERATIONS, strict=True):
+        for y, (dtype, layout, rows) in enumerate(found):
+            if y % 2 == 0:
+                ax.axhspan(y - 0.5, y + 0.5, color=PALE, linewidth=0, zorder=0)
+            if ax is panels[0]:
+                where = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 8.5}
+                ax.text(-0.03, y, f"{dtype}, {layout}", **where)
+            ratios = [ratio(row, ACCELERATED, operation) for row in rows]
+            ax.scatter(ratios, [y] * len(rows), s=16, alpha=0.7, color=[BLUE if r >= 1 else ORANGE for r in ratios])
+            ax.plot([mean(ratios)] * 2, [y - 0.3, y + 0.3], color=INK, linewidth=1.6)
+        ax.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        ax.set_title(operation, loc="left", fontsize=10)
+        ax.set_ylim(len(found) - 0.5, -0.5)
+        ax.yaxis.set_major_locator(NullLocator())
+        ax.spines["left"].set_visible(False)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(FixedLocator((0.5, 1, 2, 5, 10)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
+    panels[1].set_xlabel("times faster than PyTorch; a dot for each shape, a bar for their geometric mean")
+    figure.subplots_adjust(wspace=0.08)
+    save(figure, name)

@@ -1,0 +1,113 @@
+"""What options cost beside the plain call; and scikit-learn's StandardScaler, whose work is that of moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import batchnorm as bn
+from batchnorm import _reference
+from batchnorm.bench.problem import EPS, Data, Problem
+from batchnorm.bench.timing import Contestant, Settings, measure
+from networks import peak_bytes
+
+PLAIN, SKLEARN, OURS, ONE_THREAD = "plain", "scikit-learn", "batchnorm", "batchnorm, one thread"
+GHOSTS = 4  # parts of the batch
+
+# --- masks, weights, ghosts
+
+
+def choices(x: np.ndarray) -> dict[str, dict[str, Any]]:
+    """The arguments of each variant. Half of the positions count: at random, or the first of each sample."""
+    N, _, *others = x.shape
+    rng = np.random.default_rng(0)
+    chance = rng.random((N, *others)) < 0.5
+    ends = rng.integers(1, others[-1] + 1, (N, *[1] * len(others))) if others else N // 2
+    padding = np.broadcast_to(np.arange(others[-1] if others else N) < ends, (N, *others))
+    return {
+        PLAIN: {},
+        "mask, random": {"mask": chance},
+        "mask, padding": {"mask": padding.copy()},
+        "weights": {"weights": rng.random((N, *others), dtype=np.float32)},
+        "ghost batches": {"virtual_batch_size": -(-N // GHOSTS)},
+    }
+
+
+def variants(problem: Problem, settings: Settings) -> dict[str, Any]:
+    """Forward and backward of each variant, verified first."""
+    data, contestants = Data(problem), {}
+    for name, options in choices(data.x).items():
+        y, m = bn.batch_norm(data.x, data.weight, data.bias, eps=EPS, **options)
+        verify(name, data, y, options)
+        forward = partial(bn.batch_norm, data.x, data.weight, data.bias, **options)
+        backward = partial(bn.batch_norm_backward, data.g, data.x, m, data.weight, data.bias, **options)
+        contestants[name] = Contestant({"forward": forward, "backward": backward})
+    return {"times": measure(contestants, settings)}
+
+
+def verify(name: str, data: Data, y: np.ndarray, options: dict[str, Any]) -> None:
+    """Ghosts are batches of their own; a position counts with its weight."""
+    size = options.get("virtual_batch_size", len(data.x))
+    selected, some = options.get("mask", options.get("weights")), slice(None, None, max(1, y.shape[1] // 16))
+    weight, bias = (a[some].astype(np.float64) for a in (data.weight, data.bias))
+    for start in range(0, len(data.x), size):
+        part = slice(start, start + size)
+        x = _reference.arrange(data.x[part, some], 1)
+        w = None if selected is None else selected[part].reshape(-1).astype(np.float64)
+        _, mean, var = _reference.moments(x, w)
+        z = _reference.normalize(x, mean, var, weight, bias, EPS)[1]
+        off = float(np.max(np.abs(_reference.arrange(y[part, some], 1) - z) / np.maximum(1, np.abs(z))))
+        if not off <= 1e-6:
+            raise SystemExit(f"{name} on {y.shape}: y is off by {off}")
+
+
+# --- StandardScaler
+
+
+def scaler(problem: Problem, settings: Settings) -> dict[str, Any]:
+    """Fit, transform and weighted fit of one table, and the memory that each needs at most."""
+    try:
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        return {"times": {}, "unable": {SKLEARN: str(error)}}
+    rng = np.random.default_rng(0)
+    x = rng.normal(3.0, 2.0, problem.shape).astype(problem.dtype)
+    weight = rng.random(len(x))
+    fitted, m = StandardScaler().fit(x), bn.moments(x)
+    ours = {
+        "fit": lambda: bn.moments(x),
+        "transform": lambda: bn.normalize(x, m, eps=1e-12),
+        "fit, weighted": lambda: bn.moments(x, weights=weight),
+    }
+    contestants = {
+        SKLEARN: Contestant(
+            {
+                "fit": lambda: StandardScaler().fit(x),
+                "transform": lambda: fitted.transform(x),
+                "fit, weighted": lambda: StandardScaler().fit(x, sample_weight=weight),
+            }
+        ),
+        OURS: Contestant(ours),
+        ONE_THREAD: Contestant(ours, within=one_thread),
+    }
+    close = 1e-9 if problem.dtype == "float64" else 1e-4
+    assert np.allclose(m.mean, fitted.mean_, rtol=close), "fit disagrees"
+    assert np.allclose(ours["transform"](), fitted.transform(x), atol=close), "transform disagrees"
+    expected = StandardScaler().fit(x, sample_weight=weight)
+    assert np.allclose(ours["fit, weighted"]().var(), expected.var_, rtol=close), "weighted fit disagrees"
+    peak = {who: {step: peak_bytes(call) for step, call in c.steps.items()} for who, c in contestants.items()}
+    return {"times": measure(contestants, settings), "peak": peak}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = bn.get_num_threads()
+    bn.set_num_threads(1)
+    try:
+        yield
+    finally:
+        bn.set_num_threads(before)

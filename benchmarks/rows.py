@@ -1,0 +1,61 @@
+"""What is measured: the one table of parts and rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from batchnorm.bench.problem import LAYOUTS, TABLE, Problem, layouts
+from batchnorm.bench.timing import IN_TURN, Settings
+
+IMAGES = (
+    (16, 64, 64, 64), (16, 256, 32, 32), (16, 512, 16, 16), (16, 1024, 8, 8), (16, 2048, 4, 4), (64, 512, 7, 7),
+    (32, 64, 56, 56), (32, 256, 56, 56),
+)  # fmt: skip
+TABLES = ((8192, 256), (65536, 64))
+DTYPES = ("float32", "bfloat16", "float16")
+LAYERS = ((32, 64, 56, 56), (32, 256, 56, 56), (32, 256, 14, 14), (64, 512, 7, 7), (8192, 256))
+KINDS = ("batch norm", "+ ReLU", "+ ReLU6", "+ SiLU", "+ add + ReLU")
+TINY = ((5, 5), (32, 128), (256, 64), (8, 16, 8, 8), (1, 64, 14, 14))
+NETWORKS = {"MobileNetV2": 16, "EfficientNet-B0": 16, "ResNet-50": 8}  # with their batches
+VARIANTS = ((32, 64, 56, 56), (32, 256, 14, 14), (64, 128, 500), (8192, 256))
+SCALER = (
+    Problem((1_000_000, 20), TABLE, "float64"),
+    Problem((100_000, 200), TABLE, "float32"),
+    Problem((2_000, 30), TABLE, "float64"),
+)
+ON_GPU = ((32, 64, 56, 56), (32, 256, 56, 56), (64, 512, 7, 7))
+
+
+class Part(NamedTuple):
+    """A file of results: its rows, which function of which module here measures one, and for how long."""
+
+    problems: list[Problem]
+    measure: str
+    settings: Settings
+    named: bool = False  # measured only when it is named
+
+
+def every(shapes, dtypes=("float32",), kinds=("",)) -> list[Problem]:
+    """Each shape in each of its layouts."""
+    return [Problem(s, layout, d, what=k) for d in dtypes for s in shapes for layout in layouts(s) for k in kinds]
+
+
+PARTS = {
+    "functions": Part(every((*IMAGES, *TABLES), DTYPES), "batchnorm.bench.functions.row_of", Settings(21, 2.5)),
+    "layers": Part(every(LAYERS, kinds=KINDS), "layers.layer", Settings(15, 1.5)),
+    "tiny": Part([Problem(s, layouts(s)[0], threads=1) for s in TINY], "layers.tiny", Settings(61, 10, calls=50)),
+    "networks": Part(
+        [
+            Problem((batch, 3, 128, 128), layout, dtype, what=name)
+            for name, batch in NETWORKS.items()
+            for dtype in DTYPES[:2]
+            for layout in LAYOUTS
+        ],
+        "networks.steps",
+        Settings(9, 18, modes=(IN_TURN,)),
+    ),
+    "variants": Part(every(VARIANTS), "others.variants", Settings(15, 2)),
+    "scaler": Part(list(SCALER), "others.scaler", Settings(9, 6)),
+    "sync": Part(every(VARIANTS), "sync.row_of", Settings(9, 1e9)),  # no budget: all processes must do the same
+    "gpu": Part(every(ON_GPU, DTYPES[:2], KINDS[::4]), "layers.on_gpu", Settings(11, 10, calls=20), named=True),
+}
