@@ -39,9 +39,14 @@ template <const Isa& isa> constexpr Kernels kernels_of(const char* name) {
           },
           [](const char* from, int64_t bytes, int threads) { return read(from, bytes, threads, isa); }};
 }
+#ifdef BN_HAS_portable
 constexpr Kernels kPortable = kernels_of<portable::isa>("portable");
-#ifdef BN_X86
-constexpr Kernels kAvx2 = kernels_of<avx2::isa>("avx2"), kAvx512 = kernels_of<avx512::isa>("avx512");
+#endif
+#ifdef BN_HAS_avx2
+constexpr Kernels kAvx2 = kernels_of<avx2::isa>("avx2");
+#endif
+#ifdef BN_HAS_avx512
+constexpr Kernels kAvx512 = kernels_of<avx512::isa>("avx512");
 #endif
 
 std::atomic<const Kernels*> active{nullptr};
@@ -50,11 +55,15 @@ std::atomic<const Kernels*> active{nullptr};
 
 int list_kernels(const Kernels** out) {
   int n = 0;
-#ifdef BN_X86
+#ifdef BN_HAS_avx512
   if (runs_avx512()) out[n++] = &kAvx512;
+#endif
+#ifdef BN_HAS_avx2
   if (runs_avx2()) out[n++] = &kAvx2;
 #endif
+#ifdef BN_HAS_portable
   out[n++] = &kPortable;
+#endif
   out[n++] = &reference::kernels;
   return n;
 }

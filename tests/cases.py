@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 import oracle
+from pairs import pairs
 
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 WIDE = ("float32", "float64")
@@ -354,11 +355,10 @@ def _layouts() -> list[Case]:
 
 
 def _options() -> list[Case]:
-    """Every combination of options in float32 and float64; fewer in 16 bits, where the arithmetic is float32's."""
-    every = itertools.product(WIDE, SELECTIONS, ACTIVATIONS, (False, True))
-    found = [_with(_ONE, dtype=d, select=s, activation=a, residual=r) for d, s, a, r in every]
-    fewer = itertools.product(("float16", "bfloat16"), ("all", "mask+weights"), ACTIVATIONS, (False, True))
-    return found + [_with(_ONE, dtype=d, select=s, activation=a, residual=r) for d, s, a, r in fewer]
+    """Every selection with every activation, with and without a residual, in float32 or float64; fewer in 16 bits."""
+    last = list(itertools.product(ACTIVATIONS, (False, True)))
+    found = [*pairs(WIDE, SELECTIONS, last), *pairs(("float16", "bfloat16"), ("all", "mask+weights"), last)]
+    return [_with(_ONE, dtype=d, select=s, activation=a, residual=r) for d, s, (a, r) in found]
 
 
 def _selections() -> list[Case]:

@@ -24,6 +24,8 @@ import batchnorm as bn
 pytest.register_assert_rewrite("chromium")
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=60)
+_FAST = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # what fails is not made small, nor explained
+hypothesis.settings.register_profile("fast", hypothesis.settings.get_profile("repeatable"), phases=_FAST)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 

@@ -6,14 +6,12 @@ repeats it. A slice runs with the tests.
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import csv
 import io
 import json
 import os
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import batchnorm as bn
+import drawing
 from batchnorm.cli import main
 
 Rng = np.random.Generator
@@ -339,22 +338,6 @@ def one(seed: int) -> str:
     return f"{Path(found.name).suffix} {outcome}"
 
 
-def run() -> None:
-    """Draw files for as long as the options say."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=10**9)
-    options = parser.parse_args()
-    until, seed, outcomes = time.monotonic() + options.seconds, options.seed, Counter[str]()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        while time.monotonic() < until and seed < options.seed + options.cases:
-            outcomes[one(seed)] += 1
-            seed += 1
-        os.chdir("/")
-    print(f"{seed - options.seed} files from seed {options.seed} on:", dict(sorted(outcomes.items())))
-
-
 if __name__ == "__main__":
-    run()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        drawing.run(one, "files", __doc__)

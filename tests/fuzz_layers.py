@@ -8,9 +8,6 @@ seed, and ``--seed N --cases 1`` repeats it. A slice runs with the tests.
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -20,6 +17,7 @@ import torch
 
 import batchnorm as bn
 import batchnorm.torch as bnt
+import drawing
 import plain_layer
 from layer_cells import parameters
 from plain_layer import Refused
@@ -252,19 +250,5 @@ def step(
     return "right"
 
 
-def run() -> None:
-    """Draw layers for as long as the options say."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=10**9)
-    options = parser.parse_args()
-    until, seed, outcomes = time.monotonic() + options.seconds, options.seed, Counter[str]()
-    while time.monotonic() < until and seed < options.seed + options.cases:
-        outcomes[one(seed)] += 1
-        seed += 1
-    print(f"{seed - options.seed} layers from seed {options.seed} on:", dict(sorted(outcomes.items())))
-
-
 if __name__ == "__main__":
-    run()
+    drawing.run(one, "layers", __doc__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def _module(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def _imports(path: Path) -> list[tuple[str, int]]:
     """What a file imports, anywhere in it: absolute dotted names, with the line."""
     package = ["batchnorm", *path.relative_to(PACKAGE).parts[:-1]]

@@ -6,6 +6,8 @@ import ctypes
 import itertools
 import mmap
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +19,13 @@ import canonical
 from batchnorm import _checks
 from canonical import same_bits
 from cases import DTYPES, lay_out
+from pairs import pairs
 
 THREADS = (1, 2, 3, 7)
 LAYOUTS = ("contiguous", "channels-last", "permuted", "sliced", "sliced-channels", "reversed")
 ISAS = tuple(bn._native.available_isas())  # the best of this machine first
 SCALAR = "reference" if "reference" in ISAS else "portable"  # what every other one is compared with
+PLAIN = "portable" if "portable" in ISAS else SCALAR
 
 # Planes of 1, 7x7, 14x14 and 56x56; channels that fill vectors and that do not; below and above what one thread does
 # alone (32768 elements).
@@ -117,48 +121,60 @@ def _laid_out(values: dict[str, np.ndarray], layout: str) -> dict[str, np.ndarra
     return values | strided
 
 
-def _matrix(shape: tuple[int, ...], dtype: str, layouts, threads, isas) -> None:
-    """One thread of the scalar kernels on contiguous arrays, against everything else."""
+def _same_every_way(shape: tuple[int, ...], dtype: str, ways: Iterable[tuple[str, str, int]]) -> None:
+    """One thread of the scalar kernels on contiguous arrays, against other layouts, instruction sets and threads."""
     values = _values(shape, dtype)
     bn._native.force_isa(SCALAR)
     bn.set_num_threads(1)
     expected = _everything(values)
-    for layout in layouts:
-        arrays = _laid_out(values, layout)
-        for isa, count in itertools.product(isas, threads):
-            bn._native.force_isa(isa)
-            bn.set_num_threads(count)
-            _assert_same(_everything(arrays), expected, f"{layout}, {isa}, {count} threads")
+    for layout, isa, threads in ways:
+        bn._native.force_isa(isa)
+        bn.set_num_threads(threads)
+        found = _everything(_laid_out(values, layout))
+        _assert_same(found, expected, f"{shape}, {dtype}, {layout}, {isa}, {threads} threads")
+
+
+PROBLEMS = list(itertools.product(SMALL, DTYPES))
+SMALL_WAYS: dict[Any, list[tuple[str, str, int]]] = {problem: [] for problem in PROBLEMS}
+for _problem, *_way in pairs(PROBLEMS, LAYOUTS, ISAS, (1, 3)):
+    SMALL_WAYS[_problem].append(tuple(_way))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SMALL, ids=str)
-def test_small_problems(shape, dtype):
-    _matrix(shape, dtype, LAYOUTS, (1, 3), ISAS)
+def test_small_problems(dtype):
+    """Each shape and dtype in each layout, and in each instruction set; on one thread and three in turn."""
+    for shape in SMALL:
+        _same_every_way(shape, dtype, SMALL_WAYS[shape, dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_layout_thread_count_and_instruction_set(dtype):
-    _matrix(MIDDLE, dtype, LAYOUTS, THREADS, ISAS)
+    _same_every_way(MIDDLE, dtype, pairs(LAYOUTS, ISAS, THREADS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SMALL, MIDDLE], ids=str)
+def test_the_whole_product(shape, dtype):
+    _same_every_way(shape, dtype, itertools.product(LAYOUTS, ISAS, THREADS if shape == MIDDLE else (1, 3)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", LARGE, ids=str)
 def test_large_problems(shape):
-    _matrix(shape, "float32", LAYOUTS[:4], THREADS, ISAS[:1])
+    _same_every_way(shape, "float32", itertools.product(LAYOUTS[:4], ISAS[:1], THREADS))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ("portable", "reference")])
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "sliced-channels"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_results_that_go_past_the_cache(dtype, layout, isa):
+VECTORS = [isa for isa in ISAS if isa not in ("portable", "reference")]
+
+
+def _past_the_cache(dtype: str, layout: str, isa: str) -> None:
     """Vector stores past the cache, in odd runs, write what the portable kernels' ordinary ones write."""
     rng = np.random.default_rng(1)
     shape = (STREAMED[dtype], 29, 223, 227)
     x, grad = (lay_out(rng.standard_normal(shape, np.float32).astype(DTYPES[dtype]), layout, (1,)) for _ in range(2))
     bn.set_num_threads(3)
-    bn._native.force_isa("portable")
+    bn._native.force_isa(PLAIN)
     y, m = bn.batch_norm(x)
     dx = bn.batch_norm_backward(grad, x, m).x
     bn._native.force_isa(isa)
@@ -167,6 +183,22 @@ def test_results_that_go_past_the_cache(dtype, layout, isa):
     assert same_bits(found, y)
     assert same_bits(bn.batch_norm_backward(grad, x, m).x, dx)
     assert same_bits(bn.normalize(x[-1:], m), y[-1:]), "one sample alone stays in the cache"
+
+
+@pytest.mark.skipif(not VECTORS, reason="this machine has no vectors")
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [("float32", "contiguous"), ("bfloat16", "channels-last"), ("float64", "sliced-channels")]
+)
+def test_results_that_go_past_the_cache(dtype, layout):
+    _past_the_cache(dtype, layout, VECTORS[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", VECTORS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "sliced-channels"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_results_that_go_past_the_cache(dtype, layout, isa):
+    _past_the_cache(dtype, layout, isa)
 
 
 def _as_columns(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -351,7 +383,7 @@ def test_non_finite_values_have_the_same_bits_everywhere(isa):
     values = _values((3, 20, 7, 7), "float32")
     for channel, value in enumerate((np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45)):
         values["x"][1, channel, 3, channel] = value
-    bn._native.force_isa("portable")
+    bn._native.force_isa(PLAIN)
     expected = _everything(values)
     bn._native.force_isa(isa)
     for layout in LAYOUTS:

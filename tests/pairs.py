@@ -1,0 +1,34 @@
+"""Cross products thinned to pairs: rows in which every two values of different axes meet at least once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+
+def pairs(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """A few rows of the product of the axes, the same ones every time; two axes give their product.
+
+    Each row begins with a pair that no row has yet, and takes of the other axes what brings most new pairs.
+    """
+    values = [list(axis) for axis in axes]
+    numbers = [range(len(axis)) for axis in values]
+    missing = {
+        ((i, a), (j, b)): None
+        for i, j in itertools.combinations(range(len(values)), 2)
+        for a, b in itertools.product(numbers[i], numbers[j])
+    }
+    rows = []
+    while missing:
+        row = dict(next(iter(missing)))
+        for i in set(range(len(values))) - row.keys():
+
+            def gains(a: int, i: int = i, row: dict[int, int] = row) -> int:
+                return sum(tuple(sorted(((i, a), at))) in missing for at in row.items())
+
+            row[i] = max(numbers[i], key=gains)
+        for pair in itertools.combinations(sorted(row.items()), 2):
+            missing.pop(pair, None)
+        rows.append(tuple(values[i][a] for i, a in sorted(row.items())))
+    return rows
