@@ -11,7 +11,7 @@ import numpy as np
 
 import batchnorm as bn
 from batchnorm import _reference
-from batchnorm.bench.problem import EPS, Data, Problem
+from batchnorm.bench.problem import EPS, Data, Problem, sixteen
 from batchnorm.bench.timing import Contestant, Settings, measure
 from networks import peak_bytes
 
@@ -52,7 +52,7 @@ def variants(problem: Problem, settings: Settings) -> dict[str, Any]:
 def verify(name: str, data: Data, y: np.ndarray, options: dict[str, Any]) -> None:
     """Ghosts are batches of their own; a position counts with its weight."""
     size = options.get("virtual_batch_size", len(data.x))
-    selected, some = options.get("mask", options.get("weights")), slice(None, None, max(1, y.shape[1] // 16))
+    selected, some = options.get("mask", options.get("weights")), sixteen(y.shape)
     weight, bias = (a[some].astype(np.float64) for a in (data.weight, data.bias))
     for start in range(0, len(data.x), size):
         part = slice(start, start + size)

@@ -326,10 +326,10 @@ def filled(text: str, known: dict[str, str]) -> str:
 
 def rendered(documents: dict[str, Document]) -> dict[Path, str]:
     """Every page as the results have it."""
-    pages: dict[Path, str] = {}
+    pages = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))}
     for page, mark, text in parts(documents):
         path = ROOT / page
-        pages[path] = fill(pages.get(path) or path.read_text(encoding="utf-8"), mark, text)
+        pages[path] = fill(pages[path], mark, text)
     known = figures(documents)
     return {path: filled(text, known) for path, text in pages.items()}
 

@@ -96,13 +96,16 @@ def test_functions_are_shown_by_dtype_and_layout() -> None:
     assert len(tables["arrays"]) == 3
 
 
-def test_layers_are_shown_with_what_follows_and_what_they_keep() -> None:
+def test_layers_are_shown_with_what_follows_and_what_they_keep(monkeypatch: pytest.MonkeyPatch) -> None:
     """The promise of the documents: one pass keeps x and a few numbers a channel; PyTorch keeps y, too."""
+    monkeypatch.setattr(torch, "compile", lambda layer: layer)
     kinds = part("rows").KINDS
     tables = shown("layers", [Problem((16, 8, 9, 9), what=kind) for kind in kinds])
     assert [line[2] for line in tables["layers"]] == list(kinds)
     x = 16 * 8 * 81 * 4 / 2**20
     kept = {line[0]: [round(float(value) / x) for value in line[2:]] for line in tables["saved"]}
+    masked = part("layers").layer(Problem((16, 8, 9, 9)), ONCE, masked=True)  # as on a GPU
+    assert {"module, mask", "compiled module, mask"} <= masked["times"].keys()
     assert kept == {
         "batch norm": [1, 1, 1],
         "+ ReLU": [2, 2, 1],
@@ -259,7 +262,9 @@ def test_documents_show_what_the_results_say_and_every_result_is_shown() -> None
     render = part("render")
     documents = render.results()
     assert {path.stem for path in (BENCHMARKS / "results").glob("*.json")} == documents.keys()
-    for path, text in render.rendered(documents).items():
+    pages = render.rendered(documents)
+    assert set(PAGES) <= pages.keys()
+    for path, text in pages.items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python benchmarks/run.py --render"
     for name in documents:
         assert len(list(render.parts({name: documents[name]}))) > 1, f"no document shows results/{name}.json"
