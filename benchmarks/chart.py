@@ -29,8 +29,8 @@ def draw(document: Document, name: str = "performance") -> None:
             if ax is panels[0]:
                 where = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 8.5}
                 ax.text(-0.03, y, f"{dtype}, {layout}", **where)
-            ratios = [ratio(row, ACCELERATED, operation) for row in rows]
-            ax.scatter(ratios, [y] * len(rows), s=16, alpha=0.7, color=[BLUE if r >= 1 else ORANGE for r in ratios])
+            ratios = [r for row in rows if (r := ratio(row, ACCELERATED, operation)) is not None]
+            ax.scatter(ratios, [y] * len(ratios), s=16, alpha=0.7, color=[BLUE if r >= 1 else ORANGE for r in ratios])
             ax.plot([mean(ratios)] * 2, [y - 0.3, y + 0.3], color=INK, linewidth=1.6)
         ax.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         ax.set_title(operation, loc="left", fontsize=10)
@@ -41,6 +41,6 @@ def draw(document: Document, name: str = "performance") -> None:
         ax.xaxis.set_major_locator(FixedLocator((0.5, 1, 2, 5, 10)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_locator(NullLocator())
-    panels[1].set_xlabel("times faster than PyTorch; a dot for each shape, a bar for their geometric mean")
+    panels[1].set_xlabel("times faster than PyTorch; a dot a shape (orange: slower), a bar for their geometric mean")
     figure.subplots_adjust(wspace=0.08)
     save(figure, name)

@@ -94,7 +94,8 @@ def summary(document: Document, modes: tuple[str, ...] = MODES[::-1]) -> Table:
     lines = []
     for dtype, layout, rows in groups(document["rows"]):
         cells = [times(mean(ratio(r, ACCELERATED, o, m) for r in rows)) for m in modes for o in OPERATIONS]
-        worst, name = min((ratio(r, ACCELERATED, o) or 0.0, f"{shape(r)} {o}") for r in rows for o in OPERATIONS)
+        ratios = [(ratio(r, ACCELERATED, o), f"{shape(r)} {o}") for r in rows for o in OPERATIONS]
+        worst, name = min((one for one in ratios if one[0] is not None), default=(None, "not measured"))
         text = times(worst)
         lines.append([dtype, layout, str(len(rows)), *cells, type(text)(f"{text} ({name})")])
     return Table([*head, "worst"], lines, 2, f"{where(document)}; geometric means.")
@@ -302,10 +303,10 @@ def figures(documents: dict[str, Document]) -> dict[str, str]:
     if functions := documents.get("functions"):
         for dtype, layout, rows in groups(functions["rows"]):
             for o in OPERATIONS:
-                found[f"{dtype} {layout} {o}"] = f"{mean(ratio(r, ACCELERATED, o) for r in rows):.1f}"
+                found[f"{dtype} {layout} {o}"] = times(mean(ratio(r, ACCELERATED, o) for r in rows))
     for row in documents.get("networks", {"rows": []})["rows"]:
         for way in row["times"]:
-            found[f"{row['what']} {row['dtype']} {row['layout']} {way}"] = f"{ratio(row, way, 'step'):.2f}"
+            found[f"{row['what']} {row['dtype']} {row['layout']} {way}"] = times(ratio(row, way, "step"))
     return found
 
 

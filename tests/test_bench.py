@@ -79,6 +79,19 @@ def test_everybody_who_can_is_verified_and_timed(dtype: str) -> None:
             assert all(set(modes) == {IN_TURN, WARM} for modes in steps.values())
 
 
+def test_accelerated_calls_are_served_by_us_and_others_are_not() -> None:
+    import batchnorm.torch as bnt
+
+    given = Problem((4, 5, 3, 2))
+    for name, ours in ((functions.PYTORCH, False), (functions.ACCELERATED, True)):
+        contestant = functions.MAKERS[name](given, Data(given))
+        with contestant.within():
+            assert bnt.status().active == ours, name
+            for call in contestant.steps.values():
+                call()
+    assert not bnt.status().active
+
+
 def test_wrong_results_are_not_timed_and_ours_end_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture, tiny: Path
 ) -> None:
