@@ -163,12 +163,22 @@ uint64_t add_words(const char* from, int64_t bytes) {
   return total;
 }
 
-constexpr Leaves f64 = leaves_of<double>(), f32 = leaves_of<float>(), f16 = leaves_of<Half>(), bf16 = leaves_of<BFloat16>();
+constexpr Leaves bf16 = leaves_of<BFloat16>();
+#ifndef BN_OTHER_TYPES
+constexpr Leaves f64 = leaves_of<double>(), f32 = leaves_of<float>(), f16 = leaves_of<Half>();
+#endif
 
 }  // namespace
 
 namespace BN_ISA {
+#ifdef BN_OTHER_TYPES  // an instruction set that has something for bfloat16, and is another for all else
+extern const Isa isa = {{BN_OTHER_TYPES::isa.leaves[0], BN_OTHER_TYPES::isa.leaves[1], BN_OTHER_TYPES::isa.leaves[2], &bf16},
+                        copy_runs,
+                        stream,
+                        add_words};
+#else
 extern const Isa isa = {{&f64, &f32, &f16, &bf16}, copy_runs, stream, add_words};
+#endif
 }  // namespace BN_ISA
 
 }  // namespace batchnorm

@@ -94,5 +94,8 @@ extern const Isa isa;
 namespace avx512 {
 extern const Isa isa;
 }
+namespace avx512bf16 {
+extern const Isa isa;
+}
 
 }  // namespace batchnorm

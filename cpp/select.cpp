@@ -12,24 +12,18 @@
 namespace batchnorm {
 namespace {
 
-bool runs_avx2() {
 #ifdef BN_X86
+[[maybe_unused]] bool runs_avx2() {
   unsigned a, b, c = 0, d;  // F16C by its CPUID bit: not every clang knows its name
   const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
   return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
-#endif
 }
-
-bool runs_avx512() {
-#ifdef BN_X86
+[[maybe_unused]] bool runs_avx512() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
 }
+[[maybe_unused]] bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
 
 // The kernels of an instruction set: the one driver, with its leaves.
 template <const Isa& isa> constexpr Kernels kernels_of(const char* name) {
@@ -48,6 +42,9 @@ constexpr Kernels kAvx2 = kernels_of<avx2::isa>("avx2");
 #ifdef BN_HAS_avx512
 constexpr Kernels kAvx512 = kernels_of<avx512::isa>("avx512");
 #endif
+#ifdef BN_HAS_avx512bf16
+constexpr Kernels kAvx512Bf16 = kernels_of<avx512bf16::isa>("avx512bf16");
+#endif
 
 std::atomic<const Kernels*> active{nullptr};
 
@@ -55,6 +52,9 @@ std::atomic<const Kernels*> active{nullptr};
 
 int list_kernels(const Kernels** out) {
   int n = 0;
+#ifdef BN_HAS_avx512bf16
+  if (runs_avx512bf16()) out[n++] = &kAvx512Bf16;
+#endif
 #ifdef BN_HAS_avx512
   if (runs_avx512()) out[n++] = &kAvx512;
 #endif

@@ -5,7 +5,7 @@
 
 namespace batchnorm {
 
-constexpr int kMaxKernels = 4;
+constexpr int kMaxKernels = 5;
 
 int list_kernels(const Kernels** out);          // those that were built and that this CPU can run, best first; returns how many
 const Kernels* find_kernels(const char* name);  // null where there is none of that name
