@@ -11,6 +11,7 @@ import numpy as np
 
 import batchnorm as bn
 from batchnorm import _reference
+from batchnorm.bench.functions import pytorch
 from batchnorm.bench.problem import EPS, Data, Problem, sixteen
 from batchnorm.bench.timing import Contestant, Settings, measure
 from networks import peak_bytes
@@ -38,7 +39,7 @@ def choices(x: np.ndarray) -> dict[str, dict[str, Any]]:
 
 
 def variants(problem: Problem, settings: Settings) -> dict[str, Any]:
-    """Forward and backward of each variant, verified first."""
+    """Forward and backward of each variant, verified first; and of PyTorch's plain call."""
     data, contestants = Data(problem), {}
     for name, options in choices(data.x).items():
         y, m = bn.batch_norm(data.x, data.weight, data.bias, eps=EPS, **options)
@@ -46,6 +47,9 @@ def variants(problem: Problem, settings: Settings) -> dict[str, Any]:
         forward = partial(bn.batch_norm, data.x, data.weight, data.bias, **options)
         backward = partial(bn.batch_norm_backward, data.g, data.x, m, data.weight, data.bias, **options)
         contestants[name] = Contestant({"forward": forward, "backward": backward})
+    stock = pytorch(problem, data)
+    steps = {step: call for step, call in stock.steps.items() if step != "evaluation"}
+    contestants["PyTorch, plain"] = stock._replace(steps=steps)
     return {"times": measure(contestants, settings)}
 
 

@@ -41,8 +41,8 @@ def every(shapes, dtypes=("float32",), kinds=("",)) -> list[Problem]:
 
 
 PARTS = {
-    "functions": Part(every((*IMAGES, *TABLES), DTYPES), "batchnorm.bench.functions.row_of", Settings(21, 2.5)),
-    "layers": Part(every(LAYERS, kinds=KINDS), "layers.layer", Settings(15, 1.5)),
+    "functions": Part(every((*IMAGES, *TABLES), DTYPES), "batchnorm.bench.functions.row_of", Settings(31, 3.5)),
+    "layers": Part(every(LAYERS, kinds=KINDS), "layers.layer", Settings(21, 2)),
     "tiny": Part([Problem(s, layouts(s)[0], threads=1) for s in TINY], "layers.tiny", Settings(61, 10, calls=50)),
     "networks": Part(
         [

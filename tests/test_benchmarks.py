@@ -164,7 +164,7 @@ def test_networks_have_the_published_sizes() -> None:
 def test_options_and_standard_scaler_are_shown() -> None:
     lines = shown("variants")["variants"]
     assert len(lines) == 2 * len(small("variants"))
-    assert all(len(line) == 3 + 5 for line in lines)
+    assert all(len(line) == 3 + 6 for line in lines)
     tables = shown("scaler", [Problem((50, 4), TABLE, "float64"), Problem((50, 4), TABLE, "float32")])["scaler"]
     assert [line[2] for line in tables] == ["fit", "transform", "fit, weighted"] * 2
 

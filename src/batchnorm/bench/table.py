@@ -100,9 +100,14 @@ def shape(row: Row) -> str:
     return "×".join(map(str, row["shape"]))
 
 
+def threads(of: Row) -> str:
+    """One thread, two threads."""
+    return f"{of['threads']} thread{'s' * (of['threads'] > 1)}"
+
+
 def where(document: Document) -> str:
     """Machine, versions, commit and day, in words."""
-    words = "{cpu}, {threads} threads, {kernels} kernels".format(**document["machine"])
+    words = "{cpu}, {of}, {kernels} kernels".format(of=threads(document["machine"]), **document["machine"])
     words += f", PyTorch {version}" if (version := document["machine"]["torch"]) else ""
     words += f", commit {commit}" if (commit := document["machine"]["commit"]) else ""
     return f"{words}, {document['date']}"
@@ -143,8 +148,7 @@ def _cell(text: str, columns: int) -> tuple[str, str]:
 
 
 def _title(row: Row) -> str:
-    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-    return f"{shape(row)} · {row['layout']} · {row['dtype']} · {threads}"
+    return f"{shape(row)} · {row['layout']} · {row['dtype']} · {threads(row)}"
 
 
 def _notes(document: Document, columns: int) -> list[Line]:
