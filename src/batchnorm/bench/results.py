@@ -26,9 +26,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARIES = ("batchnorm", "torch", "scikit-learn", "timm")
 
 
-def row(problem: Problem, measured: Row, threads: int | None = None) -> Row:
+def row(problem: Problem, measured: Row) -> Row:
     """One row: what it is of, and what was measured."""
-    return {**problem._asdict(), "threads": threads or problem.threads or get_num_threads(), **measured}
+    return {**problem._asdict(), "threads": problem.threads or get_num_threads(), **measured}
 
 
 def document(part: str, rows: list[Row]) -> Document:
