@@ -44,9 +44,9 @@ ZH = {
 }  # fmt: skip
 NOTES = {
     "networks": {
-        "en": "{where}. Training steps, as times of PyTorch's own step; bold where they are slower. bfloat16 is "
+        "en": "{where}. Training steps: how many times as fast as PyTorch's own; bold where slower. bfloat16 is "
         "autocast. The share of the gain: 1 is the step without batch norm and activations, which no batch norm beats.",
-        "zh": "{where}。训练步，为 PyTorch 自身训练步的倍数，加粗表示更慢。bfloat16 指 autocast。收益份额：1 "
+        "zh": "{where}。训练步的速度是 PyTorch 自身的多少倍，加粗表示更慢。bfloat16 指 autocast。收益份额：1 "
         "表示去掉批归一化与激活后的训练步，任何批归一化都不会更快。",
     },
     "functions": {
