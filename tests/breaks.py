@@ -30,7 +30,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "tests.md"
-QUICK = "-q -x --tb=no -p no:cacheprovider -p no:randomly --timeout=120 --timeout-method=thread".split()  # noqa: SIM905
+QUICK = "-q -x --tb=no -p no:cacheprovider -p no:randomly --timeout=900 --timeout-method=thread".split()  # noqa: SIM905
 QUICK += ["-m", "not slow"]
 LIST = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
 CAUGHT, NOT_CAUGHT = 1, 0  # pytest's exit codes

@@ -20,9 +20,10 @@ import contextlib
 import copy
 import functools
 import io
+import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -282,8 +283,17 @@ def exact_outcome(network: Network, training: bool, seed: int) -> tuple[Tensor, 
     return y, gradients("stock", smooth(model), x.double(), target)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize(("network", "layout"), CASES)
+def modes() -> Iterator[Any]:
+    """Each case in training and in evaluation; the quick ones: the first network, in one layout in each mode."""
+    for case, training in itertools.product(CASES, (True, False)):
+        network, layout = case.values
+        quick = network is NETWORKS[0] and (layout == "contiguous") == training
+        name = f"{case.id}-{'training' if training else 'evaluation'}"
+        marks = () if quick else pytest.mark.slow
+        yield pytest.param(network, layout, training, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("network", "layout", "training"), list(modes()))
 @pytest.mark.usefixtures("no_torch_relu")
 def test_whole_network_is_as_close_to_float64_as_stock(network: Network, layout: str, training: bool, report):
     """Output and gradients of all parameters: relative distance in the Euclidean norm, over several batches.

@@ -552,7 +552,9 @@ def start(*options: str, at_work: bool = True) -> tuple[subprocess.Popen[str], l
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="child processes are looked up in Linux's /proc")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interruption_ends_all_processes_and_leaves_no_file(number: int, status: int) -> None:
     Path("why.json").write_text("old")
     process, found = start()
@@ -571,7 +573,9 @@ def test_an_interruption_ends_all_processes_and_leaves_no_file(number: int, stat
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="child processes are looked up in Linux's /proc")
-@pytest.mark.parametrize("at_work", [True, False], ids=["at work", "as it starts"])
+@pytest.mark.parametrize(
+    "at_work", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["at work", "as it starts"]
+)
 def test_a_process_that_dies_is_an_error_that_names_its_run(at_work: bool) -> None:
     process, found = start(at_work=at_work)
     os.kill(found[-1], signal.SIGKILL)
