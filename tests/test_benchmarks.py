@@ -34,13 +34,15 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(FIGURES))
     monkeypatch.setattr(timing, "SETTLE", 0.0)
-    before, loaded = (torch.get_num_threads(), bn.get_num_threads()), set(sys.modules)
+    before = torch.get_num_threads(), bn.get_num_threads()
+    names = {path.stem for folder in (BENCHMARKS, FIGURES) for path in folder.glob("*.py")}
+    elsewhere = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}  # tests/networks.py, say
     yield
     torch.set_num_threads(before[0])
     bn.set_num_threads(before[1])
-    for name in set(sys.modules) - loaded:  # their names are short, and mean something here only
-        if str(getattr(sys.modules[name], "__file__", "")).startswith((str(BENCHMARKS), str(FIGURES))):
-            del sys.modules[name]
+    for name in names & sys.modules.keys():  # they are short, and mean something here only
+        del sys.modules[name]
+    sys.modules.update(elsewhere)
 
 
 def part(name: str) -> Any:

@@ -18,3 +18,15 @@ def test_each_break_is_found_once_and_is_another_program():
         assert broken.old != broken.new, broken
         missing = [name for name in broken.first.split() if not (breaks.ROOT / "tests" / name).exists()]
         assert not missing, f"{broken.file}, {broken.what}: no tests {missing}"
+
+
+def test_the_table_is_of_these_breaks_and_all_are_caught():
+    """Each line is of a break that there is, and names a test that there is."""
+    rows, known = breaks.table_of(breaks.PAGE.read_text(encoding="utf-8")), breaks.all_breaks()
+    assert rows.keys() <= {breaks.key_of(broken) for broken in known}, "run tests/breaks.py --write"
+    assert len(rows) >= 60
+    for key, row in rows.items():
+        file, _, test = row.removeprefix(key).strip("` |").partition("::")
+        text = breaks.ROOT / "tests" / file
+        assert text.is_file(), row
+        assert f"def {test.partition(' ')[0]}(" in text.read_text(encoding="utf-8"), row

@@ -137,6 +137,8 @@ _FROM_AXIS: list[Bad] = [
     Bad("axis", "twice, once from the end", lambda g: (1, -1), ValueError, ("once", r"\(1, -1\)", r"\(4, 3\)")),
     Bad("axis", "float", lambda g: 1.0, TypeError, ("int", r"1\.0", "float")),
     Bad("axis", "tuple with a float", lambda g: (1.0,), TypeError, ("int", r"1\.0")),
+    Bad("axis", "bool", lambda g: True, TypeError, ("int", "True", "bool")),
+    Bad("axis", "tuple with a bool", lambda g: (np.True_,), TypeError, ("int", "True")),
     Bad("axis", "text", lambda g: "1", TypeError, ("int", "'1'")),
     Bad("axis", "None", lambda g: None, TypeError, ("int", "None")),
 ]
@@ -565,6 +567,14 @@ FORWARDS: list[
         (r"\(N, C, H, W\)", r"\(4, 3\)", "BatchNorm1d"),
     ),
     (
+        "2d, rank 3",
+        lambda: bn.BatchNorm2d(3),
+        (_ones(2, 3, 4),),
+        {},
+        ValueError,
+        (r"\(N, C, H, W\)", r"\(2, 3, 4\)", "BatchNorm1d"),
+    ),
+    (
         "2d, rank 5",
         lambda: bn.BatchNorm2d(3),
         (_ones(2, 3, 1, 1, 1),),
@@ -741,6 +751,11 @@ STATES: list[tuple[str, Callable[[dict[str, Any]], Any], tuple[str, ...]]] = [
         "float counter",
         lambda state: state.update(num_batches_tracked=np.float32(3)),
         ("num_batches_tracked", "int64", "float32"),
+    ),
+    (
+        "counter beyond int64",
+        lambda state: state.update(num_batches_tracked=np.uint64(2**63)),
+        ("num_batches_tracked", "int64", str(2**63)),
     ),
 ]
 

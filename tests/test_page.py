@@ -456,8 +456,7 @@ def test_the_whole_page_is_in_the_language(browser: Browser, tmp_path: Path) -> 
             assert not english.search(shown.replace(code, "")), (tensor, kind)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 390, 768, 1440])
+@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (768, "light"), (1440, "dark")], ids=str)
 def test_nothing_overflows_the_screen(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
     names = ["a name that is longer than any column has room for", "b", "c"]
     x = np.random.default_rng(0).normal(size=(9, 3))

@@ -126,8 +126,9 @@ def test_what_is_not_finite_propagates_is_skipped_or_raises():
     assert _unchanged(running, before)
 
 
-def test_frozen_ones_do_not_move():
-    running = bn.RunningStatistics(3, frozen=True, keep_count=True)
+@pytest.mark.parametrize("keep_count", [False, True])
+def test_frozen_ones_do_not_move(keep_count):
+    running = bn.RunningStatistics(3, frozen=True, keep_count=keep_count)
     before = _snapshot(running)
     assert running.update(bn.moments(_batches(0, [4])[0])) is False
     assert _unchanged(running, before)
@@ -297,11 +298,12 @@ def test_a_layer_whose_running_statistics_are_frozen():
     assert all(same_bits(value, before[name]) for name, value in layer.state_dict().items())
 
 
-def test_affine_parameters_that_are_not_trained():
+@pytest.mark.parametrize("mask", [None, np.arange(6) < 4], ids=["usual", "mask"])
+def test_affine_parameters_that_are_not_trained(mask):
     layer = bn.BatchNorm1d(3, train_affine=False)
     trained = bn.BatchNorm1d(3)
     x = _batches(0, [6])[0].astype(np.float32)
-    assert same_bits(layer(x), trained(x))
+    assert same_bits(layer(x, mask), trained(x, mask))
     g, expected = layer.backward(x), trained.backward(x)
     assert g.weight is None
     assert g.bias is None

@@ -21,6 +21,7 @@ from torch import nn
 import batchnorm as bn
 import batchnorm.torch as bnt
 import ranks as workers
+from pairs import pairs
 from ranks import Failed, Ranks, group_of
 
 C = 3
@@ -154,9 +155,14 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("reproducible", [False, True], ids=["", "reproducible"])
-@pytest.mark.parametrize("kind", ["all", "mask", "weights"])
-@pytest.mark.parametrize("split", SPLITS)
+PRODUCT = list(itertools.product(SPLITS, ("all", "mask", "weights"), (False, True)))
+QUICK = pairs(SPLITS, ("all", "mask", "weights"), (False, True))
+
+
+@pytest.mark.parametrize(
+    ("split", "kind", "reproducible"),
+    [pytest.param(*row, marks=() if row in QUICK else pytest.mark.slow) for row in PRODUCT],
+)
 def test_ranks_together_are_the_batch_as_a_whole(four, split, kind, reproducible):
     sizes, activation = SPLITS[split], "relu" if kind == "mask" else "silu"  # what y tells the derivative of, and not
     options = {"activation": activation, "reproducible": reproducible}
