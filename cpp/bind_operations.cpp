@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "bind_step.h"
 #include "fused_calls.h"
 #include "groups.h"
 #include "torch_errors.h"
@@ -30,9 +31,9 @@ bool all_readable(std::initializer_list<const Handle*> tensors) {
   return true;
 }
 
-stable::Library add(const char* ns, const Registered* kernels, int count) {
+stable::Library add(const char* ns, const Registered* kernels, int count, const char* key) {
   stable::Library library;
-  stable::check(abi().aoti_torch_library_init_impl(ns, "CPU", "batchnorm", 0, &library), "a library");
+  stable::check(abi().aoti_torch_library_init_impl(ns, key, "batchnorm", 0, &library), "a library");
   for (const Registered* r = kernels; r < kernels + count; ++r)
     stable::check(abi().torch_library_impl(library, r->name, r->kernel, stable::kVersion), r->name);
   return library;
@@ -216,12 +217,9 @@ void update_kernel(Value* stack, uint64_t, uint64_t) {
 }  // namespace
 
 const Registered kOperations[] = {
-    {"forward", forward_kernel},
-    {"backward", backward_kernel},
-    {"moments", moments_kernel},
-    {"sums", sums_kernel},
-    {"input_gradients", input_gradients_kernel},
-    {"merge", merge_kernel},
+    {"forward", forward_kernel},  // a line each
+    {"backward", backward_kernel}, {"step_backward", step_backward_kernel},     {"moments", moments_kernel},
+    {"sums", sums_kernel},         {"input_gradients", input_gradients_kernel}, {"merge", merge_kernel},
     {"update_", update_kernel},
 };
 const int kOperationCount = sizeof kOperations / sizeof *kOperations;

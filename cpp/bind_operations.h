@@ -17,8 +17,8 @@ struct Registered {
 extern const Registered kOperations[];
 extern const int kOperationCount;
 
-// Registers kernels of a namespace for the CPU.
-stable::Library add(const char* ns, const Registered* kernels, int count);
+// Registers kernels of a namespace for the CPU, or under another key.
+stable::Library add(const char* ns, const Registered* kernels, int count, const char* key = "CPU");
 
 void on_pool_of_torch(int64_t tasks, void (*work)(int64_t, int64_t, void*), void* context);
 int threads_of_torch();

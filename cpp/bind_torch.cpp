@@ -7,6 +7,7 @@
 #include <atomic>
 
 #include "bind_operations.h"
+#include "bind_step.h"
 #include "torch_calls.h"
 #include "torch_errors.h"
 
@@ -46,6 +47,7 @@ constexpr Signature kSignatures[] = {
     {"native_batch_norm_backward", Signature::backward, Signature::optional_stats, Signature::given, false},
     {"batch_norm_backward", Signature::backward, Signature::optional_stats, Signature::given, true},
 };
+constexpr int kNoUpdate = 4, kBackward = 6;  // those of steps, too
 constexpr int kAtenCount = sizeof kSignatures / sizeof *kSignatures;
 
 struct Counts {
@@ -74,6 +76,16 @@ struct Forward {
   }
 
   bool readable() const { return all_readable({&x, &channels.weight, &channels.bias, &channels.mean, &channels.var}); }
+
+  // Whether our modules ask, who hear of what is not served by its absence.
+  bool step(Value* stack) const {
+    if (!is_step(momentum)) return false;
+    const ChannelViews known = readable() ? channels.views(false) : ChannelViews();
+    if (readable() && serves(x.view(), known, !known.mean, eps) && (known.weight || !known.bias))
+      step_forward(x, known, eps, stack);
+    else give_nothing(stack, 4);
+    return true;
+  }
 
   // False where PyTorch's own kernel has to answer; nothing has changed then.
   bool run(const Signature& s, Value* stack) const {
@@ -120,7 +132,7 @@ struct Backward {
   Backward(const Signature& s, Value* stack) {
     Arguments in(stack);
     grad_y = in.tensor(), x = in.tensor();
-    weight = s.has_reserve ? in.tensor() : in.optional_tensor();
+    weight = s.has_reserve ? in.defined_tensor() : in.optional_tensor();
     mean = in.optional_tensor(), var = in.optional_tensor(), save_mean = in.optional_tensor(), save_invstd = in.optional_tensor();
     training = in.boolean();
     eps = in.number();
@@ -135,6 +147,12 @@ struct Backward {
     return {weight.view(), {}, training ? save_mean.view() : mean.view(), training ? save_invstd.view() : var.view()};
   }
 
+  bool step(Value* stack) {
+    if (!is_of_step(reserve)) return false;
+    call_step_backward(std::move(grad_y), std::move(x), std::move(reserve), std::move(weight), eps, !mean, wanted, stack);
+    return true;
+  }
+
   bool run(const Signature&, Value* stack) const {
     if (!readable() || ((wanted[1] || wanted[2]) && !weight)) return false;
     const View in = x.view(), g = grad_y.view();
@@ -147,7 +165,7 @@ struct Backward {
     Handle by_bias = wanted[2] ? stable::empty_vector(in.sizes[1], known.weight.dtype) : stable::undefined();
     const auto to = [&](size_t i, const Handle& h) { return wanted[i] ? h.view(true) : View(); };
     const int64_t C = in.sizes[1], bytes = C * bytes_of(known.mean.dtype) + tail_bytes(C, known.mean.dtype);
-    const bool has_tail = training && save_mean.storage_bytes() == bytes && known.mean.strides[0] == 1;
+    const bool has_tail = training && save_mean.storage_bytes() == bytes && known.mean.strides[0] == 1 && known.var.strides[0] == 1;
     aten_backward(g, in, known, has_tail, training, eps, {to(0, grad_x), to(1, by_weight), to(2, by_bias)}, threads_of_torch());
     stable::give(stack, {&grad_x, &by_weight, &by_bias});
     return true;
@@ -166,15 +184,20 @@ struct Backward {
   }
 };
 
+stable::Library aten_library = nullptr;  // while ATen's kernels are ours
+
 template <class Call> void run(int operation, Value* stack) {
   const OnHostPool pool(on_pool_of_torch);
   const Signature& s = kSignatures[operation];
   Call call(s, stack);
-  if (call.run(s, stack)) {
-    ++counts[operation].served;
-    return;
+  if (operation == kNoUpdate || operation == kBackward) {
+    if (call.step(stack)) return;
   }
-  ++counts[operation].passed;
+  if (aten_library != nullptr) {
+    const bool serves = call.run(s, stack);
+    ++(serves ? counts[operation].served : counts[operation].passed);
+    if (serves) return;
+  }
   nb::gil_scoped_acquire lock;
   answer_with_original(s.name, call.to_python(s), stack);
 }
@@ -192,7 +215,22 @@ constexpr Registered kAten[] = {
 };
 static_assert(sizeof kAten / sizeof *kAten == kAtenCount);
 
-stable::Library aten_library = nullptr;  // while ATen's kernels are ours
+// What steps of our modules need, for good. Nobody else calls these operations on the CPU, and what they mean to others stays.
+constexpr Registered kOfSteps[] = {kAten[kNoUpdate], kAten[kBackward]};
+
+// Above autograd's own kernel, because its second derivative takes the statistics for constants, so that a third is wrong.
+void autograd_kernel(Value* stack, uint64_t, uint64_t) {
+  const Signature& s = kSignatures[kBackward];
+  Backward call(s, stack);
+  const bool ours = is_of_step(call.reserve);
+  if (ours && !abi().aoti_torch_grad_mode_is_enabled()) {
+    call.step(stack);
+    return;
+  }
+  nb::gil_scoped_acquire lock;
+  answer_with_original(ours ? "step" : "autograd", call.to_python(s), stack);
+}
+constexpr Registered kAboveAutograd[] = {{kSignatures[kBackward].name, autograd_kernel}};
 
 std::string connect(const std::string& libtorch) {
   const std::string missing = stable::connect(libtorch);
@@ -208,11 +246,20 @@ void bind_torch(nb::module_& m) {
   t.def("connect", &connect, nb::arg("libtorch"));
   t.def("use_python", &use_python, nb::arg("fallback"), nb::arg("raiser"), nb::arg("libtorch_python"));
   t.def("add_ours", [] { add("batchnorm", kOperations, kOperationCount); });  // for good
+  t.def("add_steps", [] {                                                     // for good
+    add("aten", kOfSteps, sizeof kOfSteps / sizeof *kOfSteps);
+    add("aten", kAboveAutograd, 1, "AutogradCPU");
+  });
   t.def("add_aten", [] { aten_library = add("aten", kAten, kAtenCount); });
   t.def("remove_aten", [] { abi().aoti_torch_delete_library_object(std::exchange(aten_library, nullptr)); });
   t.def("names", [] {
     std::vector<std::string> names;
     for (const Signature& s : kSignatures) names.emplace_back(s.name);
+    return names;
+  });
+  t.def("of_steps", [] {
+    std::vector<std::string> names;
+    for (const Registered& r : kOfSteps) names.emplace_back(r.name);
     return names;
   });
   t.def("counts", [] {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "coefficients.h"
 #include "layout.h"
@@ -24,6 +25,13 @@ class Table {
   void put(int64_t i, const Coefficients& k) {
     const double values[kRows] = {k.center, k.scale, k.shift, k.k1, k.k0};
     for (int row = 0; row < kRows; ++row) set(row, i, values[row]);
+  }
+  // The first n values of a table, over and over, for a period of columns and 16 more.
+  void repeat(const Table& of, int64_t n, int64_t period) {
+    for (int row = 0; row < kRows; ++row)
+      for (int64_t i = 0, end = period + kLanes; i < end; i += n)
+        std::memcpy(memory_ + row * stride_ + i * size_, of.memory_ + row * of.stride_,
+                    static_cast<size_t>(std::min(n, end - i) * size_));
   }
   Coefs at(int64_t i) const {
     const char* first = memory_ + i * size_;
@@ -85,7 +93,7 @@ struct Call {
     if (applies) take(c, [&](Coefficients& k) { forward_coefficients(p, c, k); });
   }
   void finish(int64_t c, const Sums& s) {
-    take(c, [&](Coefficients& k) { backward_coefficients(p, c, s, k); });
+    backward_coefficients(p, c, s, coefs[c]);
     table.put(c, applied(c));
   }
 

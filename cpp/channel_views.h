@@ -18,23 +18,34 @@ constexpr uint64_t kChannelsOnAxis1 = 2;
 inline bool is_floating(DType dtype) { return dtype != DType::boolean; }
 inline bool is_16_bit(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16; }
 
-inline double read(const View& v, int64_t i) {
+inline double widened(double v) { return v; }
+inline double widened(float v) { return v; }
+inline double widened(uint8_t v) { return v; }
+inline double widened(Half v) { return to_float(v); }
+inline double widened(BFloat16 v) { return to_float(v); }
+
+inline void put(double* to, double v) { *to = v; }
+inline void put(float* to, double v) { *to = static_cast<float>(v); }
+inline void put(uint8_t* to, double v) { *to = static_cast<uint8_t>(v); }
+inline void put(Half* to, double v) { *to = to_half(static_cast<float>(v)); }
+inline void put(BFloat16* to, double v) { *to = to_bfloat16(static_cast<float>(v)); }
+
+// f(pointer to values of the view's type).
+template <class F> auto typed(const View& v, const F& f) {
   switch (v.dtype) {
-    case DType::f64: return reinterpret_cast<const double*>(v.data)[i];
-    case DType::f32: return reinterpret_cast<const float*>(v.data)[i];
-    case DType::f16: return to_float(reinterpret_cast<const Half*>(v.data)[i]);
-    case DType::bf16: return to_float(reinterpret_cast<const BFloat16*>(v.data)[i]);
-    default: return reinterpret_cast<const uint8_t*>(v.data)[i];
+    case DType::f64: return f(reinterpret_cast<double*>(v.data));
+    case DType::f32: return f(reinterpret_cast<float*>(v.data));
+    case DType::f16: return f(reinterpret_cast<Half*>(v.data));
+    case DType::bf16: return f(reinterpret_cast<BFloat16*>(v.data));
+    default: return f(reinterpret_cast<uint8_t*>(v.data));
   }
 }
 
+inline double read(const View& v, int64_t i) {
+  return typed(v, [&](auto* values) { return widened(values[i]); });
+}
 inline void write(const View& v, int64_t i, double value) {
-  switch (v.dtype) {
-    case DType::f64: reinterpret_cast<double*>(v.data)[i] = value; return;
-    case DType::f16: reinterpret_cast<Half*>(v.data)[i] = to_half(static_cast<float>(value)); return;
-    case DType::bf16: reinterpret_cast<BFloat16*>(v.data)[i] = to_bfloat16(static_cast<float>(value)); return;
-    default: reinterpret_cast<float*>(v.data)[i] = static_cast<float>(value);
-  }
+  typed(v, [&](auto* values) { put(values + i, value); });
 }
 
 // A value as a view of that dtype keeps it.
@@ -49,16 +60,26 @@ inline double stored(const View& v, double value) {
 inline double channel(const View& v, int64_t c) { return read(v, c * v.strides[0]); }
 inline void set_channel(const View& v, int64_t c, double value) { write(v, c * v.strides[0], value); }
 
+// value(c) for each of C channels.
+template <class Value> void set_channels(const View& v, int64_t C, const Value& value) {
+  typed(v, [&](auto* to) {
+    for (int64_t c = 0; c < C; ++c) put(to + c * v.strides[0], value(c));
+  });
+}
+
 // A channel's values as doubles, or null where there are none; of a matrix, its rows one after another.
 class Doubles {
  public:
   explicit Doubles(const View& v) {
     if (!v) return;
     const int64_t rows = v.ndim == 2 ? v.sizes[0] : 1, columns = v.sizes[v.ndim - 1];
-    values_.reserve(static_cast<size_t>(rows * columns));
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < columns; ++c)
-        values_.push_back(read(v, (v.ndim == 2 ? r * v.strides[0] : 0) + c * v.strides[v.ndim - 1]));
+    const int64_t row = v.ndim == 2 ? v.strides[0] : 0, step = v.strides[v.ndim - 1];
+    values_.resize(static_cast<size_t>(rows * columns));
+    double* to = values_.data();
+    typed(v, [&](const auto* from) {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) *to++ = widened(from[r * row + c * step]);
+    });
   }
   const double* get() const { return values_.empty() ? nullptr : values_.data(); }
 

@@ -35,8 +35,10 @@ inline double weights_scale(const Problem& p) { return p.weights ? std::ldexp(1.
 struct Channel {
   double count, mean, mean_low, rstd, scale;
 
-  Channel(const Problem& p, int64_t c) : count(p.stats.count[c]), mean(p.stats.mean[c]), mean_low(p.stats.mean_low[c]) {
-    rstd = p.stats.rstd ? p.stats.rstd[c] : 1 / std::sqrt(p.stats.m2[c] / count + p.eps);
+  Channel(const Problem& p, int64_t c)
+      : Channel(p, c, p.stats.rstd ? p.stats.rstd[c] : 1 / std::sqrt(p.stats.m2[c] / p.stats.count[c] + p.eps)) {}
+  Channel(const Problem& p, int64_t c, double known)
+      : count(p.stats.count[c]), mean(p.stats.mean[c]), mean_low(p.stats.mean_low[c]), rstd(known) {
     scale = p.weight ? p.weight[c] * rstd : rstd;
   }
 
@@ -74,7 +76,7 @@ inline bool are_trusted(const Problem& p, const Coefficients& k, double n, const
 
 // Also writes the gradients of weight and bias, or, where they are given, takes them from there. Call after forward_coefficients.
 inline void backward_coefficients(const Problem& p, int64_t c, const Sums& sums, Coefficients& k) {
-  const Channel ch(p, c);
+  const Channel ch(p, c, k.rstd);
   if (p.compute_sums) {
     p.grad_weight[c] = ch.rstd * (sums.gd - ch.rest(sums_center(k)) * sums.g);
     p.grad_bias[c] = sums.g;

@@ -60,10 +60,11 @@ class Call {
 // Sums to the gradients of parameters, a row for each group where they have that, else all groups in one.
 void set_parameters(const Groups& groups, const std::vector<double>& sums, const FusedGradients& grads) {
   const int64_t C = groups.channels;
-  std::vector<double> merged(static_cast<size_t>(2 * C));
+  std::vector<double> merged(groups.count > 1 ? static_cast<size_t>(2 * C) : 0);
   if (groups.count > 1) merge_sums(sums.data(), groups.count, C, merged.data());
   const View* const to[] = {&grads.weight, &grads.bias};
   for (int i = 0; i < 2; ++i) {
+    if (!*to[i]) continue;
     const bool each = to[i]->ndim == 2 || groups.count == 1;
     const double* from = each ? sums.data() + i * groups.row() : merged.data() + i * C;
     for (int64_t j = 0; j < (each ? groups.row() : C); ++j) write(*to[i], j, from[j]);

@@ -31,7 +31,7 @@ int64_t groups_of(const View& x, int64_t group);  // how many there are
 void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, const Run& run, double* stats,
                    bool known);
 
-struct FusedGradients {
+struct FusedGradients {  // those that are wanted
   View x, residual, weight, bias;
 };
 void fused_backward(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,

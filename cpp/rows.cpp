@@ -68,7 +68,7 @@ class Rows {
     // Rows one behind another are one run, whose columns begin again; `repeat` rows have columns enough.
     const int64_t repeat = dense_ ? std::min((kRun + p_.C - 1) / p_.C, p_.m) : 1, period = repeat * p_.C;
     Table columns(period, call_.data.compute);
-    for (int64_t i = 0; i < period + kLanes; ++i) columns.put(i, call_.applied(i % p_.C));
+    columns.repeat(call_.table, p_.C, period);
     const int64_t rows = std::max(repeat, kTaskBytes / bytes / repeat * repeat);
     parallel_for((p_.m + rows - 1) / rows, call_.threads,
                  [&](int64_t t) {

@@ -7,20 +7,22 @@
 namespace batchnorm {
 
 void* scratch_allocate(size_t bytes);  // aligned to 64 bytes; throws std::bad_alloc
-void scratch_free(void* memory);
+void scratch_free(void* memory, size_t bytes);
 
 // Half of a core's second-level cache: what a group of channels may take so that its second pass finds it there.
 int64_t cache_budget();
 
 template <class T> class Scratch {
  public:
-  explicit Scratch(int64_t count) : data_(static_cast<T*>(scratch_allocate(static_cast<size_t>(count) * sizeof(T)))) {}
+  explicit Scratch(int64_t count)
+      : bytes_(static_cast<size_t>(count) * sizeof(T)), data_(static_cast<T*>(scratch_allocate(bytes_))) {}
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { scratch_free(data_); }
+  ~Scratch() { scratch_free(data_, bytes_); }
   operator T*() const { return data_; }
 
  private:
+  size_t bytes_;
   T* data_;
 };
 

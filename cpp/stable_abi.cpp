@@ -46,6 +46,7 @@ std::string connect(const std::string& path) {
   BN_FIND(torch_delete_list);
   BN_FIND(torch_parallel_for);
   BN_FIND(torch_get_num_threads);
+  BN_FIND(aoti_torch_grad_mode_is_enabled);
   BN_FIND(aoti_torch_dtype_float64);
   BN_FIND(aoti_torch_dtype_float32);
   BN_FIND(aoti_torch_dtype_float16);

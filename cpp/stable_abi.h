@@ -43,6 +43,7 @@ struct Abi {
   Error (*torch_delete_list)(List);
   Error (*torch_parallel_for)(int64_t begin, int64_t end, int64_t grain, void (*)(int64_t, int64_t, void*), void*);
   Error (*torch_get_num_threads)(uint32_t*);
+  bool (*aoti_torch_grad_mode_is_enabled)();
   int32_t (*aoti_torch_dtype_float64)();
   int32_t (*aoti_torch_dtype_float32)();
   int32_t (*aoti_torch_dtype_float16)();

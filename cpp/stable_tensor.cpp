@@ -123,18 +123,24 @@ bool Handle::readable() const {
   return layout == codes.strided && device == codes.cpu && dtype_of(dtype) >= 0;
 }
 
-View Handle::view(bool writable) const {
-  if (!tensor_) return {};
+View Handle::shape() const {
   int64_t ndim, *sizes, *strides;
   int32_t dtype;
-  void* data;
   check(abi().aoti_torch_get_dim(tensor_, &ndim), "a rank");
   check(abi().aoti_torch_get_sizes(tensor_, &sizes), "sizes");
   check(abi().aoti_torch_get_strides(tensor_, &strides), "strides");
   check(abi().aoti_torch_get_dtype(tensor_, &dtype), "a dtype");
+  return {nullptr, static_cast<DType>(dtype_of(dtype)), static_cast<int>(ndim), sizes, strides};
+}
+
+View Handle::view(bool writable) const {
+  if (!tensor_) return {};
+  View v = shape();
+  void* data;
   if (writable) check(abi().torch_get_mutable_data_ptr(tensor_, &data), "memory");
   else check(abi().torch_get_const_data_ptr(tensor_, const_cast<const void**>(&data)), "memory");
-  return {static_cast<char*>(data), static_cast<DType>(dtype_of(dtype)), static_cast<int>(ndim), sizes, strides};
+  v.data = static_cast<char*>(data);
+  return v;
 }
 
 int64_t Handle::storage_bytes() const {

@@ -41,6 +41,7 @@ class Handle {
   // Whether kernels can read it: strided memory of the CPU, of a dtype they know.
   bool readable() const;
   View view(bool writable = false) const;
+  View shape() const;             // without its memory, which it need not have
   int64_t storage_bytes() const;  // of its whole storage; -1 where it does not start there
   int64_t* int64() const;         // a single integer to be written; null where it is not one
 
@@ -63,11 +64,15 @@ class Arguments {
   explicit Arguments(Value* stack) : next_(stack) {}
 
   Handle tensor() { return Handle(reinterpret_cast<Tensor>(*next_++)); }
+  Handle defined_tensor() {  // or nothing: autograd says "none" with an undefined tensor, too
+    Handle given = tensor();
+    return given.defined() ? std::move(given) : Handle();
+  }
   Handle optional_tensor() {
     Value inner;
     if (!optional(&inner)) return Handle();
     Handle given(reinterpret_cast<Tensor>(inner));
-    return given.defined() ? std::move(given) : Handle();  // autograd says "none" with an undefined tensor, too
+    return given.defined() ? std::move(given) : Handle();
   }
   double number() { return number_of(*next_++); }
   bool optional_number(double* to) {

@@ -21,43 +21,41 @@ class Table {
   std::vector<double> values_;
 };
 
-// What stands behind a saved mean: a mark, and the table of the forward.
+// What stands behind a saved mean: a mark, the eps and the table of the forward, and what was saved, to be known again.
 constexpr double kMark = 0x1.b47c40feedp+77;
 
-char* tail_of(const View& save_mean, int64_t C) {
-  const int64_t bytes = C * bytes_of(save_mean.dtype);
-  return save_mean.data + (bytes + 7) / 8 * 8;
-}
-
-void write_tail(const View& save_mean, const double* table, int64_t C) {
-  char* tail = tail_of(save_mean, C);
-  std::memcpy(tail, &kMark, sizeof kMark);
-  std::memcpy(tail + sizeof kMark, table, static_cast<size_t>(4 * C) * sizeof *table);
-}
-
-double rounded_to(DType dtype, double value) {
-  switch (dtype) {
-    case DType::f64: return value;
-    case DType::f16: return to_float(to_half(static_cast<float>(value)));
-    case DType::bf16: return to_float(to_bfloat16(static_cast<float>(value)));
-    default: return static_cast<float>(value);
+class Tail {
+ public:
+  Tail(const View& save_mean, const View& save_invstd, int64_t C)
+      : mean_(save_mean.data), invstd_(save_invstd.data), bytes_(C * bytes_of(save_mean.dtype)), table_(4 * C * 8) {
+    start_ = save_mean.data + (bytes_ + 7) / 8 * 8;
   }
-}
 
-double rstd_of(const double* table, int64_t C, int64_t c, double eps) { return 1 / std::sqrt(table[3 * C + c] / table[c] + eps); }
-
-// The exact statistics behind what was saved, if they are those that were rounded to it. (A caller may hand over any.)
-bool read_tail(const ChannelViews& saved, int64_t m, int64_t C, double eps, double* table) {
-  const char* tail = tail_of(saved.mean, C);
-  if (std::memcmp(tail, &kMark, sizeof kMark) != 0) return false;
-  std::memcpy(table, tail + sizeof kMark, static_cast<size_t>(4 * C) * sizeof *table);
-  for (int64_t c = 0; c < C; ++c) {
-    const bool same = table[c] == static_cast<double>(m) && rounded_to(saved.mean.dtype, table[C + c]) == channel(saved.mean, c) &&
-                      rounded_to(saved.var.dtype, rstd_of(table, C, c, eps)) == channel(saved.var, c);
-    if (!same) return false;
+  void write(double eps, const double* table) {
+    const double head[] = {kMark, eps};
+    copy(start_, head, sizeof head), copy(start_ + 16, table, table_);
+    copy(start_ + 16 + table_, mean_, bytes_), copy(start_ + 16 + table_ + bytes_, invstd_, bytes_);
   }
-  return true;
-}
+
+  // The exact statistics of m positions behind what was saved, if they are those that were rounded to it. (A caller may hand over
+  // any.)
+  bool read(int64_t m, double eps, double* table) const {
+    const double head[] = {kMark, eps};
+    if (!same(start_, head, sizeof head) || !same(start_ + 16 + table_, mean_, bytes_) ||
+        !same(start_ + 16 + table_ + bytes_, invstd_, bytes_))
+      return false;
+    copy(table, start_ + 16, table_);
+    return table[0] == static_cast<double>(m);
+  }
+
+ private:
+  char* start_;
+  const char *mean_, *invstd_;
+  int64_t bytes_, table_;
+
+  static void copy(void* to, const void* from, int64_t n) { std::memcpy(to, from, static_cast<size_t>(n)); }
+  static bool same(const void* a, const void* b, int64_t n) { return std::memcmp(a, b, static_cast<size_t>(n)) == 0; }
+};
 
 }  // namespace
 
@@ -81,7 +79,7 @@ DType saved_dtype(const View& x, const ChannelViews& channels) {
 
 int64_t tail_bytes(int64_t n, DType dtype) {
   const int64_t values = n * bytes_of(dtype);
-  return (values + 7) / 8 * 8 - values + 8 * (1 + 4 * n);
+  return (values + 7) / 8 * 8 - values + 8 * (2 + 4 * n) + 2 * values;
 }
 
 void aten_forward_training(const View& x, const View& y, const ChannelViews& channels, double momentum, double eps,
@@ -91,15 +89,14 @@ void aten_forward_training(const View& x, const View& y, const ChannelViews& cha
   ChannelViews parameters = channels;
   parameters.mean = parameters.var = View();
   fused_forward(x, y, parameters, {}, {eps, 0, threads}, table.row(0), false);
-  write_tail(save_mean, table.row(0), C);
-  for (int64_t c = 0; c < C; ++c) {
-    const double count = table.row(0)[c], mean = table.row(1)[c], m2 = table.row(3)[c];
-    set_channel(save_mean, c, mean);
-    set_channel(save_invstd, c, rstd_of(table.row(0), C, c, eps));
-    if (!channels.mean) continue;
-    set_channel(channels.mean, c, momentum * mean + (1 - momentum) * channel(channels.mean, c));
-    set_channel(channels.var, c, momentum * (m2 / (count - 1)) + (1 - momentum) * channel(channels.var, c));
-  }
+  const double *count = table.row(0), *mean = table.row(1), *m2 = table.row(3);
+  set_channels(save_mean, C, [&](int64_t c) { return mean[c]; });
+  set_channels(save_invstd, C, [&](int64_t c) { return 1 / std::sqrt(m2[c] / count[c] + eps); });
+  Tail(save_mean, save_invstd, C).write(eps, count);
+  if (!channels.mean) return;
+  const Doubles old_mean(channels.mean), old_var(channels.var);
+  set_channels(channels.mean, C, [&](int64_t c) { return momentum * mean[c] + (1 - momentum) * old_mean.get()[c]; });
+  set_channels(channels.var, C, [&](int64_t c) { return momentum * (m2[c] / (count[c] - 1)) + (1 - momentum) * old_var.get()[c]; });
 }
 
 void aten_forward_evaluation(const View& x, const View& y, const ChannelViews& channels, double eps, int threads) {
@@ -118,7 +115,7 @@ void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved,
   if (grads.x) operands.push_back({&Problem::grad_x, grads.x});
   collapse(p, kChannelsOnAxis1, operands);
   p.stats = table.statistics();
-  if (!(training && has_tail && read_tail(saved, m, C, eps, table.row(0)))) {
+  if (!(training && has_tail && Tail(saved.mean, saved.var, C).read(m, eps, table.row(0)))) {
     set_given(p.stats, saved, C);
     for (int64_t c = 0; training && c < C; ++c) table.row(0)[c] = static_cast<double>(m), table.row(4)[c] = channel(saved.var, c);
     if (training) p.stats.rstd = table.row(4);
@@ -131,10 +128,8 @@ void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved,
   p.grad_weight = sums.data(), p.grad_bias = sums.data() + C;
   p.threads = threads;
   active_kernels().backward(p);
-  for (int64_t c = 0; c < C; ++c) {
-    if (grads.weight) set_channel(grads.weight, c, p.grad_weight[c]);
-    if (grads.bias) set_channel(grads.bias, c, p.grad_bias[c]);
-  }
+  if (grads.weight) set_channels(grads.weight, C, [&](int64_t c) { return p.grad_weight[c]; });
+  if (grads.bias) set_channels(grads.bias, C, [&](int64_t c) { return p.grad_bias[c]; });
 }
 
 }  // namespace batchnorm

@@ -7,6 +7,7 @@ PyTorch's own. Their CPU kernels come from `_registration`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,13 @@ LIBRARY.define(
     "backward(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? weights, Tensor? residual, "
     "float eps, int activation, float slope, bool training, int group=0, Tensor? y=None) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    tags=TAGS,
+)
+# `backward` without residual, activation or derivatives: that of a step under autograd's own node, see `step`. Weight
+# may be undefined; `wanted` has a bit for each result, and others are undefined.
+LIBRARY.define(
+    "step_backward(Tensor grad_y, Tensor x, Tensor stats, Tensor weight, float eps, bool training, int wanted) "
+    "-> (Tensor, Tensor, Tensor)",
     tags=TAGS,
 )
 LIBRARY.define(
@@ -80,7 +88,8 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
-refuse_elsewhere("forward", "backward", "update_")
+LIBRARY.impl("step_backward", torch.library.fallthrough_kernel, "Autograd")
+refuse_elsewhere("forward", "backward", "step_backward", "update_")
 
 forward = torch.ops.batchnorm.forward.default
 backward = torch.ops.batchnorm.backward.default
@@ -115,6 +124,12 @@ def _(
     )
     by_residual = x.new_empty(0) if residual is None and y is None else torch.empty_like(x)
     return torch.empty_like(x), by_weight, by_bias, by_residual
+
+
+@fake("step_backward")
+def _(grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, *rest: object) -> tuple[Tensor, ...]:
+    dtype = torch.float64 if weight is None else weight.dtype
+    return torch.empty_like(x), x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
 
 @fake("update_")
@@ -226,6 +241,36 @@ def differentiable_forward(
     if torch.compiler.is_compiling():
         return forward(x, weight, bias, *rest[:3], residual, *rest[3:])  # type: ignore[no-any-return]
     return _Forward.apply(x, weight, bias, residual, rest)  # type: ignore[no-any-return]
+
+
+_no_update: Any = torch.ops.aten._batch_norm_no_update.default._op  # without the layer in Python
+
+
+def step(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    residual: Tensor | None, eps: float, activation: int, slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`differentiable_forward` without rare operands, where possible under autograd's own node, which needs no Python.
+
+    What that saves and calls is ours alone: whoever listens or records gets our operations. It may save running
+    statistics, which it does not read; they may be written to.
+    """
+    if activation == 0 and residual is None and _paths.is_unwatched(weight, bias, running_mean, running_var):
+        mean, var = (
+            (None, None) if running_mean is None or running_var is None else (running_mean.data, running_var.data)
+        )
+        y, _, _, table = _no_update(x, weight, bias, mean, var, math.nan, eps)
+        if y is not None:
+            return y, table
+    return differentiable_forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
+
+
+def step_backward_of_record(
+    grad_y: Tensor, x: Tensor, weight: Tensor | None, running_mean: Tensor | None, _var: object, _mean: object,
+    _invstd: object, _update: object, eps: float, _wanted: object, stats: Tensor,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """The backward of a step while a graph of it is made: with the derivatives of ours. Any bias will do."""
+    return backward(grad_y, x, stats, weight, weight, None, None, eps, 0, 0.0, running_mean is None)[:3]  # type: ignore[no-any-return]
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -16,6 +16,9 @@ _set_tracing_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defin
 _graph_task = torch._C._current_graph_task_id
 _forward_ad = torch.autograd.forward_ad
 _is_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 _MODES = torch._C._TorchDispatchModeKey
 _RECORDING = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
@@ -53,6 +56,22 @@ def is_ours(x: torch.Tensor) -> bool:
     if _is_compiling():
         return not is_exporting(default=True)  # an exported model must not need us
     return type(x) in _PLAIN and not _is_transformed() and _forward_ad._current_level < 0 and _tracing_state() is None
+
+
+# Whether a step may have a node of autograd's own: `_registration` says it.
+has_steps = False
+
+
+def is_unwatched(*parameters: torch.Tensor | None) -> bool:
+    """Whether nobody listens to operations or to what is saved for the backward, and parameters are no subclasses."""
+    return (
+        has_steps
+        and not _is_compiling()
+        and not _dispatch_modes()
+        and not _function_modes()
+        and _saved_hooks(False) is None
+        and all(p is None or (type(p) in _PLAIN and p.is_cpu) for p in parameters)
+    )
 
 
 def is_readable(t: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import _native
-from . import _operations, _python_kernels, _python_operations, _table_operations  # noqa: F401
+from . import _operations, _paths, _python_kernels, _python_operations, _table_operations  # noqa: F401
 
 _native_torch = _native.torch
 _ATEN = tuple(_native_torch.names())
@@ -53,20 +53,21 @@ class _Raiser:
         raise self.exception
 
 
+_get_kernel: Callable[..., Any] | None = getattr(torch.library, "get_kernel", None)
 _KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 class Original:
     """PyTorch's own CPU kernel of an operation, as it was before ours."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, key: str = "CPU") -> None:
         self.name = name
-        get = getattr(torch.library, "get_kernel", None)
-        self.kernel = None if get is None else get(f"aten::{name}", "CPU")
+        self.keys = _KEYS | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+        self.kernel = _get_kernel(f"aten::{name}", key) if _get_kernel else None
 
     def __call__(self, *args: Any) -> tuple[torch.Tensor | None, ...]:
         if self.kernel is not None:
-            return tuple(self.kernel.call_boxed(_KEYS, *args))
+            return tuple(self.kernel.call_boxed(self.keys, *args))
         return _python_kernels.without_kernel(self.name, args)
 
 
@@ -74,14 +75,25 @@ class _Native:
     """Boxed C++ kernels: no Python in the call."""
 
     def __init__(self) -> None:
-        self.originals: dict[str, Original] = {}
+        self.originals: dict[str, Callable[..., Any]] = {}  # while `accelerate` holds
+        self.answers: dict[str, Callable[..., Any]] = {}  # of the kernels that are there for good
         # A call that is still inside a removed kernel needs the object it runs in: the last few stay.
         self.alive: deque[list[Any]] = deque(maxlen=16)
         _native_torch.use_python(self._answer, _Raiser, _library("libtorch_python"))
         _native_torch.add_ours()
+        if _get_kernel is not None:
+            self._add_steps()
+
+    def _add_steps(self) -> None:
+        """Let steps of our modules have autograd's own node; PyTorch's kernels go on answering everybody else."""
+        self.answers = {name: Original(name) for name in _native_torch.of_steps()}
+        self.answers["autograd"] = Original("batch_norm_backward", "AutogradCPU")
+        self.answers["step"] = _operations.step_backward_of_record
+        _native_torch.add_steps()
+        _paths.has_steps = True
 
     def add_aten(self) -> None:
-        self.originals = {name: Original(name) for name in _ATEN}
+        self.originals = {name: Original(name) for name in _ATEN if name not in self.answers}
         _native_torch.add_aten()
         self.alive.append([torch.library.get_kernel(f"aten::{name}", "CPU") for name in _ATEN])
 
@@ -95,7 +107,7 @@ class _Native:
         """Call PyTorch's own kernel; tensors come and go as owning pointers."""
         aoti = torch._C._aoti
         given = [aoti.alloc_tensor_by_stealing_from_void_ptr(a) if type(a).__name__ == "PyCapsule" else a for a in args]
-        results = self.originals[name](*given)
+        results = (self.answers.get(name) or self.originals[name])(*given)
         return [None if t is None else aoti.unsafe_alloc_void_ptr_from_tensor(t) for t in results]
 
 

@@ -20,7 +20,7 @@ def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
     """
     if table.dim() == 3:
         table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
-    mean, var, count = _statistics(layer)
+    mean, var, count = statistics(layer)
     update = _move_by_kernel if ours else _move
     if mean is None or var is None:
         return _count_only(layer, mean, var, count)
@@ -33,7 +33,7 @@ def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
         update(layer, mean, var, count, table, layer.momentum, weighted)
 
 
-def _statistics(layer: Any) -> tuple[Any, Any, Tensor | None]:
+def statistics(layer: Any) -> tuple[Any, Any, Tensor | None]:
     """Running mean, variance and count, looked for where they usually are: torch.nn looks elsewhere first."""
     own = layer._buffers
     try:

@@ -203,9 +203,10 @@ class _Extended(_BatchNorm):
     ) -> Tensor:
         if mask is None and weights is None and self._is_usual(x):
             weight, bias = self._weight_and_bias()
-            y, table = _operations.differentiable_forward(
-                x, weight, bias, None, None, None, residual, self.eps, *activation
-            )
+            if not self.training:
+                mean, var, _ = _running.statistics(self)
+                return _operations.step(x, weight, bias, mean, var, residual, self.eps, *activation)[0]
+            y, table = _operations.step(x, weight, bias, None, None, residual, self.eps, *activation)
             _running.move(self, table, True, weighted=False)
             return y
         if x.layout is _operands.ONEDNN:  # there and back
@@ -255,20 +256,17 @@ class _Extended(_BatchNorm):
             _operands.check_together(who, x, num_batches_tracked=self.num_batches_tracked)
 
     def _is_usual(self, x: Tensor) -> bool:
-        """Whether this is a step of training without rare options: else there is more to decide, and time to do it."""
-        return (
-            self.training
-            and self.track_running_stats
-            and self.statistics == "auto"
-            and self.update is None
-            and self.virtual_batch_size is None
-            and self.renorm is None
-            and self.train_affine
-            and self.eps > 0
-            and is_ours(x)
-            and x.numel() > self.num_features
-            and not is_recomputation()
-        )
+        """Whether this is a call without rare options: else there is more to decide, and time to do it."""
+        if self.statistics != "auto" or self.update is not None or self.renorm is not None or not self.train_affine:
+            return False
+        if not (self.eps > 0 and is_ours(x)):
+            return False
+        if not self.training:
+            mean, var, _ = _running.statistics(self)
+            known = mean is not None and var is not None and not (mean.requires_grad or var.requires_grad)
+            return known and x.numel() > 0
+        many = self.virtual_batch_size is None and x.numel() > self.num_features
+        return many and self.track_running_stats and not is_recomputation()
 
     def _choices(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalise, and whether the running ones move."""
