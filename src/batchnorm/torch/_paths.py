@@ -64,14 +64,12 @@ has_steps = False
 
 def is_unwatched(*parameters: torch.Tensor | None) -> bool:
     """Whether nobody listens to operations or to what is saved for the backward, and parameters are no subclasses."""
-    return (
-        has_steps
-        and not _is_compiling()
-        and not _dispatch_modes()
-        and not _function_modes()
-        and _saved_hooks(False) is None
-        and all(p is None or (type(p) in _PLAIN and p.is_cpu) for p in parameters)
-    )
+    if not has_steps or _is_compiling() or _dispatch_modes() or _function_modes() or _saved_hooks(False) is not None:
+        return False
+    for p in parameters:  # noqa: SIM110, a third of the time of all()
+        if p is not None and not (type(p) in _PLAIN and p.is_cpu):
+            return False
+    return True
 
 
 def is_readable(t: torch.Tensor) -> bool:
