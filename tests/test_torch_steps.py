@@ -161,6 +161,21 @@ def test_a_graph_is_walked_more_than_once_and_for_many_gradients_at_once():
     assert torch.equal(wanted[0], gs[0].double().sum((0, 2, 3)).float())
 
 
+def test_gradients_that_are_views_of_their_negative():
+    """As complex numbers make them: what lies in memory is not what they are."""
+    x = _randn(4, C, 3, 2, dtype=torch.float32).requires_grad_()
+    found = []
+    for context in (torch.enable_grad, _listening):
+        with context():
+            y = _layer()(x)
+        g = torch._neg_view(_randn(4, C, 3, 2, seed=1, dtype=torch.float32))
+        assert g.is_neg()
+        found.append(torch.autograd.grad(y, x, g))
+        with context():
+            found[-1] += (_layer()(torch._neg_view(x)),)
+    _assert_same(*found, "negative")
+
+
 def test_running_statistics_may_be_written_to_before_the_backward():
     def gradient(write):
         layer, x = _layer(False), _randn(4, C, 3, 2, dtype=torch.float32).requires_grad_()
