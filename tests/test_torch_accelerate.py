@@ -453,6 +453,20 @@ def test_a_copied_or_foreign_saved_mean_is_taken_as_it_is(dtype):
 
 
 @pytest.mark.usefixtures("accelerated")
+def test_a_channel_that_is_nan_leaves_the_others_exact():
+    x, g = torch.randn(8, 3, 6, generator=_generator()) + 1e5, torch.randn(8, 3, 6, generator=_generator(1))
+
+    def grad(x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(torch.nn.functional.batch_norm(x, None, None, training=True), x, g)[0]
+
+    spoilt = x.clone()
+    spoilt[2, 1] = torch.nan
+    assert torch.equal(grad(spoilt)[:, ::2], grad(x)[:, ::2])
+    assert grad(spoilt)[:, 1].isnan().all()
+
+
+@pytest.mark.usefixtures("accelerated")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(7, 5, 9, 3), (4, 16, 31, 33), (64, 70, 7, 7)], ids=str)
 def test_the_same_bits_in_every_layout_and_for_any_number_of_threads(shape, dtype):
