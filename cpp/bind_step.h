@@ -1,7 +1,7 @@
 // A step of our modules under autograd's own node: that of ATen's `_batch_norm_no_update` runs in C++, one that calls
 // `batchnorm::backward` would run in Python. A momentum that is not a number says that a call of it is ours. It returns y and, in
-// the place of the reserve, the table of `batchnorm::forward`; the node hands that to `batch_norm_backward`, which knows by it whose
-// it is. Without running statistics it is a step of training.
+// the place of the reserve, the table of `batchnorm::forward`; the node hands that to `batch_norm_backward`, which knows by it
+// whose it is. Without running statistics it is a step of training.
 #pragma once
 
 #include "bind_operations.h"
