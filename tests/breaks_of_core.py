@@ -70,7 +70,7 @@ BREAKS = [
         "q >= n * 0x1p-90 && q - s * (s / n) >= q / 2",
         "q >= n * 0x1p-90",
         "moments: sums in float are always trusted",
-        "test_accuracy.py test_distributions.py",
+        "test_bits.py test_accuracy.py",
     ),
     Break(
         "cpp/blocks.cpp",

@@ -408,7 +408,7 @@ BREAKS = [
         "return (w * of(torch.where(w > 0, x, zero))).sum(over)",
         "return of(x).sum(over)",
         "second derivatives: weights are forgotten",
-        "test_layer_matrix.py test_torch_modules.py",
+        "test_torch_variants.py test_torch_sync.py test_layer_matrix.py",
     ),
     Break(
         SRC + "torch/accelerate.py",
@@ -563,7 +563,7 @@ BREAKS = [
         "return EPS.default if saved is None or saved.eps is None else saved.eps",
         "return EPS.default",
         "files: the eps of saved moments is ignored",
-        "test_files.py test_cli.py",
+        "test_found_files.py test_files.py",
     ),
     Break(
         SRC + "files/saved_moments.py",
@@ -612,14 +612,14 @@ BREAKS = [
         "axis in ((1,), (-1,))",
         "axis in ((1,),)",
         "command line: names of columns on axis -1",
-        "test_cli.py test_explain.py",
+        "test_explain.py test_found_files.py test_cli.py",
     ),
     Break(
         SRC + "cli.py",
         "{str(error).removeprefix('explain: ')}",
         "{error}",
         "command line: an error names the function",
-        "test_cli.py test_explain.py",
+        "test_explain.py test_found_files.py test_cli.py",
     ),
     Break(
         SRC + "why/statistics.py",

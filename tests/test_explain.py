@@ -416,6 +416,8 @@ def test_variance_near_eps_says_by_how_much(rng: np.random.Generator) -> None:
     assert e.suspicions[0].values[0] == pytest.approx(var / (var + 1e-5), rel=1e-12)
     assert e.channels.std_after[0] == pytest.approx(np.sqrt(var / (var + 1e-5)), rel=1e-9)
     assert kinds(bn.explain(x, eps=1e-12)) == {}
+    assert kinds(bn.explain(x, eps=var / 90)) == {"near eps": (0,)}, "more than 1 % is lost"
+    assert kinds(bn.explain(x, eps=var / 110)) == {}
 
 
 def test_non_finite_values_are_counted_per_channel(rng: np.random.Generator) -> None:

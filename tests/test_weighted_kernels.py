@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
 import batchnorm as bn
 from canonical import same_bits
 from cases import DTYPES, lay_out
+from pairs import pairs
 
 ISAS = tuple(bn._native.available_isas())
 SCALAR = "reference" if "reference" in ISAS else "portable"
@@ -74,9 +73,7 @@ def test_the_bits_of_the_specification(shape, kind):
         values["x"][np.broadcast_to(np.expand_dims(w == 0, 1), shape)] = np.nan
         bn._native.force_isa(SCALAR)
         expected = _run(values, w)
-        for layout, isa, threads in itertools.product(LAYOUTS, ISAS, (1, 3)):
-            if isa == SCALAR:
-                continue
+        for layout, isa, threads in pairs(LAYOUTS, [isa for isa in ISAS if isa != SCALAR] or ISAS, (1, 3)):
             bn._native.force_isa(isa)
             bn.set_num_threads(threads)
             arrays = {name: lay_out(value, layout, (1,)) for name, value in values.items()}
