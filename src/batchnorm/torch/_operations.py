@@ -243,6 +243,7 @@ def differentiable_forward(
     return _Forward.apply(x, weight, bias, residual, rest)  # type: ignore[no-any-return]
 
 
+_OURS = math.nan  # as a momentum
 _no_update: Any = torch.ops.aten._batch_norm_no_update.default._op  # without the layer in Python
 
 
@@ -256,10 +257,10 @@ def step(
     statistics, which it does not read; they may be written to.
     """
     if activation == 0 and residual is None and _paths.is_unwatched(weight, bias, running_mean, running_var):
-        mean, var = (
-            (None, None) if running_mean is None or running_var is None else (running_mean.data, running_var.data)
-        )
-        y, _, _, table = _no_update(x, weight, bias, mean, var, math.nan, eps)
+        mean, var = running_mean, running_var
+        if mean is not None and var is not None and torch.is_grad_enabled():
+            mean, var = mean.data, var.data
+        y, _, _, table = _no_update(x, weight, bias, mean, var, _OURS, eps)
         if y is not None:
             return y, table
     return differentiable_forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
