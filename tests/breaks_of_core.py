@@ -133,7 +133,7 @@ BREAKS = [
         "rest >= 0x477ff000u",
         "rest >= 0x47000000u",
         "float16: infinite too early",
-        "test_accuracy.py test_bits.py",
+        "test_bits.py",
     ),
     # --- coefficients, layouts, groups, weights ---
     Break(

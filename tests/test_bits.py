@@ -390,6 +390,24 @@ def test_non_finite_values_have_the_same_bits_everywhere(isa):
         _assert_same(_everything(_laid_out(values, layout)), expected, layout)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_to_16_bits_is_numpys(dtype, isa):
+    """Of every exponent that the type has, its ties, its subnormals, and what becomes infinite."""
+    bn._native.force_isa(isa)
+    bn.set_num_threads(1)
+    last = 24 if dtype == "float16" else 133
+    scales = np.ldexp(1.0, np.arange(-last, 18 if dtype == "float16" else 128)).astype(np.float32)
+    x = np.random.default_rng(5).integers(1 << 11, 1 << 12, (64, len(scales))).astype(np.float32) / np.float32(1 << 11)
+    x = x.astype(DTYPES[dtype])
+    standard = bn.Moments.from_statistics(np.zeros(len(scales)), np.ones(len(scales)))
+    for factor in (1.0, 1.0 + 2.0**-9, 1.0 + 2.0**-11):
+        given = {"weight": (scales * np.float32(factor)), "eps": 1e-300}
+        y, wide = bn.normalize(x, standard, **given), bn.normalize(x.astype(np.float32), standard, **given)
+        with np.errstate(over="ignore"):
+            assert same_bits(y, wide.astype(y.dtype)), factor
+
+
 def _any_view(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     """The same values with axes in any order in memory, any steps forwards or backwards, and NaN in between."""
     order, steps = rng.permutation(values.ndim), rng.choice([1, 1, 2, 3, -1, -2], values.ndim)

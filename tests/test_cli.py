@@ -82,6 +82,16 @@ def test_explain_piped_has_no_colours_and_fits_eighty_columns() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_columns_have_their_names_whichever_way_the_axis_is_said(capsys: Capture) -> None:
+    write("t.csv", "left,right\n1,2\n3,5\n")
+    shown = []
+    for axis in ([], ["--axis=1"], ["--axis=-1"]):
+        assert main(["explain", "t.csv", *axis]) == 0
+        shown.append(capsys.readouterr().out)
+    assert "left" in shown[0]
+    assert shown == shown[:1] * 3
+
+
 def test_explain_iris(capsys: Capture) -> None:
     iris = load_iris()
     names = [*iris.feature_names, "species"]
@@ -458,6 +468,7 @@ def refused(argv: list[str], parts: list[str], capsys: Capture) -> None:
     assert is_one_plain_paragraph(captured.err)
     for part in parts:
         assert part in captured.err
+    assert f": {argv[0]}: " not in captured.err, "a function of the package is no matter of who reads this"
     assert listing() == before
 
 
