@@ -190,13 +190,11 @@ class Cells {
   Reading reading_;
   alignas(64) char raw_[2][kBlock * 8 + 64];
 
-  // Position s of a run; the head of the next run is asked for, where the hardware does not look ahead.
+  // Position s of a run.
   const char* here(int which, int64_t outer, int64_t s) const {
     if (arrays_[which] == nullptr) return nullptr;
     const Array& a = *arrays_[which];
-    const char* at = base_[which] + (run_offset(p_, a, outer) + s) * size_;
-    if (s < kCell && p_.reduced_dims == 2) ask_for(at + (a.reduced[0] - s) * size_, 1024);
-    return at;
+    return base_[which] + (run_offset(p_, a, outer) + s) * size_;
   }
 
   void stage(int64_t i, int64_t n) {
@@ -303,12 +301,6 @@ bool is_simple(const Problem& p) { return p.activation == Activation::none || (p
 void Call::take_samples() {
   for (int64_t b = 0; b < std::min(kMostSamples, blocks_of(p)); ++b) samples[b] = sample_of_block(*this, b);
   sampled = std::min(kMostSamples, blocks_of(p));
-}
-
-void ask_for_sample(const Call& call, int64_t c, int64_t b) {
-  if (b >= call.sampled || reading_of(call.p, call.p.x) == Reading::copied) return;
-  const char* first = first_of_channel(call, c);
-  for (int64_t i = 0; i < call.samples[b].n; ++i) __builtin_prefetch(first + call.samples[b].offsets[i] * call.data.size);
 }
 
 void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {

@@ -154,7 +154,6 @@ struct Call {
 // The sums of a block (blocks.cpp): of one channel, or of `width` channels side by side from c on, all of them where rows are
 // narrow.
 Sample sample_of_block(const Call& call, int64_t b);
-void ask_for_sample(const Call& call, int64_t c, int64_t b);
 void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out);
 void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out);
 void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moments* out);

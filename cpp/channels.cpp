@@ -1,5 +1,5 @@
 // One channel at a time: contiguous and general layouts. What the last-level cache cannot hold is taken in groups of channels that
-// half of L2 holds, so that the second pass reads from there, last samples first.
+// caches hold, so that the second pass reads from there, last samples first.
 #include <algorithm>
 
 #include "tile.h"
@@ -33,27 +33,14 @@ class Channels {
       const int64_t group = threads > 1 ? std::min(fits, share) : fits;
       parallel_for((C + group - 1) / group, threads, [&](int64_t t) {
         const int64_t c0 = t * group, c1 = std::min(c0 + group, C);
-        for (int64_t c = c0; c < c1; ++c) {
-          call_.prepare(c);
-          Tree<P> tree;
-          for (int64_t b = 0; b < blocks; ++b) {
-            if (!call_.backward && (b + 1 < blocks || c + 1 < C))
-              ask_for_sample(call_, b + 1 < blocks ? c : c + 1, (b + 1) % blocks);
-            tree.push(block<P>(c, b));
-          }
-          call_.finish(c, tree.finish());
-        }
+        sum_group<P>(c0, c1);
         if (both) apply_group(c0, c1);
       });
       if (both) return;
     } else {
       Scratch<P> parts(C * blocks);
       parallel_for(C * blocks, threads, [&](int64_t t) { parts[t] = block<P>(t / blocks, t % blocks); });
-      call_.each_channel([&](int64_t c) {
-        Tree<P> tree;
-        for (int64_t b = 0; b < blocks; ++b) tree.push(parts[c * blocks + b]);
-        call_.finish(c, tree.finish());
-      });
+      call_.each_channel([&](int64_t c) { call_.finish(c, merged(parts + c * blocks, blocks)); });
     }
     if (call_.applies) apply_all();
   }
@@ -63,6 +50,24 @@ class Channels {
   const Problem& p_;
   const int64_t inner_, outer_;  // positions of a run, and how many runs a channel has
   bool simple_, dense_;
+
+  // In the order of memory: the blocks that begin in one run, channel by channel, then those of the next run.
+  template <class P> void sum_group(int64_t c0, int64_t c1) {
+    const int64_t blocks = blocks_of(p_);
+    for (int64_t c = c0; c < c1; ++c) call_.prepare(c);
+    Scratch<P> parts((c1 - c0) * blocks);
+    for (int64_t b0 = 0, b1; b0 < blocks; b0 = b1) {
+      for (b1 = b0 + 1; b1 < blocks && b1 * kBlock / inner_ == b0 * kBlock / inner_;) ++b1;
+      for (int64_t c = c0; c < c1; ++c)
+        for (int64_t b = b0; b < b1; ++b) parts[(c - c0) * blocks + b] = block<P>(c, b);
+    }
+    for (int64_t c = c0; c < c1; ++c) call_.finish(c, merged(parts + (c - c0) * blocks, blocks));
+  }
+  template <class P> static P merged(const P* parts, int64_t blocks) {
+    Tree<P> tree;
+    for (int64_t b = 0; b < blocks; ++b) tree.push(parts[b]);
+    return tree.finish();
+  }
 
   template <class P> P block(int64_t c, int64_t b) const {
     P result;

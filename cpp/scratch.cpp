@@ -52,7 +52,7 @@ int64_t cache_budget() {
     size = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
     if (size < (256 << 10) || size > (8 << 20)) size = 512 << 10;  // unknown or implausible: a common size
-    return static_cast<int64_t>(size / 2);
+    return static_cast<int64_t>(size) * 2;
   }();
   return budget;
 }

@@ -11,16 +11,18 @@ template <class C> BN_INLINE U<C> one(const char* value) { return fill(*reinterp
 template <class C> BN_INLINE U<C> column(const char* values, int64_t j) { return load_raw(reinterpret_cast<const C*>(values) + j); }
 
 // What a sum takes of sixteen elements: d = x - center and, with gradients, h = g after the derivative of ReLU; else h = d.
-template <class C> struct Terms {
+template <class C, bool G> struct Terms {
   U<C> d, h;
 };
+template <class C> struct Terms<C, false> {
+  U<C> d;
+};
 template <bool G, bool Relu, class C, class Gradient, class Scale, class Shift>
-BN_INLINE Terms<C> terms_of(U<C> x, U<C> center, const Gradient& g, const Scale& scale, const Shift& shift) {
-  Terms<C> of;
-  of.h = of.d = x - center;
-  if constexpr (G) of.h = g();
-  if constexpr (Relu) of.h = where_positive(multiply_add(of.d, scale(), shift()), of.h);
-  return of;
+BN_INLINE Terms<C, G> terms_of(U<C> x, U<C> center, const Gradient& g, const Scale& scale, const Shift& shift) {
+  const U<C> d = x - center;
+  if constexpr (!G) return {d};
+  else if constexpr (!Relu) return {d, g()};
+  else return {d, where_positive(multiply_add(d, scale(), shift()), g())};
 }
 
 // The sums of four terms of a lane: in pairs, so that equal values, of which there are many in real data, are added exactly.
@@ -28,7 +30,12 @@ template <class C> struct Sum {
   U<C> s, q;
 };
 template <class C> BN_INLINE Sum<C> operator+(Sum<C> a, Sum<C> b) { return {a.s + b.s, a.q + b.q}; }
-template <class C> BN_INLINE Sum<C> pair_of(Terms<C> a, Terms<C> b) { return {a.h + b.h, multiply_add(b.h, b.d, a.h * a.d)}; }
+template <class C> BN_INLINE Sum<C> pair_of(Terms<C, true> a, Terms<C, true> b) {
+  return {a.h + b.h, multiply_add(b.h, b.d, a.h * a.d)};
+}
+template <class C> BN_INLINE Sum<C> pair_of(Terms<C, false> a, Terms<C, false> b) {
+  return {a.d + b.d, multiply_add(b.d, b.d, a.d * a.d)};
+}
 template <class Term> BN_INLINE auto four_of(const Term& term) {
   const auto a = term(0), b = term(1), c = term(2), d = term(3);
   return pair_of(a, b) + pair_of(c, d);
@@ -55,6 +62,10 @@ template <bool Joined, class T> struct Units {
   }
 };
 
+// Elements ahead of those that are summed, which are asked for, into L2: three pages of floats, where the hardware begins anew in
+// each page and each run. Less is not enough, and asking for it into L1 makes what is needed now wait.
+constexpr int64_t kAhead = 24 * kCell;
+
 template <bool G, bool Relu, bool Joined, class T>
 BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, double* acc) {
   using C = Compute<T>;
@@ -64,9 +75,9 @@ BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, 
   Four s_all, q_all;
   std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
   for (; cells > 0; --cells) {
-    for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) {  // where the hardware begins anew in each page
-      __builtin_prefetch(x.at + kCell + i);
-      if (G) __builtin_prefetch(g.at + kCell + i);
+    for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(x.at + kAhead + i, 0, 2);
+      if (G) __builtin_prefetch(g.at + kAhead + i, 0, 2);
     }
     const auto term = [&](int) BN_INLINE_LAMBDA {
       return terms_of<G, Relu>(
@@ -126,7 +137,7 @@ template <class T, bool G, bool Relu> struct Lane {
       const auto scale = [&]() BN_INLINE_LAMBDA { return column<C>(k.scale, at); };
       const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
       const auto term = [&](int t) BN_INLINE_LAMBDA {
-        if (!All && (counts >> t & 1) == 0) return Terms<C>{fill<C>(0), fill<C>(0)};
+        if (!All && (counts >> t & 1) == 0) return Terms<C, G>{};
         return terms_of<G, Relu>(
             load(x + at + t * x_step), center, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
       };
