@@ -1,6 +1,8 @@
 // Activations and their derivatives on sixteen lanes. A NaN goes through each of them.
 #pragma once
 
+#include <limits>
+
 #include "simd.h"
 
 namespace batchnorm {
@@ -53,12 +55,25 @@ template <class C> __attribute__((noinline)) U<C> sigmoid(U<C> z) {
   return if_less(z, fill<C>(0), e, one) / (one + e);
 }
 
+// A clip keeps values from `least` to `most`; gradients go through inside of them.
+template <class C> struct Bounds {
+  U<C> least, most;
+  explicit Bounds(Activation act)
+      : least(fill<C>(act == Activation::none ? -std::numeric_limits<C>::infinity() : 0)),
+        most(fill<C>(act == Activation::relu6 ? 6 : std::numeric_limits<C>::infinity())) {}
+  BN_INLINE U<C> clip(U<C> z) const { return at_most(at_least(z, least), most); }
+};
+// The bound above of gradients: infinity is inside of ReLU.
+template <class C> BN_INLINE U<C> gradient_bound(Activation act) {
+  return fill<C>(act == Activation::relu6 ? 6 : std::numeric_limits<C>::quiet_NaN());
+}
+
 template <class C> BN_INLINE U<C> activate(Activation kind, C slope, U<C> z) {
-  const U<C> zero = fill<C>(0), six = fill<C>(6);
+  const U<C> zero = fill<C>(0);
   switch (kind) {
-    case Activation::none: return z;
-    case Activation::relu: return at_least(z, zero);
-    case Activation::relu6: return if_less(six, z, six, at_least(z, zero));
+    case Activation::none:
+    case Activation::relu:
+    case Activation::relu6: return Bounds<C>(kind).clip(z);
     case Activation::leaky_relu: return if_less(z, zero, z * fill<C>(slope), z);
     case Activation::silu: return z * sigmoid(z);
   }
@@ -67,11 +82,11 @@ template <class C> BN_INLINE U<C> activate(Activation kind, C slope, U<C> z) {
 
 // g * activation'(z); at the corners PyTorch's choice: the derivative is that of the flat side (leaky: of the negative side).
 template <class C> BN_INLINE U<C> activate_backward(Activation kind, C slope, U<C> z, U<C> g) {
-  const U<C> zero = fill<C>(0), one = fill<C>(1), six = fill<C>(6);
+  const U<C> zero = fill<C>(0), one = fill<C>(1);
   switch (kind) {
     case Activation::none: return g;
-    case Activation::relu: return where_positive(z, g);
-    case Activation::relu6: return if_at_most(six, z, zero, where_positive(z, g));
+    case Activation::relu:
+    case Activation::relu6: return where_inside(z, gradient_bound<C>(kind), g);
     case Activation::leaky_relu: return if_at_most(z, zero, g * fill<C>(slope), g);
     case Activation::silu: {
       const U<C> s = sigmoid(z);

@@ -1,9 +1,6 @@
 // How numbers are applied: runs of elements, for one data type.
 #pragma once
 
-#include <limits>
-
-#include "leaves.h"
 #include "sums.h"
 
 namespace batchnorm {
@@ -90,24 +87,24 @@ template <class T, bool Past, class Unit> BN_INLINE void over(T* out, int64_t n,
 }
 
 template <class T, class Of, bool Residual, bool Past>
-BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period, bool relu) {
+BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   using C = Compute<T>;
-  const U<C> least = fill<C>(relu ? 0 : -std::numeric_limits<C>::infinity());
+  const Bounds<C> bounds(act);
   each_run<T>(runs, [&](T* out, const T* x, const T*, const T* r, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
     over<T, Past>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c));
       if (Residual) z = z + load(r + j);
-      return at_least(z, least);
+      return bounds.clip(z);
     });
   });
   if (Past) fence();
 }
-template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const Coefs& k, int64_t period, bool relu) {
-  if (runs.residual && runs.past_cache) apply_of<T, Of, true, true>(runs, k, period, relu);
-  else if (runs.residual) apply_of<T, Of, true, false>(runs, k, period, relu);
-  else if (runs.past_cache) apply_of<T, Of, false, true>(runs, k, period, relu);
-  else apply_of<T, Of, false, false>(runs, k, period, relu);
+template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if (runs.residual && runs.past_cache) apply_of<T, Of, true, true>(runs, k, period, act);
+  else if (runs.residual) apply_of<T, Of, true, false>(runs, k, period, act);
+  else if (runs.past_cache) apply_of<T, Of, false, true>(runs, k, period, act);
+  else apply_of<T, Of, false, false>(runs, k, period, act);
 }
 
 // Those of run i and the following.
@@ -116,46 +113,48 @@ template <class T> BN_INLINE Coefs from(const Coefs& k, int64_t i) {
   return {k.center + i, k.scale + i, k.shift + i, k.k1 ? k.k1 + i : nullptr, k.k0 + i};
 }
 
-template <class T> void apply_planes(const Runs& runs, Coefs k, bool relu) {
-  if (runs.length >= kLanes) return apply_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, relu);
-  each_short_run<T>(runs, [&](const Runs& one, int64_t i) { apply_planes<T>(one, from<T>(k, i), relu); });
+template <class T> void apply_planes(const Runs& runs, Coefs k, Activation act) {
+  if (runs.length >= kLanes) return apply_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
+  each_short_run<T>(runs, [&](const Runs& one, int64_t i) { apply_planes<T>(one, from<T>(k, i), act); });
 }
-template <class T> void apply_rows(const Runs& runs, Coefs k, int64_t period, bool relu) {
-  if (runs.length >= kLanes) return apply_either<T, OfRows<Compute<T>>>(runs, k, period, relu);
-  each_short_run<T>(runs, [&](const Runs& one, int64_t) { apply_rows<T>(one, k, period, relu); });
+template <class T> void apply_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
+  if (runs.length >= kLanes) return apply_either<T, OfRows<Compute<T>>>(runs, k, period, act);
+  each_short_run<T>(runs, [&](const Runs& one, int64_t) { apply_rows<T>(one, k, period, act); });
 }
 
-template <class T, class Of, bool Training, bool Relu, bool Past>
-BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period) {
+template <class T, class Of, bool Training, bool Clips, bool Past>
+BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   using C = Compute<T>;
+  const U<C> most = gradient_bound<C>(act);
   each_run<T>(runs, [&](T* out, const T* x, const T* g, const T*, int64_t i) BN_INLINE_LAMBDA {
-    const Of center(k.center, i), scale(k.scale, i), shift(Relu ? k.shift : k.scale, i);
+    const Of center(k.center, i), scale(k.scale, i), shift(Clips ? k.shift : k.scale, i);
     const Of k1(Training ? k.k1 : k.scale, i), k0(Training ? k.k0 : k.scale, i);
     over<T, Past>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       const U<C> d = load(x + j) - center(c);
       U<C> h = load(g + j);
-      if (Relu) h = where_positive(multiply_add(d, scale(c), shift(c)), h);
+      if (Clips) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
       if (Training) h = h - multiply_add(d, k1(c), k0(c));
       return h * scale(c);
     });
   });
   if (Past) fence();
 }
-template <class T, class Of, bool Past> BN_INLINE void grad_either(const Runs& runs, const Coefs& k, int64_t period, bool relu) {
-  if (k.k1 == nullptr) grad_of<T, Of, false, true, Past>(runs, k, period);
-  else if (relu) grad_of<T, Of, true, true, Past>(runs, k, period);
-  else grad_of<T, Of, true, false, Past>(runs, k, period);
+template <class T, class Of, bool Past>
+BN_INLINE void grad_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if (k.k1 == nullptr) grad_of<T, Of, false, true, Past>(runs, k, period, act);
+  else if (act != Activation::none) grad_of<T, Of, true, true, Past>(runs, k, period, act);
+  else grad_of<T, Of, true, false, Past>(runs, k, period, act);
 }
-template <class T> void grad_planes(const Runs& runs, Coefs k, bool relu) {
+template <class T> void grad_planes(const Runs& runs, Coefs k, Activation act) {
   if (runs.length < kLanes)
-    return each_short_run<T>(runs, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), relu); });
-  if (runs.past_cache) grad_either<T, OfPlanes<Compute<T>>, true>(runs, k, kNoPeriod, relu);
-  else grad_either<T, OfPlanes<Compute<T>>, false>(runs, k, kNoPeriod, relu);
+    return each_short_run<T>(runs, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), act); });
+  if (runs.past_cache) grad_either<T, OfPlanes<Compute<T>>, true>(runs, k, kNoPeriod, act);
+  else grad_either<T, OfPlanes<Compute<T>>, false>(runs, k, kNoPeriod, act);
 }
-template <class T> void grad_rows(const Runs& runs, Coefs k, int64_t period, bool relu) {
-  if (runs.length < kLanes) return each_short_run<T>(runs, [&](const Runs& one, int64_t) { grad_rows<T>(one, k, period, relu); });
-  if (runs.past_cache) grad_either<T, OfRows<Compute<T>>, true>(runs, k, period, relu);
-  else grad_either<T, OfRows<Compute<T>>, false>(runs, k, period, relu);
+template <class T> void grad_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
+  if (runs.length < kLanes) return each_short_run<T>(runs, [&](const Runs& one, int64_t) { grad_rows<T>(one, k, period, act); });
+  if (runs.past_cache) grad_either<T, OfRows<Compute<T>>, true>(runs, k, period, act);
+  else grad_either<T, OfRows<Compute<T>>, false>(runs, k, period, act);
 }
 
 }  // namespace

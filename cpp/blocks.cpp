@@ -16,13 +16,13 @@ struct Block {
     else weights.total = static_cast<double>(n);
   }
   bool counts(int64_t i) const { return weights.counts == nullptr || (weights.counts[i / kLanes] >> i % kLanes & 1) != 0; }
-  // Whole cells from position i on in which everything counts.
-  int64_t full_cells(int64_t i) const {
-    int64_t cells = 0;
-    for (; n - i >= kCell; i += kCell, ++cells)
-      for (int64_t t = 0; weights.counts != nullptr && t < 8; ++t)
-        if (weights.counts[i / kLanes + t] != 0xffff) return cells;
-    return cells;
+  // From position i on.
+  const uint16_t* counts_from(int64_t i) const { return weights.counts ? weights.counts + i / kLanes : nullptr; }
+  // Whether a whole cell begins at position i, in which everything counts.
+  bool is_full(int64_t i) const {
+    for (int64_t t = 0; weights.counts != nullptr && t < 8; ++t)
+      if (n - i >= kCell && weights.counts[i / kLanes + t] != 0xffff) return false;
+    return n - i >= kCell;
   }
 };
 
@@ -145,13 +145,13 @@ class Cells {
     return shift_of_elements(call, raw_[0], sample, n);
   }
 
-  // add(x, g, cells, joints) for full cells, and some(x, g, i, n) for what is less, from position i of the block on; in whole
+  // add(x, g, cells, joints, i) for whole cells, and some(x, g, i, n) for what is less, from position i of the block on; in whole
   // units.
   template <class Add, class Some> void each(const Add& add, const Some& some) {
     constexpr int64_t few = 4;  // cells of a run, from which on only those that go on in another are joined
     const int64_t inner = run_length(p_);
     for (int64_t i = i_; i < block_.n;) {
-      const int64_t full = block_.full_cells(i), r = block_.r + i, s = r % inner, within = (inner - s) / kCell;
+      const int64_t full = (block_.n - i) / kCell, r = block_.r + i, s = r % inner, within = (inner - s) / kCell;
       if (full == 0) {
         const int64_t n = std::min(kCell, block_.n - i);
         if (reading_ == Reading::copied) some(raw_[0] + (i - i_) * size_, raw_[1] + (i - i_) * size_, i, n);
@@ -161,18 +161,19 @@ class Cells {
       }
       int64_t cells = full;
       if (reading_ == Reading::copied) {
-        add(raw_[0] + (i - i_) * size_, raw_[1] + (i - i_) * size_, cells, Joints());
+        add(raw_[0] + (i - i_) * size_, raw_[1] + (i - i_) * size_, cells, Joints(), i);
       } else if (reading_ == Reading::joined && (within == 0 || inner < few * kCell) && full > within) {
         if (inner >= few * kCell) cells = 1;
         const int64_t g_jump = arrays_[1] ? arrays_[1]->reduced[0] - inner : 0;
-        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints{inner, inner - s, arrays_[0]->reduced[0] - inner, g_jump});
+        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints{inner, inner - s, arrays_[0]->reduced[0] - inner, g_jump},
+            i);
       } else if (within > 0) {
         cells = std::min(full, within);
-        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints());
+        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints(), i);
       } else {
         cells = 1;
         stage(i, kCell);
-        add(raw_[0], raw_[1], cells, Joints());
+        add(raw_[0], raw_[1], cells, Joints(), i);
       }
       i += cells * kCell;
     }
@@ -209,29 +210,30 @@ int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 void add_channel_moments(const Call& call, Cells& cells, const Block& block, double K, double* acc) {
   const Value shift(call, K), zero(call, 0);
   const int64_t size = call.data.compute;
-  cells.each([&](const char* x, const char*, int64_t n, Joints joints) { call.data.moments(x, n, joints, shift.values, acc); },
+  cells.each([&](const char* x, const char*, int64_t n, Joints joints,
+                 int64_t i) { call.data.moments(x, n, joints, shift.values, block.counts_from(i), acc); },
              [&](const char* x, const char*, int64_t i, int64_t n) {
                alignas(64) char d[kCell * 8];
                call.data.to_compute(d, x, whole(n), shift.values);
                std::memset(d + n * size, 0, static_cast<size_t>((kCell - n) * size));
-               if (block.weights.counts) call.compute.keep(d, block.weights.counts + i / kLanes, kCell);
-               call.compute.moments(d, 1, {}, zero.values, acc);
+               call.compute.moments(d, 1, {}, zero.values, block.counts_from(i), acc);
              });
 }
 
 void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i, double* acc) {
   const Coefs k = call.table.at(c);
-  const bool relu = call.p.activation == Activation::relu;
+  const Activation act = call.p.activation;
   const Value center(call, call.coefs[c].center), zero(call, 0);
   const int64_t size = call.data.compute;
   Cells(call, c, block, i, &call.p.x, &call.p.grad_y)
-      .each([&](const char* x, const char* g, int64_t cells, Joints joints) { call.data.sums(x, g, cells, joints, k, relu, acc); },
+      .each([&](const char* x, const char* g, int64_t cells, Joints joints,
+                int64_t) { call.data.sums(x, g, cells, joints, k, act, acc); },
             [&](const char* x, const char* g, int64_t, int64_t n) {
               alignas(64) char d[kCell * 8], h[kCell * 8];
               call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
               const size_t rest = static_cast<size_t>((kCell - n) * size);
               std::memset(d + n * size, 0, rest), std::memset(h + n * size, 0, rest);
-              call.compute.sums(d, h, 1, {}, {zero.values, k.scale, k.shift, k.k1, k.k0}, relu, acc);
+              call.compute.sums(d, h, 1, {}, {zero.values, k.scale, k.shift, k.k1, k.k0}, act, acc);
             });
 }
 
@@ -293,8 +295,8 @@ Sums settle(const Call& call, int64_t c, const Block& block, const Sums& s) {
   return SumsOfTile(call, block, c, 1, false, true).of(0);
 }
 
-// Whether the gradient before the activation is found in leaves: without one, or ReLU of x alone.
-bool is_simple(const Problem& p) { return p.activation == Activation::none || (p.activation == Activation::relu && !p.residual); }
+// Whether the gradient before the activation is found in leaves: without one, or a clip of x alone.
+bool is_simple(const Problem& p) { return p.activation == Activation::none || (is_clip(p.activation) && !p.residual); }
 
 }  // namespace
 
@@ -377,7 +379,7 @@ class RowsOf {
 };
 
 const uint16_t* counts_of(const Block& block, int64_t i, uint16_t* some) {
-  if (block.full_cells(i) > 0) return nullptr;
+  if (block.is_full(i)) return nullptr;
   for (int64_t t = 0; t < 8; ++t) {
     const int64_t left = block.n - i - t * kLanes;
     const unsigned there = left >= kLanes ? 0xffffu : left > 0 ? (1u << left) - 1 : 0;
@@ -441,7 +443,7 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moment
 
 void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* out) {
   const Block block(call, b);
-  const bool simple = is_simple(call.p), relu = call.p.activation == Activation::relu;
+  const bool simple = is_simple(call.p);
   if (simple) {
     RowsOf rows(call, c, width);
     for (int64_t i = 0; i < block.n; i += kCell) {
@@ -449,7 +451,8 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* 
       uint16_t some[8];
       const int64_t n = std::min(kCell, block.n - i);
       const char *x = rows.cell(call.p.x, block.r + i, n, 0, &x_step), *g = rows.cell(call.p.grad_y, block.r + i, n, 1, &g_step);
-      call.data.sums_rows(x, x_step, g, g_step, counts_of(block, i, some), width, call.table.at(c), relu, rows.scratch, rows.acc);
+      call.data.sums_rows(x, x_step, g, g_step, counts_of(block, i, some), width, call.table.at(c), call.p.activation, rows.scratch,
+                          rows.acc);
     }
     for (int64_t i = 0; i < width; ++i) out[i] = {fold(rows.of(i), rows.step()), fold(rows.of(i) + 4 * rows.step(), rows.step())};
   }
@@ -508,7 +511,7 @@ void block_of_narrow(const Call& call, int64_t b, Sums* out) {
   for (int64_t i = 0; i < kLanes * C; ++i) repeated.put(i, call.coefs[i % C]);
   const int64_t cells = block.n / kCell;
   call.data.sums_narrow(at(call.p, call.p.x, 0, block.r), at(call.p, call.p.grad_y, 0, block.r), cells, C, repeated.at(0),
-                        call.p.activation == Activation::relu, scratch, acc);
+                        call.p.activation, scratch, acc);
   for (int64_t c = 0; c < C; ++c) {
     double own[8];
     for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];

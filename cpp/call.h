@@ -104,9 +104,9 @@ struct Call {
     return k;
   }
 
-  // Whether elements go through leaves where they are: no activation, or ReLU of x and perhaps a residual; and nothing else.
+  // Whether elements go through leaves where they are: of x, in the forward of a residual, too, after it a clip; and nothing else.
   bool is_simple() const {
-    if (p.activation != Activation::none && p.activation != Activation::relu) return false;
+    if (!is_clip(p.activation)) return false;
     return !backward || !((p.training && given.weights) || p.grad_residual || (p.residual && p.activation != Activation::none));
   }
 
@@ -122,12 +122,13 @@ struct Call {
 
   // Planes, or, with a period, columns.
   void elements(Runs r, Coefs k, int64_t period) const {
-    const bool relu = p.activation == Activation::relu, frozen = backward && !p.training;
-    if (frozen && !relu) r.x = r.g, r.x_step = r.g_step, r.g = nullptr;
+    const Activation act = p.activation;
+    const bool frozen = backward && !p.training, scales = frozen && act == Activation::none;
+    if (scales) r.x = r.g, r.x_step = r.g_step, r.g = nullptr;
     if (frozen) k.k1 = nullptr;
-    if (!backward || (frozen && !relu)) return period ? data.apply_rows(r, k, period, relu) : data.apply_planes(r, k, relu);
-    if (period) data.grad_rows(r, k, period, relu);
-    else data.grad_planes(r, k, relu);
+    if (!backward || scales) return period ? data.apply_rows(r, k, period, act) : data.apply_planes(r, k, act);
+    if (period) data.grad_rows(r, k, period, act);
+    else data.grad_planes(r, k, act);
   }
   void take_samples();
   bool any_wide(int64_t c0, int64_t c1) const {

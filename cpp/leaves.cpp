@@ -62,10 +62,6 @@ template <class C> void activate_backward_tile(Activation kind, double slope, ch
 template <class C> void add(char* z, const char* r, int64_t n) {
   each_pair<C>(z, r, n, [](U<C> a, U<C> b) BN_INLINE_LAMBDA { return a + b; });
 }
-template <class C> void keep_counted(char* d, const uint16_t* counts, int64_t n) {
-  C* at = reinterpret_cast<C*>(d);
-  for (int64_t i = 0; i < n; i += kLanes) store_raw(at + i, keep(load_raw(at + i), counts[i / kLanes]));
-}
 template <class C> void weigh(char* h, char* d, const char* w, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     C* at = reinterpret_cast<C*>(d) + i;
@@ -110,7 +106,6 @@ template <class T> constexpr Leaves leaves_of() {
           activate_tile<C>,
           activate_backward_tile<C>,
           add<C>,
-          keep_counted<C>,
           weigh<C>,
           subtract_weighted<C>,
           choose<C>};

@@ -29,13 +29,17 @@ struct Runs {
   bool past_cache;  // whole lines of `out` are written past it; it is then none of the others
 };
 
+// Whether an activation only keeps values within bounds. These are usual, and inside of the loops; the others pass over tiles.
+inline bool is_clip(Activation act) { return act == Activation::none || act == Activation::relu || act == Activation::relu6; }
+
+// `act` is a clip.
 struct Leaves {
   int64_t size, compute;  // bytes of an element, of the compute type
 
-  // Sums of `cells` cells of one channel: of d = x - K and d * d; of h = g (relu: after its derivative) and h * (x - center).
-  // acc[8]: s, then q, of lanes mod 4.
-  void (*moments)(const char* x, int64_t cells, Joints joints, const char* K, double* acc);
-  void (*sums)(const char* x, const char* g, int64_t cells, Joints joints, Coefs k, bool relu, double* acc);
+  // Sums of `cells` cells of one channel: of d = x - K and d * d; of h = g after the activation's derivative and h * (x - center).
+  // acc[8]: s, then q, of lanes mod 4. `counts`: a bit for each of the positions, null: all of them.
+  void (*moments)(const char* x, int64_t cells, Joints joints, const char* K, const uint16_t* counts, double* acc);
+  void (*sums)(const char* x, const char* g, int64_t cells, Joints joints, Coefs k, Activation act, double* acc);
   // The sum of up to sixteen elements at these offsets, folded as lanes are.
   double (*sum_of)(const char* x, const int64_t* offsets, int64_t n);
 
@@ -45,21 +49,21 @@ struct Leaves {
   void (*moments_rows)(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch,
                        double* acc);
   void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
-                    bool relu, char* scratch, double* acc);
+                    Activation act, char* scratch, double* acc);
   // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so
   // often. acc[8][channels]. scratch: 160 values a channel.
   void (*moments_narrow)(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc);
-  void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, bool relu, char* scratch,
+  void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, char* scratch,
                       double* acc);
   // The sum of up to sixteen rows, folded as lanes are.
   void (*fold_rows)(const char* const* rows, int64_t n, int64_t width, double* sum);
 
   // Elements: y = fma(x - center, scale, shift) + residual, and dx = (h - fma(x - center, k1, k0)) * scale, or, without k1,
   // h * scale. Planes: a channel each. Rows: columns 0, 1, …, and from `period` on the same again; coefficients go on for 16 more.
-  void (*apply_planes)(const Runs& runs, Coefs k, bool relu);
-  void (*apply_rows)(const Runs& runs, Coefs k, int64_t period, bool relu);
-  void (*grad_planes)(const Runs& runs, Coefs k, bool relu);
-  void (*grad_rows)(const Runs& runs, Coefs k, int64_t period, bool relu);
+  void (*apply_planes)(const Runs& runs, Coefs k, Activation act);
+  void (*apply_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  void (*grad_planes)(const Runs& runs, Coefs k, Activation act);
+  void (*grad_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
 
   // Tiles, n elements in whole units. From the data's type, less sixteen values that repeat (or null); and back.
   void (*to_compute)(char* to, const char* from, int64_t n, const char* less);
@@ -70,7 +74,6 @@ struct Leaves {
   void (*activate)(Activation kind, double slope, char* z, int64_t n);
   void (*activate_backward)(Activation kind, double slope, char* g, const char* z, int64_t n);
   void (*add)(char* z, const char* r, int64_t n);
-  void (*keep)(char* d, const uint16_t* counts, int64_t n);
   void (*weigh)(char* h, char* d, const char* w, int64_t n);                                    // h = w d, where w is 0 both 0
   void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t n);                  // h -= w t, where w is not 0
   void (*choose)(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n);  // columns that are wide

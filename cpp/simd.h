@@ -91,29 +91,55 @@ template <class C> BN_INLINE U<C> at_least(U<C> z, U<C> least) {
 #endif
 }
 
-// z <= 0 ? 0 : g
-template <class C> BN_INLINE U<C> where_positive(U<C> z, U<C> g) {
+// most < z ? most : z
+template <class C> BN_INLINE U<C> at_most(U<C> z, U<C> most) {
+#if defined(__AVX512F__)
+  BN_EACH(C, i) {
+    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm512_min_ps((__m512)most.v[i], (__m512)z.v[i]);
+    else z.v[i] = (typename U<C>::V)_mm512_min_pd((__m512d)most.v[i], (__m512d)z.v[i]);
+  }
+  return z;
+#elif defined(__AVX2__)
+  BN_EACH(C, i) {
+    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm256_min_ps((__m256)most.v[i], (__m256)z.v[i]);
+    else z.v[i] = (typename U<C>::V)_mm256_min_pd((__m256d)most.v[i], (__m256d)z.v[i]);
+  }
+  return z;
+#else
+  return if_less(most, z, most, z);
+#endif
+}
+
+// z <= 0 or most <= z ? 0 : g. A `most` that is NaN is no bound.
+template <class C> BN_INLINE U<C> where_inside(U<C> z, U<C> most, U<C> g) {
 #if defined(__AVX512F__)
   BN_EACH(C, i) {
     if constexpr (sizeof(C) == 4) {
       const __mmask16 m = _mm512_cmp_ps_mask((__m512)z.v[i], _mm512_setzero_ps(), _CMP_NLE_UQ);
-      g.v[i] = (typename U<C>::V)_mm512_maskz_mov_ps(m, (__m512)g.v[i]);
+      const __mmask16 inside = _mm512_mask_cmp_ps_mask(m, (__m512)z.v[i], (__m512)most.v[i], _CMP_NGE_UQ);
+      g.v[i] = (typename U<C>::V)_mm512_maskz_mov_ps(inside, (__m512)g.v[i]);
     } else {
       const __mmask8 m = _mm512_cmp_pd_mask((__m512d)z.v[i], _mm512_setzero_pd(), _CMP_NLE_UQ);
-      g.v[i] = (typename U<C>::V)_mm512_maskz_mov_pd(m, (__m512d)g.v[i]);
+      const __mmask8 inside = _mm512_mask_cmp_pd_mask(m, (__m512d)z.v[i], (__m512d)most.v[i], _CMP_NGE_UQ);
+      g.v[i] = (typename U<C>::V)_mm512_maskz_mov_pd(inside, (__m512d)g.v[i]);
     }
   }
   return g;
 #elif defined(__AVX2__)
   BN_EACH(C, i) {
-    if constexpr (sizeof(C) == 4)
-      g.v[i] = (typename U<C>::V)_mm256_and_ps(_mm256_cmp_ps((__m256)z.v[i], _mm256_setzero_ps(), _CMP_NLE_UQ), (__m256)g.v[i]);
-    else
-      g.v[i] = (typename U<C>::V)_mm256_and_pd(_mm256_cmp_pd((__m256d)z.v[i], _mm256_setzero_pd(), _CMP_NLE_UQ), (__m256d)g.v[i]);
+    if constexpr (sizeof(C) == 4) {
+      const __m256 z_i = (__m256)z.v[i], below = _mm256_cmp_ps(z_i, (__m256)most.v[i], _CMP_NGE_UQ);
+      const __m256 inside = _mm256_and_ps(below, _mm256_cmp_ps(z_i, _mm256_setzero_ps(), _CMP_NLE_UQ));
+      g.v[i] = (typename U<C>::V)_mm256_and_ps(inside, (__m256)g.v[i]);
+    } else {
+      const __m256d z_i = (__m256d)z.v[i], below = _mm256_cmp_pd(z_i, (__m256d)most.v[i], _CMP_NGE_UQ);
+      const __m256d inside = _mm256_and_pd(below, _mm256_cmp_pd(z_i, _mm256_setzero_pd(), _CMP_NLE_UQ));
+      g.v[i] = (typename U<C>::V)_mm256_and_pd(inside, (__m256d)g.v[i]);
+    }
   }
   return g;
 #else
-  return if_at_most(z, fill<C>(0), fill<C>(0), g);
+  return if_at_most(z, fill<C>(0), fill<C>(0), if_at_most(most, z, fill<C>(0), g));
 #endif
 }
 

@@ -1,8 +1,8 @@
 // How numbers are summed: cells of 128 positions, in the canonical order, for one data type.
 #pragma once
 
+#include "activation.h"
 #include "leaves.h"
-#include "simd.h"
 
 namespace batchnorm {
 namespace {
@@ -10,19 +10,19 @@ namespace {
 template <class C> BN_INLINE U<C> one(const char* value) { return fill(*reinterpret_cast<const C*>(value)); }
 template <class C> BN_INLINE U<C> column(const char* values, int64_t j) { return load_raw(reinterpret_cast<const C*>(values) + j); }
 
-// What a sum takes of sixteen elements: d = x - center and, with gradients, h = g after the derivative of ReLU; else h = d.
+// What a sum takes of sixteen elements: d = x - center and, with gradients, h = g after the activation's derivative; else h = d.
 template <class C, bool G> struct Terms {
   U<C> d, h;
 };
 template <class C> struct Terms<C, false> {
   U<C> d;
 };
-template <bool G, bool Relu, class C, class Gradient, class Scale, class Shift>
-BN_INLINE Terms<C, G> terms_of(U<C> x, U<C> center, const Gradient& g, const Scale& scale, const Shift& shift) {
+template <bool G, bool Clips, class C, class Gradient, class Scale, class Shift>
+BN_INLINE Terms<C, G> terms_of(U<C> x, U<C> center, U<C> most, const Gradient& g, const Scale& scale, const Shift& shift) {
   const U<C> d = x - center;
   if constexpr (!G) return {d};
-  else if constexpr (!Relu) return {d, g()};
-  else return {d, where_positive(multiply_add(d, scale(), shift()), g())};
+  else if constexpr (!Clips) return {d, g()};
+  else return {d, where_inside(multiply_add(d, scale(), shift()), most, g())};
 }
 
 // The sums of four terms of a lane: in pairs, so that equal values, of which there are many in real data, are added exactly.
@@ -66,12 +66,14 @@ template <bool Joined, class T> struct Units {
 // each page and each run. Less is not enough, and asking for it into L1 makes what is needed now wait.
 constexpr int64_t kAhead = 24 * kCell;
 
-template <bool G, bool Relu, bool Joined, class T>
-BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, double* acc) {
+// Counts: only what a bit of `counts` says is there, sixteen a word.
+template <bool G, bool Clips, bool Counts, bool Joined, class T>
+BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, Activation act,
+                         const uint16_t* counts, double* acc) {
   using C = Compute<T>;
-  const U<C> center = one<C>(k.center);
+  const U<C> center = one<C>(k.center), most = gradient_bound<C>(act);
   U<C> scale = center, shift = center;
-  if (Relu) scale = one<C>(k.scale), shift = one<C>(k.shift);
+  if (Clips) scale = one<C>(k.scale), shift = one<C>(k.shift);
   Four s_all, q_all;
   std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
   for (; cells > 0; --cells) {
@@ -80,27 +82,39 @@ BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, 
       if (G) __builtin_prefetch(g.at + kAhead + i, 0, 2);
     }
     const auto term = [&](int) BN_INLINE_LAMBDA {
-      return terms_of<G, Relu>(
-          x.next(), center, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
+      auto of = terms_of<G, Clips>(
+          x.next(), center, most, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
+      if constexpr (Counts) of.d = keep(of.d, *counts++);
+      return of;
     };
     const Sum<C> first = four_of(term), sum = first + four_of(term);
     s_all += fold(sum.s), q_all += fold(sum.q);
   }
   std::memcpy(acc, &s_all, sizeof s_all), std::memcpy(acc + 4, &q_all, sizeof q_all);
 }
-
-template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, double* acc) {
-  const Coefs k{K, K, K, K, K};
-  const T* xs = reinterpret_cast<const T*>(x);
-  if (j.inner == 0) add_cells<false, false, false, T>({xs, 0, 0, 0}, {xs, 0, 0, 0}, cells, k, acc);
-  else add_cells<false, false, true, T>({xs, j.inner, j.left, j.x_jump}, {xs, 0, 0, 0}, cells, k, acc);
+template <bool G, bool Clips, bool Counts, bool Joined, class T>
+BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, const Joints& j, const Coefs& k, Activation act,
+                         const uint16_t* counts, double* acc) {
+  const auto units = [&](const char* at, int64_t jump) {
+    return Units<Joined, T>{reinterpret_cast<const T*>(at), j.inner, j.left, jump};
+  };
+  add_cells<G, Clips, Counts>(units(x, j.x_jump), units(g, j.g_jump), cells, k, act, counts, acc);
 }
-template <class T> void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, bool relu, double* acc) {
-  const T *xs = reinterpret_cast<const T*>(x), *gs = reinterpret_cast<const T*>(g);
-  if (j.inner == 0 && relu) add_cells<true, true, false, T>({xs, 0, 0, 0}, {gs, 0, 0, 0}, cells, k, acc);
-  else if (j.inner == 0) add_cells<true, false, false, T>({xs, 0, 0, 0}, {gs, 0, 0, 0}, cells, k, acc);
-  else if (relu) add_cells<true, true, true, T>({xs, j.inner, j.left, j.x_jump}, {gs, j.inner, j.left, j.g_jump}, cells, k, acc);
-  else add_cells<true, false, true, T>({xs, j.inner, j.left, j.x_jump}, {gs, j.inner, j.left, j.g_jump}, cells, k, acc);
+
+template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, const uint16_t* counts, double* acc) {
+  const Coefs k{K, K, K, K, K};
+  constexpr Activation none = Activation::none;
+  if (counts && j.inner == 0) add_cells<false, false, true, false, T>(x, nullptr, cells, j, k, none, counts, acc);
+  else if (counts) add_cells<false, false, true, true, T>(x, nullptr, cells, j, k, none, counts, acc);
+  else if (j.inner == 0) add_cells<false, false, false, false, T>(x, nullptr, cells, j, k, none, counts, acc);
+  else add_cells<false, false, false, true, T>(x, nullptr, cells, j, k, none, counts, acc);
+}
+template <class T> void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, double* acc) {
+  const bool clips = act != Activation::none;
+  if (j.inner == 0 && clips) add_cells<true, true, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
+  else if (j.inner == 0) add_cells<true, false, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
+  else if (clips) add_cells<true, true, false, true, T>(x, g, cells, j, k, act, nullptr, acc);
+  else add_cells<true, false, false, true, T>(x, g, cells, j, k, act, nullptr, acc);
 }
 
 template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t n) {
@@ -115,11 +129,12 @@ template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t 
 // The rows of one lane, which are `step` apart, along the whole width: each of them is a stream that the next lanes go on with.
 // With gradients there are two streams a row, and so many at once would meet in the same sets of L1: rows 0 … 3 first, whose sums
 // wait in `rest`, then 4 … 7. Sums go to, or are added to, s[W] and q[W].
-template <class T, bool G, bool Relu> struct Lane {
+template <class T, bool G, bool Clips> struct Lane {
   using C = Compute<T>;
   const T *x, *g;
   int64_t x_step, g_step, width, whole;  // whole: width in whole units
   Coefs k;
+  Activation act;
 
   template <int First, int Rows> BN_INLINE void add(unsigned counts, C* s_to, C* rest, bool begins) const {
     constexpr unsigned all = ((1u << Rows) - 1) << First;
@@ -131,6 +146,7 @@ template <class T, bool G, bool Relu> struct Lane {
   template <int First, int Rows, bool All>
   __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
     C *q_to = s_to + whole, *q_rest = rest + whole;
+    const U<C> most = gradient_bound<C>(act);
     for (int64_t i = 0; i < whole; i += kLanes) {
       const int64_t at = i + kLanes <= width ? i : width - kLanes;
       const U<C> center = column<C>(k.center, at);
@@ -138,8 +154,8 @@ template <class T, bool G, bool Relu> struct Lane {
       const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
       const auto term = [&](int t) BN_INLINE_LAMBDA {
         if (!All && (counts >> t & 1) == 0) return Terms<C, G>{};
-        return terms_of<G, Relu>(
-            load(x + at + t * x_step), center, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
+        return terms_of<G, Clips>(
+            load(x + at + t * x_step), center, most, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
       };
       Sum<C> sum = four_of([&](int t) BN_INLINE_LAMBDA { return term(First + t); });
       if (Rows == 8) sum = sum + four_of([&](int t) BN_INLINE_LAMBDA { return term(4 + t); });
@@ -154,8 +170,8 @@ template <class T, bool G, bool Relu> struct Lane {
   }
 };
 
-template <class T, bool G, bool Relu>
-BN_INLINE void add_lane(const Lane<T, G, Relu>& lane, unsigned counts, Compute<T>* to, Compute<T>* rest, bool begins) {
+template <class T, bool G, bool Clips>
+BN_INLINE void add_lane(const Lane<T, G, Clips>& lane, unsigned counts, Compute<T>* to, Compute<T>* rest, bool begins) {
   if (G) lane.template add<0, 4>(counts, to, rest, begins), lane.template add<4, 4>(counts, to, rest, begins);
   else lane.template add<0, 8>(counts, to, rest, begins);
 }
@@ -168,14 +184,14 @@ BN_INLINE unsigned counts_of_lane(const uint16_t* counts, int lane) {
   return bits;
 }
 
-template <class T, bool G, bool Relu>
+template <class T, bool G, bool Clips>
 BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width,
-                                const Coefs& k, char* scratch, double* acc) {
+                                const Coefs& k, Activation act, char* scratch, double* acc) {
   using C = Compute<T>;
   const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
   C *four = reinterpret_cast<C*>(scratch), *rest = four + 8 * whole;  // s, q of lanes mod 4
-  Lane<T, G, Relu> lane{
-      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k};
+  Lane<T, G, Clips> lane{
+      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k, act};
   for (int l = 0; l < kLanes; ++l, lane.x += x_step, lane.g += G ? g_step : 0)
     add_lane(lane, counts_of_lane(counts, l), four + (l & 3) * 2 * whole, rest, l < 4);
   for (int j = 0; j < 8; ++j) {
@@ -186,28 +202,28 @@ BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, in
 }
 template <class T>
 void moments_rows(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch, double* acc) {
-  add_cell_of_rows<T, false, false>(x, step, nullptr, 0, counts, width, {K, K, K, K, K}, scratch, acc);
+  add_cell_of_rows<T, false, false>(x, step, nullptr, 0, counts, width, {K, K, K, K, K}, Activation::none, scratch, acc);
 }
 template <class T>
 void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
-               bool relu, char* scratch, double* acc) {
-  if (relu) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, counts, width, k, scratch, acc);
-  else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, counts, width, k, scratch, acc);
+               Activation act, char* scratch, double* acc) {
+  if (act != Activation::none) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, counts, width, k, act, scratch, acc);
+  else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, counts, width, k, act, scratch, acc);
 }
 
 // ---- narrow rows --------------------------------------------------------------------------------------------------------------
 
 // Sixteen rows one behind another are one row of 16 C columns, with all lanes; eight of these are a cell. A lane's columns stand C
 // apart.
-template <class T, bool G, bool Relu>
-BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int64_t channels, const Coefs& k, char* scratch,
-                                double* acc) {
+template <class T, bool G, bool Clips>
+BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int64_t channels, const Coefs& k, Activation act,
+                                char* scratch, double* acc) {
   using C = Compute<T>;
   typedef C FourC __attribute__((vector_size(4 * sizeof(C)), aligned(sizeof(C)), may_alias));
   typedef double FourD __attribute__((vector_size(32), aligned(8), may_alias));
   const int64_t width = kLanes * channels, quarter = width / 4;
   C *s = reinterpret_cast<C*>(scratch), *rest = s + 2 * width;
-  Lane<T, G, Relu> rows{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k};
+  Lane<T, G, Clips> rows{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k, act};
   for (; cells > 0; --cells, rows.x += 8 * width, rows.g += G ? 8 * width : 0) {
     add_lane(rows, 0xff, s, rest, true);
     for (int half = 0; half < 2; ++half) {
@@ -220,12 +236,13 @@ BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int
   }
 }
 template <class T> void moments_narrow(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc) {
-  add_narrow_cells<T, false, false>(x, nullptr, cells, channels, {K, K, K, K, K}, scratch, acc);
+  add_narrow_cells<T, false, false>(x, nullptr, cells, channels, {K, K, K, K, K}, Activation::none, scratch, acc);
 }
 template <class T>
-void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, bool relu, char* scratch, double* acc) {
-  if (relu) add_narrow_cells<T, true, true>(x, g, cells, channels, k, scratch, acc);
-  else add_narrow_cells<T, true, false>(x, g, cells, channels, k, scratch, acc);
+void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, char* scratch,
+                 double* acc) {
+  if (act != Activation::none) add_narrow_cells<T, true, true>(x, g, cells, channels, k, act, scratch, acc);
+  else add_narrow_cells<T, true, false>(x, g, cells, channels, k, act, scratch, acc);
 }
 
 // Rows, folded as lanes are. The last unit overlaps the one before.

@@ -68,7 +68,7 @@ void Tile::load_weights(bool as_doubles) {
 
 void Tile::apply(bool wide, char* to, const char* from, const char* residual, Coefs k) {
   const Leaves& leaves = wide ? call_.wide : call_.compute;
-  leaves.apply_rows({to, from, nullptr, residual, 1, elements(), 0, 0, 0, 0, false}, k, whole_, false);
+  leaves.apply_rows({to, from, nullptr, residual, 1, elements(), 0, 0, 0, 0, false}, k, whole_, Activation::none);
 }
 
 // z from x, and the residual.
@@ -120,7 +120,7 @@ void Tile::backward(int64_t r, int64_t n) {
     }
     const Leaves& leaves = wide ? call_.wide : call_.compute;
     if (p_.training && !weighted) {
-      leaves.grad_rows({h, x, h, nullptr, 1, elements(), 0, 0, 0, 0, false}, coefs(wide), whole_, false);
+      leaves.grad_rows({h, x, h, nullptr, 1, elements(), 0, 0, 0, 0, false}, coefs(wide), whole_, Activation::none);
       continue;
     }
     if (weighted) {
@@ -143,15 +143,14 @@ void Tile::reduce(bool as_moments, bool in_double, char* d, char* h, const uint1
   if (side_by_side_) {
     alignas(64) char scratch[10 * kLanes * 8];
     if (as_moments) leaves.moments_rows(d, kLanes, counts, kLanes, zeros, scratch, acc);
-    else leaves.sums_rows(d, kLanes, h, kLanes, counts, kLanes, none, false, scratch, acc);
+    else leaves.sums_rows(d, kLanes, h, kLanes, counts, kLanes, none, Activation::none, scratch, acc);
     return;
   }
   const int64_t size = in_double ? 8 : size_, cells = (n_ + kCell - 1) / kCell;
   for (char* tile : {d, h})
     if (tile) std::memset(tile + n_ * size, 0, static_cast<size_t>((cells * kCell - n_) * size));
-  if (as_moments && counts) leaves.keep(d, counts, cells * kCell);
-  if (as_moments) leaves.moments(d, cells, {}, zeros, acc);
-  else leaves.sums(d, h, cells, {}, none, false, acc);
+  if (as_moments) leaves.moments(d, cells, {}, zeros, counts, acc);
+  else leaves.sums(d, h, cells, {}, none, Activation::none, acc);
 }
 
 namespace {
