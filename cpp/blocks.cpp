@@ -40,6 +40,12 @@ double value_at(const Call& call, int64_t c, int64_t r) {
   return values[0];
 }
 
+// The shift of a block with weights: the first value of the largest one.
+double first_weighted(const Call& call, int64_t c, const Block& block) {
+  const double K = value_at(call, c, block.r + block.weights.heaviest);
+  return std::isfinite(K) ? K : 0.0;
+}
+
 // A block's shift: near its mean, in the compute type. `first` is its first value that counts.
 template <class First> double shift_of(const Call& call, double sum, int64_t n, const First& first) {
   double K = sum / static_cast<double>(n);
@@ -47,12 +53,12 @@ template <class First> double shift_of(const Call& call, double sum, int64_t n, 
   return std::isfinite(K) ? rounded(call.p, K) : 0.0;
 }
 
-// The positions of a block that its shift is the mean of, at most sixteen: scattered by the golden ratio, for neighbors are alike;
-// or the first that counts.
+// The positions of a block that its shift is the mean of: the first sixteen that count, of some that the golden ratio scatters, for
+// neighbors are alike; or the first one of all.
 int64_t sample_of(const Block& block, int64_t* to) {
   const int64_t step = block.n < kLanes ? 1 : (block.n * 1265 / kBlock) | 1;
   int64_t n = 0, at = 0;
-  for (int64_t i = 0; i < kLanes && i < block.n; ++i, at = at + step < block.n ? at + step : at + step - block.n)
+  for (int64_t i = 0; i < kScattered && i < block.n && n < kLanes; ++i, at = at + step < block.n ? at + step : at + step - block.n)
     if (block.counts(at)) to[n++] = at;
   if (n > 0) return n;
   for (at = 0; !block.counts(at);) ++at;
@@ -247,21 +253,16 @@ struct InDouble {
     Tile tile(call);
     if (side_by_side) tile.rows(c, width);
     else tile.channel(c);
-    const bool weighted = block.weights.counted == Counted::weighted;
-    if (weighted) {
-      for (int64_t i = 0; i < (side_by_side ? width : 1); ++i) K[i] = value_at(call, c + i, block.r + block.weights.heaviest);
-    } else {
-      add(tile, block, How::in_double);
-      for (int64_t i = 0; i < step; ++i) K[i] = fold(acc + i, step) / block.weights.total;
-    }
+    add(tile, block);
+    for (int64_t i = 0; i < step; ++i) K[i] = fold(acc + i, step) / block.weights.total;
     for (int64_t i = 0; i < kLanes; ++i) K[i] = std::isfinite(K[i]) ? K[i] : 0.0;
     if (!side_by_side) std::fill_n(K, kLanes, K[0]);
-    add(tile, block, weighted ? How::weighted : How::in_double);
+    add(tile, block);
   }
 
-  void add(Tile& tile, const Block& block, How how) {
+  void add(Tile& tile, const Block& block) {
     std::fill_n(acc, 8 * kLanes, 0.0);
-    tile.add_moments(block.r, block.n, how, block.weights.counts, K, acc);
+    tile.add_moments(block.r, block.n, block.weights.counts, K, acc);
   }
   Moments of(const Block& block, int64_t i) const {
     return block_moments(block.weights.total, K[i], fold(acc + i, step), fold(acc + 4 * step + i, step));
@@ -309,10 +310,19 @@ void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {
   const Block block(call, b);
   if (block.weights.counted == Counted::none) {
     *out = {};
-  } else if (block.weights.counted == Counted::weighted) {
-    *out = InDouble(call, block, c, 1, false).of(block, 0);
+    return;
+  }
+  double acc[8] = {};
+  if (block.weights.counted == Counted::weighted) {
+    const double K = first_weighted(call, c, block);
+    Cells(call, c, block, 0, &call.p.x, nullptr)
+        .each([&](const char* x, const char*, int64_t n, Joints joints,
+                  int64_t i) { call.data.moments_weighted(x, block.weights.values + i, n, joints, K, acc); },
+              [&](const char* x, const char*, int64_t i, int64_t) {
+                call.data.moments_weighted(x, block.weights.values + i, 1, {}, K, acc);
+              });
+    *out = block_moments(block.weights.total, K, fold(acc, 1), fold(acc + 4, 1));
   } else {
-    double acc[8] = {};
     Cells cells(call, c, block, 0, &call.p.x, nullptr);
     const double K = cells.shift(call);
     add_channel_moments(call, cells, block, K, acc);
@@ -403,13 +413,19 @@ void put(const Call& call, char* row, int64_t i, double v) {
 void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moments* out) {
   const Block block(call, b);
   if (block.weights.counted == Counted::none) return std::fill_n(out, width, Moments{}), void();
-  if (block.weights.counted == Counted::weighted) {
-    return each_strip(width, [&](int64_t i, int64_t some) {
-      const InDouble sums(call, block, c + i, some, true);
-      for (int64_t k = 0; k < some; ++k) out[i + k] = sums.of(block, k);
-    });
-  }
   RowsOf rows(call, c, width);
+  if (block.weights.counted == Counted::weighted) {
+    for (int64_t i = 0; i < width; ++i) rows.values[i] = first_weighted(call, c + i, block);
+    for (int64_t i = 0; i < block.n; i += kCell) {
+      int64_t step;
+      const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
+      call.data.moments_weighted_rows(x, step, block.weights.values + i, width, rows.values, rows.acc);
+    }
+    for (int64_t i = 0; i < width; ++i)
+      out[i] = block_moments(block.weights.total, rows.values[i], fold(rows.of(i), rows.step()),
+                             fold(rows.of(i) + 4 * rows.step(), rows.step()));
+    return;
+  }
   int64_t sample[kLanes];
   const char* sampled[kLanes];
   const int64_t n = sample_of(block, sample);
@@ -508,7 +524,7 @@ void block_of_narrow(const Call& call, int64_t b, Sums* out) {
   alignas(64) char scratch[kLanes * 160 * 8];
   double acc[8 * kLanes] = {};
   Table repeated(kLanes * C, call.data.compute);
-  for (int64_t i = 0; i < kLanes * C; ++i) repeated.put(i, call.coefs[i % C]);
+  repeated.repeat(call.table, C, kLanes * C);
   const int64_t cells = block.n / kCell;
   call.data.sums_narrow(at(call.p, call.p.x, 0, block.r), at(call.p, call.p.grad_y, 0, block.r), cells, C, repeated.at(0),
                         call.p.activation, scratch, acc);

@@ -14,6 +14,7 @@ namespace batchnorm {
 
 constexpr int64_t kSmallProblem = 16384;            // elements; below, handing work to a thread costs more than it does
 constexpr int64_t kStreamFrom = int64_t(16) << 20;  // bytes of output; below, the last-level cache holds it
+constexpr int64_t kStreamRun = 2048;                // bytes of a run; in shorter ones its ends, which are not whole lines, cost more
 constexpr int64_t kMostSamples = 64;
 constexpr int64_t kTaskBytes = int64_t(128) << 10;  // of an array, in one task of the second pass
 
@@ -23,8 +24,15 @@ class Table {
   Table(int64_t n, int64_t size) : size_(size), stride_((n + kLanes) * size), memory_(kRows * stride_) {}
 
   void put(int64_t i, const Coefficients& k) {
-    const double values[kRows] = {k.center, k.scale, k.shift, k.k1, k.k0};
-    for (int row = 0; row < kRows; ++row) set(row, i, values[row]);
+    if (size_ == 4) put_as<float>(i, k);
+    else put_as<double>(i, k);
+  }
+  // Coefficients of channels c, c + 1, …, each `times` times, until `n` and 16 more are there; after the last of `channels` the first.
+  void spread(const Table& from, int64_t c, int64_t channels, int64_t times, int64_t n) {
+    for (int row = 0; row < kRows; ++row) {
+      if (size_ == 4) spread_row<float>(from, row, c, channels, times, n + kLanes);
+      else spread_row<double>(from, row, c, channels, times, n + kLanes);
+    }
   }
   // The first n values of a table, over and over, for a period of columns and 16 more.
   void repeat(const Table& of, int64_t n, int64_t period) {
@@ -43,10 +51,16 @@ class Table {
   int64_t size_, stride_;
   Scratch<char> memory_;
 
-  void set(int row, int64_t i, double v) {
-    char* const to = memory_ + row * stride_;
-    if (size_ == 4) reinterpret_cast<float*>(to)[i] = static_cast<float>(v);
-    else reinterpret_cast<double*>(to)[i] = v;
+  template <class C> C* row(int row) const { return reinterpret_cast<C*>(memory_ + row * stride_); }
+  template <class C> void put_as(int64_t i, const Coefficients& k) {
+    const double values[kRows] = {k.center, k.scale, k.shift, k.k1, k.k0};
+    for (int r = 0; r < kRows; ++r) row<C>(r)[i] = static_cast<C>(values[r]);
+  }
+  template <class C> void spread_row(const Table& from, int r, int64_t c, int64_t channels, int64_t times, int64_t n) {
+    const C* values = from.row<C>(r) + c;
+    C* to = row<C>(r);
+    for (int64_t i = 0, channel = 0; i < n; i += times, channel = channel + 1 < channels ? channel + 1 : 0)
+      std::fill_n(to + i, std::min(times, n - i), values[channel]);
   }
 };
 
@@ -116,7 +130,7 @@ struct Call {
     const auto from = [&](const Array& a) -> char* { return a ? here(a) : nullptr; };
     Runs r{from(out), from(p.x), from(p.grad_y), from(residual), count, length,
            step(out), step(p.x), step(p.grad_y), step(residual), false};
-    r.past_cache = past_cache && r.out != r.x && r.out != r.g && r.out != r.residual;
+    r.past_cache = past_cache && length * data.size >= kStreamRun && r.out != r.x && r.out != r.g && r.out != r.residual;
     return r;
   }
 

@@ -62,13 +62,6 @@ template <class C> void activate_backward_tile(Activation kind, double slope, ch
 template <class C> void add(char* z, const char* r, int64_t n) {
   each_pair<C>(z, r, n, [](U<C> a, U<C> b) BN_INLINE_LAMBDA { return a + b; });
 }
-template <class C> void weigh(char* h, char* d, const char* w, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    C* at = reinterpret_cast<C*>(d) + i;
-    const U<C> weight = load_raw(reinterpret_cast<const C*>(w) + i), kept = if_less(fill<C>(0), weight, load_raw(at), fill<C>(0));
-    store_raw(at, kept), store_raw(reinterpret_cast<C*>(h) + i, weight * kept);
-  }
-}
 template <class C> void subtract_weighted(char* h, const char* t, const char* w, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     C* at = reinterpret_cast<C*>(h) + i;
@@ -89,10 +82,12 @@ template <class T> constexpr Leaves leaves_of() {
   return {sizeof(T),
           sizeof(C),
           moments<T>,
+          moments_weighted<T>,
           sums<T>,
           sum_of<T>,
           moments_rows<T>,
           sums_rows<T>,
+          moments_weighted_rows<T>,
           moments_narrow<T>,
           sums_narrow<T>,
           fold_rows<T>,
@@ -106,7 +101,6 @@ template <class T> constexpr Leaves leaves_of() {
           activate_tile<C>,
           activate_backward_tile<C>,
           add<C>,
-          weigh<C>,
           subtract_weighted<C>,
           choose<C>};
 }

@@ -39,6 +39,8 @@ struct Leaves {
   // Sums of `cells` cells of one channel: of d = x - K and d * d; of h = g after the activation's derivative and h * (x - center).
   // acc[8]: s, then q, of lanes mod 4. `counts`: a bit for each of the positions, null: all of them.
   void (*moments)(const char* x, int64_t cells, Joints joints, const char* K, const uint16_t* counts, double* acc);
+  // The same in double, of d = x - K where a position's weight is not 0, and of weight * d and weight * d * d.
+  void (*moments_weighted)(const char* x, const double* weights, int64_t cells, Joints joints, double K, double* acc);
   void (*sums)(const char* x, const char* g, int64_t cells, Joints joints, Coefs k, Activation act, double* acc);
   // The sum of up to sixteen elements at these offsets, folded as lanes are.
   double (*sum_of)(const char* x, const int64_t* offsets, int64_t n);
@@ -50,6 +52,7 @@ struct Leaves {
                        double* acc);
   void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
                     Activation act, char* scratch, double* acc);
+  void (*moments_weighted_rows)(const char* x, int64_t step, const double* weights, int64_t width, const double* K, double* acc);
   // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so
   // often. acc[8][channels]. scratch: 160 values a channel.
   void (*moments_narrow)(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc);
@@ -74,7 +77,6 @@ struct Leaves {
   void (*activate)(Activation kind, double slope, char* z, int64_t n);
   void (*activate_backward)(Activation kind, double slope, char* g, const char* z, int64_t n);
   void (*add)(char* z, const char* r, int64_t n);
-  void (*weigh)(char* h, char* d, const char* w, int64_t n);                                    // h = w d, where w is 0 both 0
   void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t n);                  // h -= w t, where w is not 0
   void (*choose)(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n);  // columns that are wide
 };

@@ -19,6 +19,7 @@ struct BFloat16 {
 constexpr int kMaxDims = 64;    // NumPy's limit
 constexpr int64_t kLanes = 16;  // the canonical order of summation: see docs/architecture.md
 constexpr int64_t kBlock = 2048;
+constexpr int64_t kScattered = 128;  // positions of a block at which its shift is looked for
 
 // Strides count elements, one for each collapsed reduced dimension and each collapsed channel dimension.
 struct Array {

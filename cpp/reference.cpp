@@ -135,13 +135,13 @@ struct Block {
   }
 };
 
-// The mean of the values that count at sixteen scattered positions, or at all of fewer: near the data, whatever its offset and
-// order. A golden ratio apart they are spread over the block, its lanes and the columns of an image.
+// The mean of the first sixteen values that count at scattered positions, or of all of fewer: near the data, whatever its offset
+// and order. A golden ratio apart they are spread over the block, its lanes and the columns of an image.
 template <class C> C near_mean(const Block& b) {
   const int64_t step = b.n < kLanes ? 1 : b.n * 1265 / kBlock | 1;
   double values[kLanes] = {}, four[4];
   int64_t k = 0;
-  for (int64_t i = 0; i < kLanes && i < b.n; ++i) {
+  for (int64_t i = 0; i < kScattered && i < b.n && k < kLanes; ++i) {
     const int64_t r = i * step % b.n;
     if (b.w[r] != 0) values[k++] = b.x[r];
   }

@@ -397,6 +397,16 @@ template <class C> BN_INLINE U<C> join(U<C> a, U<C> b, int64_t split) {
   return a;
 }
 
+template <class C> BN_INLINE U<C> all_bits() {
+  U<C> r;
+  BN_EACH(C, i) r.v[i] = (typename U<C>::V)(static_cast<typename U<C>::Word>(-1) - typename U<C>::Words{});
+  return r;
+}
+template <class C> BN_INLINE U<C> both_bits(U<C> a, U<C> b) {
+  BN_EACH(C, i) a.v[i] = (typename U<C>::V)((typename U<C>::Words)a.v[i] & (typename U<C>::Words)b.v[i]);
+  return a;
+}
+
 // Zero in the lanes whose bit is 0.
 template <class C> BN_INLINE U<C> keep(U<C> a, uint16_t bits) {
   using Word = typename U<C>::Word;

@@ -65,6 +65,9 @@ template <bool Joined, class T> struct Units {
 // Elements ahead of those that are summed, which are asked for, into L2: three pages of floats, where the hardware begins anew in
 // each page and each run. Less is not enough, and asking for it into L1 makes what is needed now wait.
 constexpr int64_t kAhead = 24 * kCell;
+template <class T> BN_INLINE void ask_for_cell(const T* at) {
+  for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(at + i, 0, 2);
+}
 
 // Counts: only what a bit of `counts` says is there, sixteen a word.
 template <bool G, bool Clips, bool Counts, bool Joined, class T>
@@ -77,10 +80,8 @@ BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, 
   Four s_all, q_all;
   std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
   for (; cells > 0; --cells) {
-    for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) {
-      __builtin_prefetch(x.at + kAhead + i, 0, 2);
-      if (G) __builtin_prefetch(g.at + kAhead + i, 0, 2);
-    }
+    ask_for_cell(x.at + kAhead);
+    if (G) ask_for_cell(g.at + kAhead);
     const auto term = [&](int) BN_INLINE_LAMBDA {
       auto of = terms_of<G, Clips>(
           x.next(), center, most, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
@@ -109,6 +110,28 @@ template <class T> void moments(const char* x, int64_t cells, Joints j, const ch
   else if (j.inner == 0) add_cells<false, false, false, false, T>(x, nullptr, cells, j, k, none, counts, acc);
   else add_cells<false, false, false, true, T>(x, nullptr, cells, j, k, none, counts, acc);
 }
+template <bool Joined, class T>
+BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int64_t cells, double K, double* acc) {
+  const U<double> center = fill(K), zero = fill(0.0);
+  for (; cells > 0; --cells) {
+    ask_for_cell(x.at + kAhead);
+    const auto term = [&](int) BN_INLINE_LAMBDA {
+      const U<double> w = load_raw(weights), d = if_less(zero, w, widen(x.next()) - center, zero);
+      weights += kLanes;
+      return Terms<double, true>{d, w * d};
+    };
+    const Sum<double> first = four_of(term), sum = first + four_of(term);
+    Four s, q;
+    std::memcpy(&s, acc, sizeof s), std::memcpy(&q, acc + 4, sizeof q);
+    s += fold(sum.s), q += fold(sum.q);
+    std::memcpy(acc, &s, sizeof s), std::memcpy(acc + 4, &q, sizeof q);
+  }
+}
+template <class T> void moments_weighted(const char* x, const double* weights, int64_t cells, Joints j, double K, double* acc) {
+  const T* at = reinterpret_cast<const T*>(x);
+  if (j.inner == 0) add_weighted_cells(Units<false, T>{at, 0, 0, 0}, weights, cells, K, acc);
+  else add_weighted_cells(Units<true, T>{at, j.inner, j.left, j.x_jump}, weights, cells, K, acc);
+}
 template <class T> void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, double* acc) {
   const bool clips = act != Activation::none;
   if (j.inner == 0 && clips) add_cells<true, true, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
@@ -135,6 +158,7 @@ template <class T, bool G, bool Clips> struct Lane {
   int64_t x_step, g_step, width, whole;  // whole: width in whole units
   Coefs k;
   Activation act;
+  const T* there;  // a row that can be read in place of one that does not count
 
   template <int First, int Rows> BN_INLINE void add(unsigned counts, C* s_to, C* rest, bool begins) const {
     constexpr unsigned all = ((1u << Rows) - 1) << First;
@@ -147,12 +171,20 @@ template <class T, bool G, bool Clips> struct Lane {
   __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
     C *q_to = s_to + whole, *q_rest = rest + whole;
     const U<C> most = gradient_bound<C>(act);
+    const T* rows[8];
+    U<C> kept[8];
+    for (int t = 0; !All && !G && t < 8; ++t) {
+      const bool is_in = (counts >> t & 1) != 0;
+      rows[t] = is_in ? x + t * x_step : there;
+      kept[t] = keep(all_bits<C>(), is_in ? 0xffff : 0);
+    }
     for (int64_t i = 0; i < whole; i += kLanes) {
       const int64_t at = i + kLanes <= width ? i : width - kLanes;
       const U<C> center = column<C>(k.center, at);
       const auto scale = [&]() BN_INLINE_LAMBDA { return column<C>(k.scale, at); };
       const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
       const auto term = [&](int t) BN_INLINE_LAMBDA {
+        if constexpr (!All && !G) return Terms<C, G>{both_bits(load(rows[t] + at) - center, kept[t])};
         if (!All && (counts >> t & 1) == 0) return Terms<C, G>{};
         return terms_of<G, Clips>(
             load(x + at + t * x_step), center, most, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
@@ -191,7 +223,8 @@ BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, in
   const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
   C *four = reinterpret_cast<C*>(scratch), *rest = four + 8 * whole;  // s, q of lanes mod 4
   Lane<T, G, Clips> lane{
-      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k, act};
+      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k, act,
+      reinterpret_cast<const T*>(x)};
   for (int l = 0; l < kLanes; ++l, lane.x += x_step, lane.g += G ? g_step : 0)
     add_lane(lane, counts_of_lane(counts, l), four + (l & 3) * 2 * whole, rest, l < 4);
   for (int j = 0; j < 8; ++j) {
@@ -211,6 +244,35 @@ void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, con
   else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, counts, width, k, act, scratch, acc);
 }
 
+// A row whose weight is 0 is not read.
+template <class T>
+void moments_weighted_rows(const char* x, int64_t step, const double* weights, int64_t width, const double* K, double* acc) {
+  const U<double> zero = fill(0.0);
+  const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const int64_t at = i + kLanes <= width ? i : width - kLanes;
+    const T* from = reinterpret_cast<const T*>(x) + at;
+    const U<double> center = load_raw(K + at);
+    Sum<double> four[4];
+    for (int64_t l = 0; l < kLanes; ++l) {
+      int64_t r = l;
+      const auto term = [&](int) BN_INLINE_LAMBDA {
+        const double w = weights[r];
+        __builtin_prefetch(from + (r + kCell) * step, 0, 2);
+        const U<double> d = w > 0 ? widen(load(from + r * step)) - center : zero;
+        r += kLanes;
+        return Terms<double, true>{d, fill(w) * d};
+      };
+      const Sum<double> first = four_of(term), sum = first + four_of(term);
+      four[l & 3] = l < 4 ? sum : four[l & 3] + sum;
+    }
+    for (int j = 0; j < 4; ++j) {
+      double *s = acc + j * whole + i, *q = s + 4 * whole;
+      store_raw(s, load_raw(s) + four[j].s), store_raw(q, load_raw(q) + four[j].q);
+    }
+  }
+}
+
 // ---- narrow rows --------------------------------------------------------------------------------------------------------------
 
 // Sixteen rows one behind another are one row of 16 C columns, with all lanes; eight of these are a cell. A lane's columns stand C
@@ -223,7 +285,7 @@ BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int
   typedef double FourD __attribute__((vector_size(32), aligned(8), may_alias));
   const int64_t width = kLanes * channels, quarter = width / 4;
   C *s = reinterpret_cast<C*>(scratch), *rest = s + 2 * width;
-  Lane<T, G, Clips> rows{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k, act};
+  Lane<T, G, Clips> rows{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k, act, nullptr};
   for (; cells > 0; --cells, rows.x += 8 * width, rows.g += G ? 8 * width : 0) {
     add_lane(rows, 0xff, s, rest, true);
     for (int half = 0; half < 2; ++half) {

@@ -52,17 +52,16 @@ void Tile::store(const Array& a, const char* from) {
     std::memcpy(batchnorm::at(p_, a, c_, r_ + i), raw + i * whole_ * size, static_cast<size_t>(width_ * size));
 }
 
-// A weight for each element: as they are, in double, or as factors in the compute type.
-void Tile::load_weights(bool as_doubles) {
+// A factor for each element, in the compute type.
+void Tile::load_weights() {
   if (weights_r_ == r_ && weights_n_ == n_ && weights_whole_ == whole_) return;
   weights_r_ = r_, weights_n_ = n_, weights_whole_ = whole_;
-  const int64_t size = as_doubles ? 8 : size_;
-  const double unit = as_doubles ? 1.0 : weights_scale(call_.given);
+  const double unit = weights_scale(call_.given);
   double* w = wide_h_;
   read_weights(call_.given, r_, n_, w);
   for (int64_t i = 0; i < elements(); ++i) {
     const int64_t r = side_by_side_ ? i / whole_ : i;
-    put(w_, size, i, r < n_ ? w[r] * unit : 0.0);
+    put(w_, size_, i, r < n_ ? w[r] * unit : 0.0);
   }
 }
 
@@ -105,7 +104,7 @@ void Tile::forward(int64_t r, int64_t n) {
 void Tile::backward(int64_t r, int64_t n) {
   at(r, n);
   const bool weighted = p_.training && call_.given.weights;
-  if (weighted) load_weights(false);
+  if (weighted) load_weights();
   gradients();
   if (p_.grad_residual) store(p_.grad_residual, h_);
   // In the compute type, and in double for the channels that need it.
@@ -168,31 +167,16 @@ const uint16_t* first_of(int64_t n, const uint16_t* counts, uint16_t* to) {
 
 }  // namespace
 
-void Tile::add_moments(int64_t r, int64_t n, How how, const uint16_t* counts, const double* K, double* acc) {
+void Tile::add_moments(int64_t r, int64_t n, const uint16_t* counts, const double* K, double* acc) {
   const int64_t step = side_by_side_ ? kCell : most();
   for (int64_t done = 0; done < n; done += step) {
     at(r + done, std::min(step, n - done));
     load(p_.x, x_);
+    call_.compute.to_double(wide_x_, x_, elements(), K);
     const uint16_t* here = counts ? counts + done / kLanes : nullptr;
     uint16_t some[8];
     if (side_by_side_) here = first_of(n_, here, some);
-    if (how == How::compute) {
-      alignas(64) char less[kLanes * 8];
-      for (int64_t i = 0; i < kLanes; ++i) put(less, size_, i, K[i]);
-      call_.compute.to_compute(x_, x_, elements(), less);
-      reduce(true, false, x_, nullptr, here, acc);
-      continue;
-    }
-    call_.compute.to_double(wide_x_, x_, elements(), K);
-    char* d = reinterpret_cast<char*>(wide_x_);
-    if (how == How::in_double) {
-      reduce(true, true, d, nullptr, here, acc);
-      continue;
-    }
-    load_weights(true);
-    char* h = reinterpret_cast<char*>(wide_h_);
-    call_.wide.weigh(h, d, w_, elements());
-    reduce(false, true, d, h, here, acc);
+    reduce(true, true, reinterpret_cast<char*>(wide_x_), nullptr, here, acc);
   }
 }
 

@@ -6,8 +6,6 @@
 
 namespace batchnorm {
 
-enum class How { compute, in_double, weighted };
-
 class Tile {
  public:
   static constexpr int64_t kElements = 2048, kWidth = 256;
@@ -21,8 +19,9 @@ class Tile {
   // How many positions a tile holds.
   int64_t most() const { return side_by_side_ ? kElements / whole_ : kElements / 2; }
 
-  // Sums of up to a block, added to acc[8][1 or 16]: rows are then of up to sixteen channels. `counts`: as leaves take them.
-  void add_moments(int64_t r, int64_t n, How how, const uint16_t* counts, const double* K, double* acc);
+  // Sums of up to a block, those of moments in double, added to acc[8][1 or 16]: rows are then of up to sixteen channels. `counts`:
+  // as leaves take them.
+  void add_moments(int64_t r, int64_t n, const uint16_t* counts, const double* K, double* acc);
   void add_sums(int64_t r, int64_t n, bool in_double, double* acc);
 
   // Elements: y, or grad_x and grad_residual. Up to most() positions.
@@ -54,7 +53,7 @@ class Tile {
   }
   void load(const Array& a, char* to);
   void store(const Array& a, const char* from);
-  void load_weights(bool as_doubles);
+  void load_weights();
   void apply(bool wide, char* to, const char* from, const char* residual, Coefs k);
   void normalize();
   void gradients();

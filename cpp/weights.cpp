@@ -48,12 +48,17 @@ void read_weights(const Problem& p, int64_t r, int64_t n, double* to) {
   }
 }
 
-Weights::Weights(const Problem& p, int threads) : p_(p), counts_(blocks_of(p) * kWords), blocks_(blocks_of(p)) {
+Weights::Weights(const Problem& p, int threads)
+    : p_(p),
+      counts_(blocks_of(p) * kWords),
+      values_(p.weights.dtype == DType::boolean ? 0 : blocks_of(p) * kBlock),
+      blocks_(blocks_of(p)) {
   parallel_for(blocks_of(p), threads, [&](int64_t b) { blocks_[b] = look_at(b); });
 }
 
 BlockWeights Weights::look_at(int64_t b) const {
-  double w[kBlock];
+  double mask[kBlock];
+  double* const w = p_.weights.dtype == DType::boolean ? mask : values_ + b * kBlock;
   const int64_t n = std::min(kBlock, p_.m - b * kBlock), cells = (n + kCell - 1) / kCell;
   read_weights(p_, b * kBlock, n, w);
   std::fill(w + n, w + cells * kCell, 0.0);
@@ -66,10 +71,10 @@ BlockWeights Weights::look_at(int64_t b) const {
     ones += __builtin_popcount(bits);
   }
   zeros -= cells * kCell - n;
-  if (ones == n) return {Counted::all, static_cast<double>(n), 0, nullptr};
-  if (zeros == n) return {Counted::none, 0, 0, nullptr};
-  if (ones + zeros == n) return {Counted::some, static_cast<double>(ones), 0, counts};
-  return {Counted::weighted, total_of(w, cells), std::max_element(w, w + n) - w, nullptr};
+  if (ones == n) return {Counted::all, static_cast<double>(n), 0, nullptr, nullptr};
+  if (zeros == n) return {Counted::none, 0, 0, nullptr, nullptr};
+  if (ones + zeros == n) return {Counted::some, static_cast<double>(ones), 0, counts, nullptr};
+  return {Counted::weighted, total_of(w, cells), std::max_element(w, w + n) - w, nullptr, w};
 }
 
 void join_positions(Problem& p) {

@@ -14,6 +14,7 @@ struct BlockWeights {
   double total = 0;
   int64_t heaviest = 0;              // within the block, the first position of the largest weight
   const uint16_t* counts = nullptr;  // some: a bit a position, sixteen a word, whole cells
+  const double* values = nullptr;    // weighted: whole cells
 };
 
 // f(r, w) of positions r … r + n - 1, w being doubles that stand together.
@@ -28,6 +29,7 @@ class Weights {
  private:
   const Problem& p_;
   Scratch<uint16_t> counts_;
+  Scratch<double> values_;  // of all positions, if they are more than a mask
   Scratch<BlockWeights> blocks_;
 
   BlockWeights look_at(int64_t b) const;

@@ -153,13 +153,13 @@ def _shifted(x: np.ndarray, counts: np.ndarray, shift: np.ndarray) -> tuple[np.n
 
 
 def _near_mean(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The mean of what counts at 16 scattered positions, or at all of fewer; else the first value that counts.
+    """The mean of the first 16 values that count at 128 scattered positions, or of all of fewer; else the first that counts.
 
     Near the data, whatever its offset and order.
     """
     n = len(x)
-    scattered = np.arange(n) if n < LANES else np.arange(LANES) * (n * 1265 // BLOCK | 1) % n
-    chosen = scattered[counts[scattered]]
+    scattered = np.arange(n) if n < LANES else np.arange(min(n, 128)) * (n * 1265 // BLOCK | 1) % n
+    chosen = scattered[counts[scattered]][:LANES]
     found = x[chosen if len(chosen) else np.argmax(counts)[None]]
     values = np.concatenate([found, np.zeros((LANES - len(found), x.shape[1]))])
     return _or(_in_pairs(_in_four(values)) / len(found), _or(values[0], 0.0)).astype(x.dtype)
