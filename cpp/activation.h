@@ -12,16 +12,16 @@ namespace {
 // same bits.
 template <class C> struct ExpConstants;
 template <> struct ExpConstants<float> {
-  using Bits = int32_t;
   static constexpr float lowest = -87.0f, magic = 0x1.8p23f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr int degree = 7, bias = 127, mantissa = 23;
 };
 template <> struct ExpConstants<double> {
-  using Bits = int64_t;
   static constexpr double lowest = -708.0, magic = 0x1.8p52, ln2_high = 6.93147180369123816490e-01,
                           ln2_low = 1.90821492927058770002e-10;
   static constexpr int degree = 13, bias = 1023, mantissa = 52;
 };
+
+constexpr double factorial(int k) { return k < 2 ? 1.0 : k * factorial(k - 1); }
 
 template <class C> BN_INLINE U<C> exp_of_minus_abs(U<C> z) {
   using K = ExpConstants<C>;
@@ -32,20 +32,13 @@ template <class C> BN_INLINE U<C> exp_of_minus_abs(U<C> z) {
   const U<C> n = shifted - fill<C>(K::magic);
   U<C> r = multiply_add(n, fill<C>(-K::ln2_high), t);
   r = multiply_add(n, fill<C>(-K::ln2_low), r);
-  double factorial = 1;
-  for (int k = 2; k <= K::degree; ++k) factorial *= k;
-  U<C> p = fill<C>(static_cast<C>(1 / factorial));
-  for (int k = K::degree; k > 0; --k) {
-    factorial /= k;
-    p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial)));
-  }
+  U<C> p = fill<C>(static_cast<C>(1 / factorial(K::degree)));
+#pragma GCC unroll 16
+  for (int k = K::degree - 1; k >= 0; --k) p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial(k))));
   // n stands in the low bits of `shifted`; moved to the exponent it is 2^n.
-  typename K::Bits bits[16];
-  std::memcpy(bits, &shifted, sizeof bits);
-  using Unsigned = std::make_unsigned_t<typename K::Bits>;
-  for (int i = 0; i < 16; ++i) bits[i] = static_cast<typename K::Bits>((static_cast<Unsigned>(bits[i]) + K::bias) << K::mantissa);
+  using Words = typename U<C>::Words;
   U<C> power;
-  std::memcpy(&power, bits, sizeof bits);
+  BN_EACH(C, i) power.v[i] = (typename U<C>::V)(((Words)shifted.v[i] + K::bias) << K::mantissa);
   return if_less(given, lowest, zero, p * power);
 }
 

@@ -14,7 +14,7 @@ namespace batchnorm {
 
 constexpr int64_t kSmallProblem = 16384;            // elements; below, handing work to a thread costs more than it does
 constexpr int64_t kStreamFrom = int64_t(16) << 20;  // bytes of output; below, the last-level cache holds it
-constexpr int64_t kStreamRun = 2048;                // bytes of a run; in shorter ones its ends, which are not whole lines, cost more
+constexpr int64_t kStreamRun = 2048;  // bytes of a run; in shorter ones its ends, which are not whole lines, cost more
 constexpr int64_t kMostSamples = 64;
 constexpr int64_t kTaskBytes = int64_t(128) << 10;  // of an array, in one task of the second pass
 
@@ -27,7 +27,8 @@ class Table {
     if (size_ == 4) put_as<float>(i, k);
     else put_as<double>(i, k);
   }
-  // Coefficients of channels c, c + 1, …, each `times` times, until `n` and 16 more are there; after the last of `channels` the first.
+  // Coefficients of channels c, c + 1, …, each `times` times, until `n` and 16 more are there; after the last of `channels` the
+  // first.
   void spread(const Table& from, int64_t c, int64_t channels, int64_t times, int64_t n) {
     for (int row = 0; row < kRows; ++row) {
       if (size_ == 4) spread_row<float>(from, row, c, channels, times, n + kLanes);
@@ -81,6 +82,7 @@ struct Call {
   int64_t sampled = 0;
   Scratch<Coefficients> coefs;
   Table table;
+  const char* factors = nullptr;  // of positions, where a backward has weights
 
   Call(const Problem& problem, const Problem& given, const Isa& isa, bool backward)
       : p(problem),
@@ -120,7 +122,7 @@ struct Call {
 
   // Whether elements go through leaves where they are: of x, in the forward of a residual, too, after it a clip; and nothing else.
   bool is_simple() const {
-    if (!is_clip(p.activation)) return false;
+    if (!is_clip(p.activation) || p.only_activation) return false;
     return !backward || !((p.training && given.weights) || p.grad_residual || (p.residual && p.activation != Activation::none));
   }
 

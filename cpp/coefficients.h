@@ -10,10 +10,11 @@
 
 namespace batchnorm {
 
-// Of one channel. A `wide` one would leave float's range; it is computed in double, from the values below.
+// Of one channel. What would leave float's range is computed in double, from the values below: z where it is `wide_z`, gradients
+// where it is `wide`, which it is then, too.
 struct Coefficients {
   double center, scale, shift, k1, k0;
-  bool wide;
+  bool wide, wide_z;
   double mean, wide_scale, wide_shift, wide_k1, wide_k0;
   double rstd;
 };
@@ -56,7 +57,7 @@ inline void forward_coefficients(const Problem& p, int64_t c, Coefficients& k) {
   k.scale = rounded(p, ch.scale);
   k.shift = rounded(p, bias - ch.rest(k.center) * ch.scale);
   k.k1 = k.k0 = k.wide_k1 = k.wide_k0 = 0;
-  k.wide = p.dtype != DType::f64 && (ch.far() || outside_float(ch.scale));
+  k.wide = k.wide_z = p.dtype != DType::f64 && (ch.far() || outside_float(ch.scale));
   k.mean = ch.mean;
   k.wide_scale = ch.scale;
   k.wide_shift = bias - ch.mean_low * ch.scale;

@@ -17,6 +17,9 @@ void run(const Problem& given, const Isa& isa, bool backward) {
   Call call(p, given, isa, backward);
   std::optional<Weights> weights;
   if (given.weights && call.reduces && !backward) weights.emplace(given, call.threads), call.weights = &*weights;
+  std::optional<Scratch<char>> factors;
+  if (given.weights && call.applies && backward && p.training)
+    factors.emplace(factors_of(given, call.data.compute, weights_scale(given), call.threads)), call.factors = *factors;
   const Layout layout = layout_of(p);
   if (layout == Layout::channels) walk_channels(call);
   else walk_rows(call, layout);
@@ -46,14 +49,20 @@ bool are_dense_alike(const Problem& p, const Array& a, const Array& b) {
          last == p.m * p.C - 1;
 }
 
-// The gradient of the residual first, in the order of memory, for y tells it without the channels. What is left is a backward
-// without activation.
-bool takes_residual_first(const Problem& p) {
-  return p.residual_is_y && p.grad_residual && p.grad_x && (p.dtype == DType::f32 || p.dtype == DType::f64) &&
-         p.grad_residual.data != p.x.data && are_dense_alike(p, p.residual, p.grad_y) &&
-         are_dense_alike(p, p.residual, p.grad_residual);
+// Where the gradient before the activation can be written first: then what is left is a backward without activation, and the
+// activation's derivative is found once, not once for the sums and once for the elements. In 16 bits it would be rounded.
+const Array* inner_gradient(const Problem& p) {
+  const bool in_leaves = p.activation == Activation::none || (is_clip(p.activation) && !p.residual);
+  if (in_leaves || !p.grad_x || p.only_activation || !(p.dtype == DType::f32 || p.dtype == DType::f64)) return nullptr;
+  const Array& to = p.grad_residual ? p.grad_residual : p.grad_x;
+  return to.data == p.x.data ? nullptr : &to;
 }
-void take_residual(const Problem& p, const Isa& isa) {
+
+// y tells it without the channels, in the order of memory, where all arrays are alike.
+bool is_told_by_y(const Problem& p, const Array& to) {
+  return p.residual_is_y && are_dense_alike(p, p.residual, p.grad_y) && are_dense_alike(p, p.residual, to);
+}
+void take_from_y(const Problem& p, const Array& to, const Isa& isa) {
   const Leaves& leaves = *isa.leaves[static_cast<int>(p.dtype)];
   constexpr int64_t some = 2048;  // elements, whole units
   const int64_t n = p.m * p.C;
@@ -66,18 +75,26 @@ void take_residual(const Problem& p, const Isa& isa) {
     std::memcpy(h, p.grad_y.data + first * leaves.size, bytes);
     std::memcpy(y, p.residual.data + first * leaves.size, bytes);
     leaves.activate_backward(p.activation, p.slope, h, y, units);
-    std::memcpy(p.grad_residual.data + first * leaves.size, h, bytes);
+    std::memcpy(to.data + first * leaves.size, h, bytes);
   });
+}
+void take_inner_gradient(const Problem& p, const Array& to, const Isa& isa) {
+  if (is_told_by_y(p, to)) return take_from_y(p, to, isa);
+  Problem inner = p;
+  inner.grad_x = to, inner.grad_residual = inner.weights = Array{};
+  inner.only_activation = true, inner.training = inner.compute_sums = false;
+  run(inner, isa, true);
 }
 
 }  // namespace
 
 void forward(const Problem& p, const Isa& isa) { run(p, isa, false); }
 void backward(const Problem& p, const Isa& isa) {
-  if (!takes_residual_first(p)) return run(p, isa, true);
-  take_residual(p, isa);
+  const Array* const inner = inner_gradient(p);
+  if (inner == nullptr) return run(p, isa, true);
+  take_inner_gradient(p, *inner, isa);
   Problem rest = p;
-  rest.grad_y = p.grad_residual, rest.grad_y.end = p.grad_residual.end;
+  rest.grad_y = *inner;
   rest.residual = rest.grad_residual = Array{}, rest.residual_is_y = false, rest.activation = Activation::none;
   run(rest, isa, true);
 }

@@ -62,10 +62,12 @@ template <class C> void activate_backward_tile(Activation kind, double slope, ch
 template <class C> void add(char* z, const char* r, int64_t n) {
   each_pair<C>(z, r, n, [](U<C> a, U<C> b) BN_INLINE_LAMBDA { return a + b; });
 }
-template <class C> void subtract_weighted(char* h, const char* t, const char* w, int64_t n) {
+template <class C> void subtract_weighted(char* h, const char* t, const char* w, int64_t period, int64_t n) {
+  const C* weights = reinterpret_cast<const C*>(w);
   for (int64_t i = 0; i < n; i += kLanes) {
     C* at = reinterpret_cast<C*>(h) + i;
-    const U<C> weight = load_raw(reinterpret_cast<const C*>(w) + i), through = load_raw(reinterpret_cast<const C*>(t) + i) * weight;
+    const U<C> weight = period ? fill(weights[i / period]) : load_raw(weights + i);
+    const U<C> through = load_raw(reinterpret_cast<const C*>(t) + i) * weight;
     store_raw(at, load_raw(at) - if_less(fill<C>(0), weight, through, fill<C>(0)));
   }
 }

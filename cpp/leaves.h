@@ -77,7 +77,8 @@ struct Leaves {
   void (*activate)(Activation kind, double slope, char* z, int64_t n);
   void (*activate_backward)(Activation kind, double slope, char* g, const char* z, int64_t n);
   void (*add)(char* z, const char* r, int64_t n);
-  void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t n);                  // h -= w t, where w is not 0
+  // h -= w t, where w is not 0; a weight for each element, or, with a period, for as many of them.
+  void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t period, int64_t n);
   void (*choose)(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n);  // columns that are wide
 };
 

@@ -60,6 +60,7 @@ struct Problem {
   bool compute_stats = true;      // forward: gather the moments first
   bool training = true;           // backward: the moments depend on x
   bool compute_sums = true;       // backward: gather the sums first; else they are given, as those of a larger batch are
+  bool only_activation = false;   // backward: grad_x is the gradient before the activation, and nothing else is asked for
   bool residual_is_y = false;     // backward: `residual` holds y, which tells the activation's derivative as z would
   double* grad_weight = nullptr;  // backward: sum of g * xhat and sum of g, always C values each
   double* grad_bias = nullptr;

@@ -193,7 +193,7 @@ template <class C> Moments moments_of_block(const Problem& p, int64_t c, int64_t
 template <class C> C z_of(const Problem& p, const Coefficients& k, int64_t c, int64_t r) {
   const double x = get(p, p.x, c, r);
   C z = madd(static_cast<C>(x) - static_cast<C>(k.center), static_cast<C>(k.scale), static_cast<C>(k.shift));
-  if (k.wide) z = static_cast<C>((x - k.mean) * k.wide_scale + k.wide_shift);
+  if (k.wide_z) z = static_cast<C>((x - k.mean) * k.wide_scale + k.wide_shift);
   return p.residual ? z + static_cast<C>(get(p, p.residual, c, r)) : z;
 }
 

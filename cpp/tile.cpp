@@ -21,13 +21,23 @@ void Tile::take(int64_t c, int64_t width, bool side_by_side) {
 void Tile::make_coefs() {
   if (has_coefs_) return;
   has_coefs_ = true;
-  any_wide_ = false;
-  for (int64_t i = 0; i < whole_; ++i) {
-    const Coefficients& k = call_.coefs[side_by_side_ ? c_ + std::min(i, width_ - 1) : c_];
-    const double values[row_count] = {k.center, k.scale, k.shift, k.k1, k.k0, 0.0, -0.0, k.wide ? 1.0 : 0.0};
-    const double wide[row_count] = {k.mean, k.wide_scale, k.wide_shift, k.wide_k1, k.wide_k0, 0.0, -0.0, 1.0};
-    for (int row = 0; row < row_count; ++row) put(coefs_[row], size_, i, values[row]), wide_coefs_[row][i] = wide[row];
-    any_wide_ = any_wide_ || k.wide;
+  any_wide_ = call_.any_wide(c_, c_ + width_);
+  any_wide_z_ = false;
+  for (int64_t i = 0; i < (side_by_side_ ? whole_ : 1); ++i) {
+    const Coefficients& k = call_.coefs[c_ + std::min(i, width_ - 1)];
+    const double values[row_count] = {k.center, k.scale, k.shift, k.k1, k.k0, 0.0, -0.0, k.wide ? 1.0 : 0.0, k.wide_z ? 1.0 : 0.0};
+    const double wide[row_count] = {k.mean, k.wide_scale, k.wide_shift, k.wide_k1, k.wide_k0, 0.0, -0.0, 1.0, 1.0};
+    any_wide_z_ = any_wide_z_ || k.wide_z;
+    for (int row = 0; row < row_count; ++row) {
+      put(coefs_[row], size_, i, values[row]);
+      if (any_wide_) wide_coefs_[row][i] = wide[row];
+    }
+  }
+  if (side_by_side_) return;
+  for (int row = 0; row < row_count; ++row) {
+    if (size_ == 4) std::fill_n(reinterpret_cast<float*>(coefs_[row]) + 1, kLanes - 1, *reinterpret_cast<float*>(coefs_[row]));
+    else std::fill_n(reinterpret_cast<double*>(coefs_[row]) + 1, kLanes - 1, *reinterpret_cast<double*>(coefs_[row]));
+    std::fill_n(wide_coefs_[row] + 1, kLanes - 1, wide_coefs_[row][0]);
   }
 }
 
@@ -52,19 +62,6 @@ void Tile::store(const Array& a, const char* from) {
     std::memcpy(batchnorm::at(p_, a, c_, r_ + i), raw + i * whole_ * size, static_cast<size_t>(width_ * size));
 }
 
-// A factor for each element, in the compute type.
-void Tile::load_weights() {
-  if (weights_r_ == r_ && weights_n_ == n_ && weights_whole_ == whole_) return;
-  weights_r_ = r_, weights_n_ = n_, weights_whole_ = whole_;
-  const double unit = weights_scale(call_.given);
-  double* w = wide_h_;
-  read_weights(call_.given, r_, n_, w);
-  for (int64_t i = 0; i < elements(); ++i) {
-    const int64_t r = side_by_side_ ? i / whole_ : i;
-    put(w_, size_, i, r < n_ ? w[r] * unit : 0.0);
-  }
-}
-
 void Tile::apply(bool wide, char* to, const char* from, const char* residual, Coefs k) {
   const Leaves& leaves = wide ? call_.wide : call_.compute;
   leaves.apply_rows({to, from, nullptr, residual, 1, elements(), 0, 0, 0, 0, false}, k, whole_, Activation::none);
@@ -74,11 +71,11 @@ void Tile::apply(bool wide, char* to, const char* from, const char* residual, Co
 void Tile::normalize() {
   const bool adds = static_cast<bool>(p_.residual);
   if (adds) load(p_.residual, r_tile_);
-  apply(false, z_, x_, adds && !any_wide_ ? r_tile_ : nullptr, coefs(false));
-  if (!any_wide_) return;
+  apply(false, z_, x_, adds && !any_wide_z_ ? r_tile_ : nullptr, coefs(false));
+  if (!any_wide_z_) return;
   call_.compute.to_double(wide_x_, x_, elements(), nullptr);
   apply(true, reinterpret_cast<char*>(wide_x_), reinterpret_cast<char*>(wide_x_), nullptr, coefs(true));
-  call_.compute.choose(z_, wide_x_, coefs_[is_wide], whole_, elements());
+  call_.compute.choose(z_, wide_x_, coefs_[is_wide_z], whole_, elements());
   if (adds) call_.compute.add(z_, r_tile_, elements());
 }
 
@@ -103,9 +100,9 @@ void Tile::forward(int64_t r, int64_t n) {
 
 void Tile::backward(int64_t r, int64_t n) {
   at(r, n);
-  const bool weighted = p_.training && call_.given.weights;
-  if (weighted) load_weights();
   gradients();
+  if (p_.only_activation) return store(p_.grad_x, h_);
+  const bool weighted = p_.training && call_.given.weights;
   if (p_.grad_residual) store(p_.grad_residual, h_);
   // In the compute type, and in double for the channels that need it.
   for (const bool wide : {false, true}) {
@@ -124,8 +121,9 @@ void Tile::backward(int64_t r, int64_t n) {
     }
     if (weighted) {
       apply(wide, t, x, nullptr, coefs(wide, center, k1, k0));
-      if (wide) call_.compute.to_double(reinterpret_cast<double*>(raw_), w_, elements(), nullptr);
-      leaves.subtract_weighted(h, t, wide ? raw_ : w_, elements());
+      const char* w = call_.factors + r_ * size_;
+      if (wide) call_.compute.to_double(reinterpret_cast<double*>(raw_), w, (n_ + kLanes - 1) / kLanes * kLanes, nullptr), w = raw_;
+      leaves.subtract_weighted(h, t, w, side_by_side_ ? whole_ : 0, elements());
     }
     apply(wide, h, h, nullptr, coefs(wide, zero, scale, minus_zero));
   }

@@ -32,14 +32,13 @@ class Tile {
   const Call& call_;
   const Problem& p_;
   const int64_t size_;  // of the compute type
-  int64_t c_ = 0, width_ = 1, whole_ = kLanes, r_ = 0, n_ = 0, weights_r_ = -1, weights_n_ = 0, weights_whole_ = 0;
-  bool side_by_side_ = false, has_coefs_ = false, any_wide_ = false;
+  int64_t c_ = 0, width_ = 1, whole_ = kLanes, r_ = 0, n_ = 0;
+  bool side_by_side_ = false, has_coefs_ = false, any_wide_ = false, any_wide_z_ = false;
   // In the compute type, but for raw_; wide_x_ and wide_h_ in double.
-  alignas(64) char raw_[kElements * 8 + 64], x_[kElements * 8], h_[kElements * 8], z_[kElements * 8], r_tile_[kElements * 8],
-      w_[kElements * 8];
+  alignas(64) char raw_[kElements * 8 + 64], x_[kElements * 8], h_[kElements * 8], z_[kElements * 8], r_tile_[kElements * 8];
   alignas(64) double wide_x_[kElements], wide_h_[kElements];
   // A value for each column of the tile: coefficients, zeros, negative zeros, and which columns are wide.
-  enum Row { center, scale, shift, k1, k0, zero, minus_zero, is_wide, row_count };
+  enum Row { center, scale, shift, k1, k0, zero, minus_zero, is_wide, is_wide_z, row_count };
   alignas(64) char coefs_[row_count][kWidth * 8];
   alignas(64) double wide_coefs_[row_count][kWidth];
 
@@ -53,7 +52,6 @@ class Tile {
   }
   void load(const Array& a, char* to);
   void store(const Array& a, const char* from);
-  void load_weights();
   void apply(bool wide, char* to, const char* from, const char* residual, Coefs k);
   void normalize();
   void gradients();
