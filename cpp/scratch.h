@@ -18,7 +18,6 @@ template <class T> class Scratch {
   explicit Scratch(int64_t count)
       : bytes_(static_cast<size_t>(count) * sizeof(T)), data_(static_cast<T*>(scratch_allocate(bytes_))) {}
   Scratch(const Scratch&) = delete;
-  Scratch(Scratch&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { scratch_free(data_, bytes_); }
   operator T*() const { return data_; }

@@ -153,7 +153,7 @@ def _shifted(x: np.ndarray, counts: np.ndarray, shift: np.ndarray) -> tuple[np.n
 
 
 def _near_mean(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The mean of the first 16 values that count at 128 scattered positions, or of all of fewer; else the first that counts.
+    """The mean of the first 16 values that count at 128 scattered positions, or of fewer; else the first that counts.
 
     Near the data, whatever its offset and order.
     """
