@@ -45,9 +45,14 @@ def write_text_table(path: Path, table: Table, values: np.ndarray, form: Form) -
     with open(path, "w", encoding="utf-8-sig" if marked else "utf-8", newline="") as file:
         # A writer quotes the cells that hold a character of its line's end; before Python 3.11.9, no other CR or LF.
         writer = csv.writer(_EndedByLf(file), delimiter=form.delimiter, lineterminator="\r\n")
-        if table.header:
-            writer.writerow(table.names)
-        writer.writerows(rows)
+        try:
+            if table.header:
+                writer.writerow(table.names)
+            writer.writerows(rows)
+        except csv.Error as error:
+            raise Refused(
+                f"{path}: a cell holds NUL, which Python 3.10 does not write ({error}). Write Parquet."
+            ) from error
 
 
 class _EndedByLf:
