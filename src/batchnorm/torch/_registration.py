@@ -107,7 +107,10 @@ class _Native:
         """Call PyTorch's own kernel; tensors come and go as owning pointers."""
         aoti = torch._C._aoti
         given = [aoti.alloc_tensor_by_stealing_from_void_ptr(a) if type(a).__name__ == "PyCapsule" else a for a in args]
-        results = (self.answers.get(name) or self.originals[name])(*given)
+        try:
+            results = (self.answers.get(name) or self.originals[name])(*given)
+        except BaseException:
+            raise  # as an exception: before Python 3.11 what C++ raised may be but the words for one until it is caught
         return [None if t is None else aoti.unsafe_alloc_void_ptr_from_tensor(t) for t in results]
 
 
