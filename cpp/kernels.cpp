@@ -18,8 +18,11 @@ void run(const Problem& given, const Isa& isa, bool backward) {
   std::optional<Weights> weights;
   if (given.weights && call.reduces && !backward) weights.emplace(given, call.threads), call.weights = &*weights;
   std::optional<Scratch<char>> factors;
-  if (given.weights && call.applies && backward && p.training)
-    factors.emplace(factors_of(given, call.data.compute, weights_scale(given), call.threads)), call.factors = *factors;
+  if (given.weights && call.applies && backward && p.training) {
+    factors.emplace(blocks_of(p) * kBlock * call.data.compute);
+    read_factors(given, weights_scale(given), call.data.compute, *factors, call.threads);
+    call.factors = *factors;
+  }
   const Layout layout = layout_of(p);
   if (layout == Layout::channels) walk_channels(call);
   else walk_rows(call, layout);

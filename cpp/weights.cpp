@@ -77,18 +77,16 @@ BlockWeights Weights::look_at(int64_t b) const {
   return {Counted::weighted, total_of(w, cells), std::max_element(w, w + n) - w, nullptr, w};
 }
 
-Scratch<char> factors_of(const Problem& p, int64_t size, double unit, int threads) {
-  Scratch<char> factors((blocks_of(p) * kBlock) * size);
+void read_factors(const Problem& p, double unit, int64_t size, char* all, int threads) {
   parallel_for(blocks_of(p), threads, [&](int64_t b) {
     double w[kBlock] = {};
     read_weights(p, b * kBlock, std::min(kBlock, p.m - b * kBlock), w);
-    char* const to = factors + b * kBlock * size;
+    char* const to = all + b * kBlock * size;
     for (int64_t i = 0; i < kBlock; ++i) {
       if (size == 4) reinterpret_cast<float*>(to)[i] = static_cast<float>(w[i] * unit);
       else reinterpret_cast<double*>(to)[i] = w[i] * unit;
     }
   });
-  return factors;
 }
 
 void join_positions(Problem& p) {

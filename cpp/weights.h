@@ -35,9 +35,9 @@ class Weights {
   BlockWeights look_at(int64_t b) const;
 };
 
-// What each position's share in the gradients of mean and variance is multiplied with: its weight, in the compute type, whose size
-// is given; 16 more are there.
-Scratch<char> factors_of(const Problem& p, int64_t size, double unit, int threads);
+// What each position's share in the gradients of mean and variance is multiplied with: its weight in this unit, in the compute
+// type, of `size` bytes; for whole blocks.
+void read_factors(const Problem& p, double unit, int64_t size, char* to, int threads);
 
 // Reduced dimensions that are one in every data array's memory become one, where only the weights kept them apart. Position numbers
 // stay what they are.
