@@ -74,7 +74,7 @@ BlockWeights Weights::look_at(int64_t b) const {
   if (ones == n) return {Counted::all, static_cast<double>(n), 0, nullptr, nullptr};
   if (zeros == n) return {Counted::none, 0, 0, nullptr, nullptr};
   if (ones + zeros == n) return {Counted::some, static_cast<double>(ones), 0, counts, nullptr};
-  return {Counted::weighted, total_of(w, cells), std::max_element(w, w + n) - w, nullptr, w};
+  return {Counted::weighted, total_of(w, cells), std::max_element(w, w + n) - w, nullptr, values_ + b * kBlock};
 }
 
 void read_factors(const Problem& p, double unit, int64_t size, char* all, int threads) {
