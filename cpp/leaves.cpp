@@ -112,7 +112,7 @@ void copy_runs(char* to, const char* from, int64_t bytes, int64_t step, int64_t 
   typedef char Any __attribute__((vector_size(kVectorBytes), aligned(1), may_alias));
   const int64_t whole = (bytes + 63) / 64 * 64;
   for (; count > 0; --count, to += bytes, from += step) {
-    if (bytes > 2048 || end - from < whole) {
+    if (bytes > 16384 || end - from < whole) {
       std::memcpy(to, from, static_cast<size_t>(bytes));
       continue;
     }
