@@ -122,6 +122,27 @@ template <class T> void apply_rows(const Runs& runs, Coefs k, int64_t period, Ac
   each_short_run<T>(runs, [&](const Runs& one, int64_t) { apply_rows<T>(one, k, period, act); });
 }
 
+// The gradient before a clip of x and a residual.
+template <class T, class Of> BN_INLINE void inner_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  using C = Compute<T>;
+  const U<C> most = gradient_bound<C>(act);
+  each_run<T>(runs, [&](T* out, const T* x, const T* g, const T* r, int64_t i) BN_INLINE_LAMBDA {
+    const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
+    over<T, false>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
+      const U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c)) + load(r + j);
+      return where_inside(z, most, load(g + j));
+    });
+  });
+}
+template <class T> void inner_planes(const Runs& runs, Coefs k, Activation act) {
+  if (runs.length >= kLanes) return inner_of<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
+  each_short_run<T>(runs, [&](const Runs& one, int64_t i) { inner_planes<T>(one, from<T>(k, i), act); });
+}
+template <class T> void inner_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
+  if (runs.length >= kLanes) return inner_of<T, OfRows<Compute<T>>>(runs, k, period, act);
+  each_short_run<T>(runs, [&](const Runs& one, int64_t) { inner_rows<T>(one, k, period, act); });
+}
+
 template <class T, class Of, bool Training, bool Clips, bool Past>
 BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   using C = Compute<T>;

@@ -122,13 +122,14 @@ struct Call {
 
   // Whether elements go through leaves where they are: of x, in the forward of a residual, too, after it a clip; and nothing else.
   bool is_simple() const {
-    if (!is_clip(p.activation) || p.only_activation) return false;
+    if (!is_clip(p.activation)) return false;
+    if (p.only_activation) return p.residual && !p.residual_is_y;
     return !backward || !((p.training && given.weights) || p.grad_residual || (p.residual && p.activation != Activation::none));
   }
 
   // here(array), step(array): where runs begin, and how far they are apart.
   template <class Here, class Step> Runs runs(const Here& here, const Step& step, int64_t count, int64_t length) const {
-    const Array none, &out = backward ? p.grad_x : p.y, &residual = backward ? none : p.residual;
+    const Array none, &out = backward ? p.grad_x : p.y, &residual = backward && !p.only_activation ? none : p.residual;
     const auto from = [&](const Array& a) -> char* { return a ? here(a) : nullptr; };
     Runs r{from(out), from(p.x), from(p.grad_y), from(residual), count, length,
            step(out), step(p.x), step(p.grad_y), step(residual), false};
@@ -139,6 +140,7 @@ struct Call {
   // Planes, or, with a period, columns.
   void elements(Runs r, Coefs k, int64_t period) const {
     const Activation act = p.activation;
+    if (p.only_activation) return period ? data.inner_rows(r, k, period, act) : data.inner_planes(r, k, act);
     const bool frozen = backward && !p.training, scales = frozen && act == Activation::none;
     if (scales) r.x = r.g, r.x_step = r.g_step, r.g = nullptr;
     if (frozen) k.k1 = nullptr;

@@ -53,17 +53,20 @@ bool are_dense_alike(const Problem& p, const Array& a, const Array& b) {
 }
 
 // Where the gradient before the activation can be written first: then what is left is a backward without activation, and the
-// activation's derivative is found once, not once for the sums and once for the elements. In 16 bits it would be rounded.
+// activation's derivative is found once, not once for the sums and once for the elements. In 16 bits only what a clip lets through
+// is not rounded.
 const Array* inner_gradient(const Problem& p) {
   const bool in_leaves = p.activation == Activation::none || (is_clip(p.activation) && !p.residual);
-  if (in_leaves || !p.grad_x || p.only_activation || !(p.dtype == DType::f32 || p.dtype == DType::f64)) return nullptr;
+  const bool is_exact = is_clip(p.activation) || p.dtype == DType::f32 || p.dtype == DType::f64;
+  if (in_leaves || !is_exact || !p.grad_x || p.only_activation) return nullptr;
   const Array& to = p.grad_residual ? p.grad_residual : p.grad_x;
   return to.data == p.x.data ? nullptr : &to;
 }
 
 // y tells it without the channels, in the order of memory, where all arrays are alike.
 bool is_told_by_y(const Problem& p, const Array& to) {
-  return p.residual_is_y && are_dense_alike(p, p.residual, p.grad_y) && are_dense_alike(p, p.residual, to);
+  const bool is_compute_type = p.dtype == DType::f32 || p.dtype == DType::f64;
+  return p.residual_is_y && is_compute_type && are_dense_alike(p, p.residual, p.grad_y) && are_dense_alike(p, p.residual, to);
 }
 void take_from_y(const Problem& p, const Array& to, const Isa& isa) {
   const Leaves& leaves = *isa.leaves[static_cast<int>(p.dtype)];

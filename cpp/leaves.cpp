@@ -95,6 +95,8 @@ template <class T> constexpr Leaves leaves_of() {
           fold_rows<T>,
           apply_planes<T>,
           apply_rows<T>,
+          inner_planes<T>,
+          inner_rows<T>,
           grad_planes<T>,
           grad_rows<T>,
           to_compute<T>,

@@ -65,6 +65,9 @@ struct Leaves {
   // h * scale. Planes: a channel each. Rows: columns 0, 1, …, and from `period` on the same again; coefficients go on for 16 more.
   void (*apply_planes)(const Runs& runs, Coefs k, Activation act);
   void (*apply_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  // out = g after the derivative at y.
+  void (*inner_planes)(const Runs& runs, Coefs k, Activation act);
+  void (*inner_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
   void (*grad_planes)(const Runs& runs, Coefs k, Activation act);
   void (*grad_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
 
