@@ -56,11 +56,12 @@ template <class T, class Run> BN_INLINE void each_run(const Runs& runs, const Ru
 }
 
 // Runs of fewer than sixteen elements, through memory that has room for them: apply(runs, i) for each.
-template <class T, class Apply> __attribute__((noinline)) void each_short_run(const Runs& runs, const Apply& apply) {
+template <class T, class Apply> __attribute__((noinline)) void each_short_run(const Runs& runs, bool by_run, const Apply& apply) {
   alignas(64) char few[4][kLanes * sizeof(T)] = {};
   const size_t bytes = static_cast<size_t>(runs.length) * sizeof(T);
-  const Runs one{few[0], few[1], runs.g ? few[2] : nullptr, runs.residual ? few[3] : nullptr, 1, kLanes, 0, 0, 0, 0, false};
+  Runs one{few[0], few[1], runs.g ? few[2] : nullptr, runs.residual ? few[3] : nullptr, 1, kLanes, 0, 0, 0, 0, false};
   each_run<T>(runs, [&](T* out, const T* x, const T* g, const T* r, int64_t i) {
+    if (runs.weights) one.weights = runs.weights + (by_run ? i * static_cast<int64_t>(sizeof(Compute<T>)) : 0);
     std::memcpy(few[1], x, bytes);
     if (g) std::memcpy(few[2], g, bytes);
     if (r) std::memcpy(few[3], r, bytes);
@@ -115,11 +116,11 @@ template <class T> BN_INLINE Coefs from(const Coefs& k, int64_t i) {
 
 template <class T> void apply_planes(const Runs& runs, Coefs k, Activation act) {
   if (runs.length >= kLanes) return apply_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
-  each_short_run<T>(runs, [&](const Runs& one, int64_t i) { apply_planes<T>(one, from<T>(k, i), act); });
+  each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { apply_planes<T>(one, from<T>(k, i), act); });
 }
 template <class T> void apply_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
   if (runs.length >= kLanes) return apply_either<T, OfRows<Compute<T>>>(runs, k, period, act);
-  each_short_run<T>(runs, [&](const Runs& one, int64_t) { apply_rows<T>(one, k, period, act); });
+  each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { apply_rows<T>(one, k, period, act); });
 }
 
 // The gradient before a clip of x and a residual.
@@ -136,29 +137,44 @@ template <class T, class Of> BN_INLINE void inner_of(const Runs& runs, const Coe
 }
 template <class T> void inner_planes(const Runs& runs, Coefs k, Activation act) {
   if (runs.length >= kLanes) return inner_of<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
-  each_short_run<T>(runs, [&](const Runs& one, int64_t i) { inner_planes<T>(one, from<T>(k, i), act); });
+  each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { inner_planes<T>(one, from<T>(k, i), act); });
 }
 template <class T> void inner_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
   if (runs.length >= kLanes) return inner_of<T, OfRows<Compute<T>>>(runs, k, period, act);
-  each_short_run<T>(runs, [&](const Runs& one, int64_t) { inner_rows<T>(one, k, period, act); });
+  each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { inner_rows<T>(one, k, period, act); });
 }
 
-template <class T, class Of, bool Training, bool Clips, bool Past>
+// What the statistics' part in a gradient is multiplied with: 1, or a weight; where that is 0 there is none.
+enum class Weighing { none, by_position, by_run };
+
+template <class T, class Of, bool Training, bool Clips, bool Past, Weighing W = Weighing::none>
 BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   using C = Compute<T>;
-  const U<C> most = gradient_bound<C>(act);
+  const U<C> most = gradient_bound<C>(act), zero = fill<C>(0);
+  const C* weights = reinterpret_cast<const C*>(runs.weights);
   each_run<T>(runs, [&](T* out, const T* x, const T* g, const T*, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(Clips ? k.shift : k.scale, i);
     const Of k1(Training ? k.k1 : k.scale, i), k0(Training ? k.k0 : k.scale, i);
+    const U<C> of_run = W == Weighing::by_run ? fill(weights[i]) : zero;
     over<T, Past>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       const U<C> d = load(x + j) - center(c);
       U<C> h = load(g + j);
       if (Clips) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
-      if (Training) h = h - multiply_add(d, k1(c), k0(c));
+      if (W != Weighing::none) {
+        const U<C> w = W == Weighing::by_run ? of_run : load_raw(weights + j);
+        h = h - if_less(zero, w, multiply_add(d, k1(c), k0(c)) * w, zero);
+      } else if (Training) {
+        h = h - multiply_add(d, k1(c), k0(c));
+      }
       return h * scale(c);
     });
   });
   if (Past) fence();
+}
+template <class T, class Of, Weighing W>
+BN_INLINE void grad_weighted(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if (act != Activation::none) grad_of<T, Of, true, true, false, W>(runs, k, period, act);
+  else grad_of<T, Of, true, false, false, W>(runs, k, period, act);
 }
 template <class T, class Of, bool Past>
 BN_INLINE void grad_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
@@ -168,12 +184,15 @@ BN_INLINE void grad_either(const Runs& runs, const Coefs& k, int64_t period, Act
 }
 template <class T> void grad_planes(const Runs& runs, Coefs k, Activation act) {
   if (runs.length < kLanes)
-    return each_short_run<T>(runs, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), act); });
+    return each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), act); });
+  if (runs.weights) return grad_weighted<T, OfPlanes<Compute<T>>, Weighing::by_position>(runs, k, kNoPeriod, act);
   if (runs.past_cache) grad_either<T, OfPlanes<Compute<T>>, true>(runs, k, kNoPeriod, act);
   else grad_either<T, OfPlanes<Compute<T>>, false>(runs, k, kNoPeriod, act);
 }
 template <class T> void grad_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
-  if (runs.length < kLanes) return each_short_run<T>(runs, [&](const Runs& one, int64_t) { grad_rows<T>(one, k, period, act); });
+  if (runs.length < kLanes)
+    return each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { grad_rows<T>(one, k, period, act); });
+  if (runs.weights) return grad_weighted<T, OfRows<Compute<T>>, Weighing::by_run>(runs, k, period, act);
   if (runs.past_cache) grad_either<T, OfRows<Compute<T>>, true>(runs, k, period, act);
   else grad_either<T, OfRows<Compute<T>>, false>(runs, k, period, act);
 }

@@ -124,15 +124,16 @@ struct Call {
   bool is_simple() const {
     if (!is_clip(p.activation)) return false;
     if (p.only_activation) return p.residual && !p.residual_is_y;
-    return !backward || !((p.training && given.weights) || p.grad_residual || (p.residual && p.activation != Activation::none));
+    return !backward || !(p.grad_residual || (p.residual && p.activation != Activation::none));
   }
 
-  // here(array), step(array): where runs begin, and how far they are apart.
-  template <class Here, class Step> Runs runs(const Here& here, const Step& step, int64_t count, int64_t length) const {
+  // here(array), step(array): where runs begin, at position r0, and how far they are apart.
+  template <class Here, class Step> Runs runs(const Here& here, const Step& step, int64_t r0, int64_t count, int64_t length) const {
     const Array none, &out = backward ? p.grad_x : p.y, &residual = backward && !p.only_activation ? none : p.residual;
     const auto from = [&](const Array& a) -> char* { return a ? here(a) : nullptr; };
     Runs r{from(out), from(p.x), from(p.grad_y), from(residual), count, length,
            step(out), step(p.x), step(p.grad_y), step(residual), false};
+    r.weights = factors_from(r0);
     r.past_cache = past_cache && length * data.size >= kStreamRun && r.out != r.x && r.out != r.g && r.out != r.residual;
     return r;
   }
@@ -148,6 +149,7 @@ struct Call {
     if (period) data.grad_rows(r, k, period, act);
     else data.grad_planes(r, k, act);
   }
+  const char* factors_from(int64_t r) const { return factors ? factors + r * data.compute : nullptr; }
   void take_samples();
   bool any_wide(int64_t c0, int64_t c1) const {
     for (int64_t c = c0; c < c1; ++c)

@@ -133,14 +133,14 @@ class Channels {
                  order);
   }
 
-  bool is_tiny() const { return dense_ && inner_ < kLanes && p_.C > 1; }
+  bool is_tiny() const { return dense_ && inner_ < kLanes && p_.C > 1 && !call_.factors; }
 
   // The arrays of channel c, from position s of run `outer` on; `count` runs of the channels that follow.
   Runs runs_at(int64_t outer, int64_t c, int64_t s, int64_t count, int64_t length) const {
     const auto here = [&](const Array& a) {
       return a.data + (channel_offset(p_, a, c) + run_offset(p_, a, outer) + s) * call_.data.size;
     };
-    return call_.runs(here, [&](const Array& a) { return a.channel[p_.channel_dims - 1]; }, count, length);
+    return call_.runs(here, [&](const Array& a) { return a.channel[p_.channel_dims - 1]; }, outer * inner_ + s, count, length);
   }
 
   void apply_runs(int64_t outer, int64_t c0, int64_t c1, int64_t s0, int64_t s1) const {

@@ -19,7 +19,7 @@ void run(const Problem& given, const Isa& isa, bool backward) {
   if (given.weights && call.reduces && !backward) weights.emplace(given, call.threads), call.weights = &*weights;
   std::optional<Scratch<char>> factors;
   if (given.weights && call.applies && backward && p.training) {
-    factors.emplace(blocks_of(p) * kBlock * call.data.compute);
+    factors.emplace((blocks_of(p) * kBlock + kLanes) * call.data.compute);
     read_factors(given, weights_scale(given), call.data.compute, *factors, call.threads);
     call.factors = *factors;
   }

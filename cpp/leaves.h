@@ -26,7 +26,8 @@ struct Runs {
   char* out;
   const char *x, *g, *residual;
   int64_t count, length, out_step, x_step, g_step, residual_step;
-  bool past_cache;  // whole lines of `out` are written past it; it is then none of the others
+  bool past_cache;                // whole lines of `out` are written past it; it is then none of the others
+  const char* weights = nullptr;  // of gradients: of planes one a position, the same for all runs; of rows one a run
 };
 
 // Whether an activation only keeps values within bounds. These are usual, and inside of the loops; the others pass over tiles.

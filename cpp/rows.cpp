@@ -15,7 +15,7 @@ class Rows {
  public:
   Rows(Call& call, Layout layout) : call_(call), p_(call.p), narrow_(layout == Layout::narrow) {
     simple_ = call.is_simple();
-    dense_ = p_.reduced_dims == 1 && all_arrays(p_, [&](const Array& a) { return a.reduced[0] == p_.C; });
+    dense_ = p_.reduced_dims == 1 && !call.factors && all_arrays(p_, [&](const Array& a) { return a.reduced[0] == p_.C; });
   }
 
   template <class P> void run() {
@@ -88,7 +88,7 @@ class Rows {
   }
 
   Runs runs_at(int64_t c, int64_t r, int64_t count, int64_t length) const {
-    return call_.runs([&](const Array& a) { return at(p_, a, c, r); }, [&](const Array& a) { return run_step(p_, a); }, count,
+    return call_.runs([&](const Array& a) { return at(p_, a, c, r); }, [&](const Array& a) { return run_step(p_, a); }, r, count,
                       length);
   }
 

@@ -121,7 +121,7 @@ void Tile::backward(int64_t r, int64_t n) {
     }
     if (weighted) {
       apply(wide, t, x, nullptr, coefs(wide, center, k1, k0));
-      const char* w = call_.factors + r_ * size_;
+      const char* w = call_.factors_from(r_);
       if (wide) call_.compute.to_double(reinterpret_cast<double*>(raw_), w, (n_ + kLanes - 1) / kLanes * kLanes, nullptr), w = raw_;
       leaves.subtract_weighted(h, t, w, side_by_side_ ? whole_ : 0, elements());
     }
