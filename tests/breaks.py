@@ -25,7 +25,6 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import nanobind
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +87,9 @@ class Copy:
         if self.is_built:
             return
         if not self.build.exists():
-            options = [f"-Dnanobind_DIR={nanobind.cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+            asked = [sys.executable, "-m", "nanobind", "--cmake_dir"]
+            nanobind = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+            options = [f"-Dnanobind_DIR={nanobind}", f"-DPython_EXECUTABLE={sys.executable}"]
             options.append(f"-DBATCHNORM_ISAS={self.isa}")
             options += ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] * bool(shutil.which("ccache"))
             configure = ["cmake", "-S", self.place, "-B", self.build, "-G", "Ninja", *options]
