@@ -83,7 +83,7 @@ template <class C> struct OfRows {
 };
 
 template <class T, bool Past, class Unit> BN_INLINE void over(T* out, int64_t n, int64_t period, const Unit& unit) {
-  if (Past) each_line(out, n, period, unit);
+  if constexpr (Past) each_line(out, n, period, unit);
   else each_unit(out, n, period, unit);
 }
 
@@ -102,9 +102,9 @@ BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period, Activa
   if (Past) fence();
 }
 template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
-  if (runs.residual && runs.past_cache) apply_of<T, Of, true, true>(runs, k, period, act);
+  if (runs.residual && runs.past_cache) apply_of<T, Of, true, kStreams>(runs, k, period, act);
   else if (runs.residual) apply_of<T, Of, true, false>(runs, k, period, act);
-  else if (runs.past_cache) apply_of<T, Of, false, true>(runs, k, period, act);
+  else if (runs.past_cache) apply_of<T, Of, false, kStreams>(runs, k, period, act);
   else apply_of<T, Of, false, false>(runs, k, period, act);
 }
 
@@ -186,14 +186,14 @@ template <class T> void grad_planes(const Runs& runs, Coefs k, Activation act) {
   if (runs.length < kLanes)
     return each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), act); });
   if (runs.weights) return grad_weighted<T, OfPlanes<Compute<T>>, Weighing::by_position>(runs, k, kNoPeriod, act);
-  if (runs.past_cache) grad_either<T, OfPlanes<Compute<T>>, true>(runs, k, kNoPeriod, act);
+  if (runs.past_cache) grad_either<T, OfPlanes<Compute<T>>, kStreams>(runs, k, kNoPeriod, act);
   else grad_either<T, OfPlanes<Compute<T>>, false>(runs, k, kNoPeriod, act);
 }
 template <class T> void grad_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
   if (runs.length < kLanes)
     return each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { grad_rows<T>(one, k, period, act); });
   if (runs.weights) return grad_weighted<T, OfRows<Compute<T>>, Weighing::by_run>(runs, k, period, act);
-  if (runs.past_cache) grad_either<T, OfRows<Compute<T>>, true>(runs, k, period, act);
+  if (runs.past_cache) grad_either<T, OfRows<Compute<T>>, kStreams>(runs, k, period, act);
   else grad_either<T, OfRows<Compute<T>>, false>(runs, k, period, act);
 }
 

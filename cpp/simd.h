@@ -28,6 +28,13 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;  // the compiler lowers it to what the target has
 #endif
 
+// Stores past the cache, and loops of their own for what stands together: not in the portable code, which is large as it is.
+#if defined(__AVX2__)
+constexpr bool kStreams = true, kHasTogether = true;
+#else
+constexpr bool kStreams = false, kHasTogether = false;
+#endif
+
 // Arithmetic is in double for float64 data and in float for everything else.
 template <class T> using Compute = std::conditional_t<std::is_same<T, double>::value, double, float>;
 

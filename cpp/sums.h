@@ -102,12 +102,20 @@ BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, const Join
   add_cells<G, Clips, Counts>(units(x, j.x_jump), units(g, j.g_jump), cells, k, act, counts, acc);
 }
 
+// Without loops for what stands together it is a run that has no end.
+BN_INLINE Joints of_loops(Joints j) {
+  if (!kHasTogether && j.inner == 0) j.inner = j.left = INT64_MAX;
+  return j;
+}
+BN_INLINE bool stands_together(const Joints& j) { return kHasTogether && j.inner == 0; }
+
 template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, const uint16_t* counts, double* acc) {
+  j = of_loops(j);
   const Coefs k{K, K, K, K, K};
   constexpr Activation none = Activation::none;
-  if (counts && j.inner == 0) add_cells<false, false, true, false, T>(x, nullptr, cells, j, k, none, counts, acc);
+  if (counts && stands_together(j)) add_cells<false, false, true, false, T>(x, nullptr, cells, j, k, none, counts, acc);
   else if (counts) add_cells<false, false, true, true, T>(x, nullptr, cells, j, k, none, counts, acc);
-  else if (j.inner == 0) add_cells<false, false, false, false, T>(x, nullptr, cells, j, k, none, counts, acc);
+  else if (stands_together(j)) add_cells<false, false, false, false, T>(x, nullptr, cells, j, k, none, counts, acc);
   else add_cells<false, false, false, true, T>(x, nullptr, cells, j, k, none, counts, acc);
 }
 template <bool Joined, class T>
@@ -129,13 +137,15 @@ BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int
 }
 template <class T> void moments_weighted(const char* x, const double* weights, int64_t cells, Joints j, double K, double* acc) {
   const T* at = reinterpret_cast<const T*>(x);
-  if (j.inner == 0) add_weighted_cells(Units<false, T>{at, 0, 0, 0}, weights, cells, K, acc);
+  j = of_loops(j);
+  if (stands_together(j)) add_weighted_cells(Units<false, T>{at, 0, 0, 0}, weights, cells, K, acc);
   else add_weighted_cells(Units<true, T>{at, j.inner, j.left, j.x_jump}, weights, cells, K, acc);
 }
 template <class T> void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, double* acc) {
   const bool clips = act != Activation::none;
-  if (j.inner == 0 && clips) add_cells<true, true, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
-  else if (j.inner == 0) add_cells<true, false, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
+  j = of_loops(j);
+  if (stands_together(j) && clips) add_cells<true, true, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
+  else if (stands_together(j)) add_cells<true, false, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
   else if (clips) add_cells<true, true, false, true, T>(x, g, cells, j, k, act, nullptr, acc);
   else add_cells<true, false, false, true, T>(x, g, cells, j, k, act, nullptr, acc);
 }
