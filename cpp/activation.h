@@ -89,5 +89,13 @@ template <class C> BN_INLINE U<C> activate_backward(Activation kind, C slope, U<
   return g;
 }
 
+// The same, called and not inlined: in loops of what is rare.
+template <class C> __attribute__((noinline)) U<C> activate_any(Activation kind, C slope, U<C> z) {
+  return activate(kind, slope, z);
+}
+template <class C> __attribute__((noinline)) U<C> activate_any_backward(Activation kind, C slope, U<C> z, U<C> g) {
+  return activate_backward(kind, slope, z, g);
+}
+
 }  // namespace
 }  // namespace batchnorm

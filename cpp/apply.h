@@ -61,6 +61,7 @@ template <class T, class Apply> __attribute__((noinline)) void each_short_run(co
   const size_t bytes = static_cast<size_t>(runs.length) * sizeof(T);
   Runs one{few[0], few[1], runs.g ? few[2] : nullptr, runs.residual ? few[3] : nullptr, 1, kLanes, 0, 0, 0, 0, false};
   each_run<T>(runs, [&](T* out, const T* x, const T* g, const T* r, int64_t i) {
+    one.slope = runs.slope;
     if (runs.weights) one.weights = runs.weights + (by_run ? i * static_cast<int64_t>(sizeof(Compute<T>)) : 0);
     std::memcpy(few[1], x, bytes);
     if (g) std::memcpy(few[2], g, bytes);
@@ -87,22 +88,25 @@ template <class T, bool Past, class Unit> BN_INLINE void over(T* out, int64_t n,
   else each_unit(out, n, period, unit);
 }
 
-template <class T, class Of, bool Residual, bool Past>
+template <class T, class Of, bool Residual, bool Past, bool Clips = true>
 BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   using C = Compute<T>;
   const Bounds<C> bounds(act);
+  const C slope = static_cast<C>(runs.slope);
   each_run<T>(runs, [&](T* out, const T* x, const T*, const T* r, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
     over<T, Past>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c));
       if (Residual) z = z + load(r + j);
-      return bounds.clip(z);
+      return Clips ? bounds.clip(z) : activate_any(act, slope, z);
     });
   });
   if (Past) fence();
 }
 template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
-  if (runs.residual && runs.past_cache) apply_of<T, Of, true, kStreams>(runs, k, period, act);
+  if (!is_clip(act) && runs.residual) apply_of<T, Of, true, false, false>(runs, k, period, act);
+  else if (!is_clip(act)) apply_of<T, Of, false, false, false>(runs, k, period, act);
+  else if (runs.residual && runs.past_cache) apply_of<T, Of, true, kStreams>(runs, k, period, act);
   else if (runs.residual) apply_of<T, Of, true, false>(runs, k, period, act);
   else if (runs.past_cache) apply_of<T, Of, false, kStreams>(runs, k, period, act);
   else apply_of<T, Of, false, false>(runs, k, period, act);
@@ -123,24 +127,32 @@ template <class T> void apply_rows(const Runs& runs, Coefs k, int64_t period, Ac
   each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { apply_rows<T>(one, k, period, act); });
 }
 
-// The gradient before a clip of x and a residual.
-template <class T, class Of> BN_INLINE void inner_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+// The gradient before an activation of x, or of x and a residual.
+template <class T, class Of, bool Residual, bool Clips>
+BN_INLINE void inner_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   using C = Compute<T>;
   const U<C> most = gradient_bound<C>(act);
+  const C slope = static_cast<C>(runs.slope);
   each_run<T>(runs, [&](T* out, const T* x, const T* g, const T* r, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
     over<T, false>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
-      const U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c)) + load(r + j);
-      return where_inside(z, most, load(g + j));
+      U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c));
+      if (Residual) z = z + load(r + j);
+      return Clips ? where_inside(z, most, load(g + j)) : activate_any_backward(act, slope, z, load(g + j));
     });
   });
 }
+template <class T, class Of> BN_INLINE void inner_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if (!runs.residual) inner_of<T, Of, false, false>(runs, k, period, act);
+  else if (is_clip(act)) inner_of<T, Of, true, true>(runs, k, period, act);
+  else inner_of<T, Of, true, false>(runs, k, period, act);
+}
 template <class T> void inner_planes(const Runs& runs, Coefs k, Activation act) {
-  if (runs.length >= kLanes) return inner_of<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
+  if (runs.length >= kLanes) return inner_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
   each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { inner_planes<T>(one, from<T>(k, i), act); });
 }
 template <class T> void inner_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
-  if (runs.length >= kLanes) return inner_of<T, OfRows<Compute<T>>>(runs, k, period, act);
+  if (runs.length >= kLanes) return inner_either<T, OfRows<Compute<T>>>(runs, k, period, act);
   each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { inner_rows<T>(one, k, period, act); });
 }
 

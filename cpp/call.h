@@ -120,11 +120,11 @@ struct Call {
     return k;
   }
 
-  // Whether elements go through leaves where they are: of x, in the forward of a residual, too, after it a clip; and nothing else.
+  // Whether elements go through leaves where they are: a forward, a gradient before an activation, and a backward of no more than a
+  // clip of x.
   bool is_simple() const {
-    if (!is_clip(p.activation)) return false;
-    if (p.only_activation) return p.residual && !p.residual_is_y;
-    return !backward || !(p.grad_residual || (p.residual && p.activation != Activation::none));
+    if (p.only_activation) return !p.residual_is_y;
+    return !backward || (is_clip(p.activation) && !(p.grad_residual || (p.residual && p.activation != Activation::none)));
   }
 
   // here(array), step(array): where runs begin, at position r0, and how far they are apart.
@@ -133,7 +133,7 @@ struct Call {
     const auto from = [&](const Array& a) -> char* { return a ? here(a) : nullptr; };
     Runs r{from(out), from(p.x), from(p.grad_y), from(residual), count, length,
            step(out), step(p.x), step(p.grad_y), step(residual), false};
-    r.weights = factors_from(r0);
+    r.slope = p.slope, r.weights = factors_from(r0);
     r.past_cache = past_cache && length * data.size >= kStreamRun && r.out != r.x && r.out != r.g && r.out != r.residual;
     return r;
   }

@@ -27,13 +27,14 @@ struct Runs {
   const char *x, *g, *residual;
   int64_t count, length, out_step, x_step, g_step, residual_step;
   bool past_cache;                // whole lines of `out` are written past it; it is then none of the others
+  double slope = 0;               // of leaky_relu
   const char* weights = nullptr;  // of gradients: of planes one a position, the same for all runs; of rows one a run
 };
 
 // Whether an activation only keeps values within bounds. These are usual, and inside of the loops; the others pass over tiles.
 inline bool is_clip(Activation act) { return act == Activation::none || act == Activation::relu || act == Activation::relu6; }
 
-// `act` is a clip.
+// `act` is a clip where sums and gradients are taken.
 struct Leaves {
   int64_t size, compute;  // bytes of an element, of the compute type
 
