@@ -36,7 +36,7 @@ template <class C> BN_INLINE U<C> exp_of_minus_abs(U<C> z) {
 #pragma GCC unroll 16
   for (int k = K::degree - 1; k >= 0; --k) p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial(k))));
   // n stands in the low bits of `shifted`; moved to the exponent it is 2^n.
-  using Words = typename U<C>::Words;
+  using Words = typename U<C>::Unsigned;
   U<C> power;
   BN_EACH(C, i) power.v[i] = (typename U<C>::V)(((Words)shifted.v[i] + K::bias) << K::mantissa);
   return if_less(given, lowest, zero, p * power);

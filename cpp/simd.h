@@ -42,6 +42,7 @@ template <class C> struct U {
   typedef C V __attribute__((vector_size(kVectorBytes), may_alias));
   typedef std::conditional_t<sizeof(C) == 4, int32_t, int64_t> Word;
   typedef Word Words __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef std::make_unsigned_t<Word> Unsigned __attribute__((vector_size(kVectorBytes), may_alias));  // may overflow
   static constexpr int N = kLanes * sizeof(C) / kVectorBytes;
   V v[N];
 };
