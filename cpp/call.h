@@ -27,12 +27,11 @@ class Table {
     if (size_ == 4) put_as<float>(i, k);
     else put_as<double>(i, k);
   }
-  // Coefficients of channels c, c + 1, …, each `times` times, until `n` and 16 more are there; after the last of `channels` the
-  // first.
-  void spread(const Table& from, int64_t c, int64_t channels, int64_t times, int64_t n) {
+  // Coefficients of channels from c on, each `times` times, for one run of columns.
+  void spread(const Table& from, int64_t c, int64_t channels, int64_t times) {
     for (int row = 0; row < kRows; ++row) {
-      if (size_ == 4) spread_row<float>(from, row, c, channels, times, n + kLanes);
-      else spread_row<double>(from, row, c, channels, times, n + kLanes);
+      if (size_ == 4) spread_row<float>(from, row, c, channels, times);
+      else spread_row<double>(from, row, c, channels, times);
     }
   }
   // The first n values of a table, over and over, for a period of columns and 16 more.
@@ -57,11 +56,9 @@ class Table {
     const double values[kRows] = {k.center, k.scale, k.shift, k.k1, k.k0};
     for (int r = 0; r < kRows; ++r) row<C>(r)[i] = static_cast<C>(values[r]);
   }
-  template <class C> void spread_row(const Table& from, int r, int64_t c, int64_t channels, int64_t times, int64_t n) {
+  template <class C> void spread_row(const Table& from, int r, int64_t c, int64_t channels, int64_t times) {
     const C* values = from.row<C>(r) + c;
-    C* to = row<C>(r);
-    for (int64_t i = 0, channel = 0; i < n; i += times, channel = channel + 1 < channels ? channel + 1 : 0)
-      std::fill_n(to + i, std::min(times, n - i), values[channel]);
+    for (int64_t i = 0; i < channels; ++i) std::fill_n(row<C>(r) + i * times, times, values[i]);
   }
 };
 

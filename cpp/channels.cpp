@@ -154,7 +154,7 @@ class Channels {
     for (int64_t c = c0; c < c1; c += most) {
       const int64_t channels = std::min(most, c1 - c), width = channels * inner_;
       Table columns(width, call_.data.compute);
-      columns.spread(call_.table, c, channels, inner_, width);
+      columns.spread(call_.table, c, channels, inner_);
       for (int64_t n = n1 - 1; n >= n0; --n) call_.elements(runs_at(n, c, 0, 1, width), columns.at(0), width);
     }
   }
