@@ -196,5 +196,8 @@ def array_layer(problem: Problem) -> dict[str, Callable[[], Any]]:
     x, g = (t.numpy() for t in tensors(problem, 2))
     trained, evaluated = (of_rank(bn, problem)(problem.shape[1]) for _ in range(2))
     evaluated.eval()
-    step = lambda: [trained(x), *trained.backward(g)[:3]]  # noqa: E731
+
+    def step() -> list[Any]:
+        return [trained(x), *trained.backward(g)[:3]]
+
     return {STEP: step, FORWARD: lambda: trained(x), EVALUATION: lambda: evaluated(x)}
