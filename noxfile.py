@@ -1,7 +1,7 @@
 """The quick tests with the oldest and the newest versions that pyproject.toml allows: `nox`, or `nox -s oldest`.
 
 Each session builds the module in an environment of its own. PyTorch brings some GB along, so no server runs this.
-`nox -s oldest -- tests/test_forward.py` runs a part.
+`nox -s oldest -- tests/arrays/test_forward.py` runs a part.
 """
 
 from __future__ import annotations

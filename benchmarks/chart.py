@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from batchnorm.bench.functions import ACCELERATED
-from batchnorm.bench.problem import OPERATIONS
-from batchnorm.bench.results import Document
-from batchnorm.bench.table import mean, ratio
+from batchnorm.tools.bench.functions import ACCELERATED
+from batchnorm.tools.bench.problem import OPERATIONS
+from batchnorm.tools.bench.results import Document
+from batchnorm.tools.bench.table import mean, ratio
 from render import groups
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs" / "figures"))

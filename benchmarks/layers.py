@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import batchnorm as bn
 import batchnorm.torch as bnt
-from batchnorm.bench.functions import ACCELERATED, OURS, PYTORCH
-from batchnorm.bench.problem import CHANNELS_LAST, Problem, as_array, sixteen
-from batchnorm.bench.timing import Contestant, Settings, measure
+from batchnorm.tools.bench.functions import ACCELERATED, OURS, PYTORCH
+from batchnorm.tools.bench.problem import CHANNELS_LAST, Problem, as_array, sixteen
+from batchnorm.tools.bench.timing import Contestant, Settings, measure
 
 MODULE, ARRAY_LAYER = "module", "layer on arrays"
 STEP, FORWARD, EVALUATION = "forward + backward", "forward", "evaluation"

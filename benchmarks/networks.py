@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import batchnorm as bn
 import batchnorm.torch as bnt
-from batchnorm.bench.functions import ACCELERATED, PYTORCH
-from batchnorm.bench.problem import CHANNELS_LAST, Problem
-from batchnorm.bench.timing import Contestant, Settings, measure
+from batchnorm.tools.bench.functions import ACCELERATED, PYTORCH
+from batchnorm.tools.bench.problem import CHANNELS_LAST, Problem
+from batchnorm.tools.bench.timing import Contestant, Settings, measure
 from layers import saved_bytes
 
 FUSED, LIMIT = "fused", "limit"

@@ -11,9 +11,9 @@ import numpy as np
 
 import batchnorm as bn
 from batchnorm import _reference
-from batchnorm.bench.functions import pytorch
-from batchnorm.bench.problem import EPS, Data, Problem, sixteen
-from batchnorm.bench.timing import Contestant, Settings, measure
+from batchnorm.tools.bench.functions import pytorch
+from batchnorm.tools.bench.problem import EPS, Data, Problem, sixteen
+from batchnorm.tools.bench.timing import Contestant, Settings, measure
 from networks import peak_bytes
 
 PLAIN, SKLEARN, OURS, ONE_THREAD = "plain", "scikit-learn", "batchnorm", "batchnorm, one thread"

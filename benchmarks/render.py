@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from batchnorm.bench.functions import ACCELERATED, ONEDNN, OURS, PYTORCH
-from batchnorm.bench.problem import LAYOUTS, OPERATIONS, TABLE
-from batchnorm.bench.results import Document, Row, read
-from batchnorm.bench.table import (
+from batchnorm.tools.bench.functions import ACCELERATED, ONEDNN, OURS, PYTORCH
+from batchnorm.tools.bench.problem import LAYOUTS, OPERATIONS, TABLE
+from batchnorm.tools.bench.results import Document, Row, read
+from batchnorm.tools.bench.table import (
     Table,
     copy_seconds,
     digits,
@@ -27,7 +27,7 @@ from batchnorm.bench.table import (
     times,
     where,
 )  # fmt: skip
-from batchnorm.bench.timing import MODES, WARM
+from batchnorm.tools.bench.timing import MODES, WARM
 from rows import DTYPES, KINDS, PARTS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from batchnorm.bench.problem import LAYOUTS, TABLE, Problem, layouts
-from batchnorm.bench.timing import IN_TURN, Settings
+from batchnorm.tools.bench.problem import LAYOUTS, TABLE, Problem, layouts
+from batchnorm.tools.bench.timing import IN_TURN, Settings
 
 IMAGES = (
     (16, 64, 64, 64), (16, 256, 32, 32), (16, 512, 16, 16), (16, 1024, 8, 8), (16, 2048, 4, 4), (64, 512, 7, 7),
@@ -41,7 +41,7 @@ def every(shapes, dtypes=("float32",), kinds=("",)) -> list[Problem]:
 
 
 PARTS = {
-    "functions": Part(every((*IMAGES, *TABLES), DTYPES), "batchnorm.bench.functions.row_of", Settings(31, 3.5)),
+    "functions": Part(every((*IMAGES, *TABLES), DTYPES), "batchnorm.tools.bench.functions.row_of", Settings(31, 3.5)),
     "layers": Part(every(LAYERS, kinds=KINDS), "layers.layer", Settings(21, 2)),
     "tiny": Part([Problem(s, layouts(s)[0], threads=1) for s in TINY], "layers.tiny", Settings(61, 10, calls=50)),
     "networks": Part(

@@ -17,9 +17,9 @@ from importlib import import_module
 from pathlib import Path
 
 from batchnorm import get_num_threads
-from batchnorm.bench.functions import set_threads
-from batchnorm.bench.results import commit, document, read, row, write
-from batchnorm.bench.timing import keep_memory
+from batchnorm.tools.bench.functions import set_threads
+from batchnorm.tools.bench.results import commit, document, read, row, write
+from batchnorm.tools.bench.timing import keep_memory
 from rows import PARTS
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 
 import batchnorm.torch as bnt
-from batchnorm.bench.functions import PYTORCH
-from batchnorm.bench.problem import Problem
-from batchnorm.bench.timing import Contestant, Settings, Times, measure
+from batchnorm.tools.bench.functions import PYTORCH
+from batchnorm.tools.bench.problem import Problem
+from batchnorm.tools.bench.timing import Contestant, Settings, Times, measure
 from layers import STEP, of_rank, tensors
 
 PROCESSES = 2

@@ -17,7 +17,8 @@ import pytest
 # processors from the other test processes: a file of tests that takes 10 s takes two minutes then.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-sys.path.insert(0, str(Path(__file__).parent))  # for cases, oracle and canonical, whatever pytest's import mode
+# Whatever pytest's import mode.
+sys.path.extend(str(Path(__file__).parent / folder) for folder in ("breaks", "fuzz", "support"))
 
 import batchnorm as bn
 

@@ -21,7 +21,7 @@ import torch
 
 import batchnorm as bn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 import distributions  # the kinds of data that the tests check
 
 SHAPE = (32, 16, 28, 28)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from batchnorm.explanation import EXAMPLE, explain
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 from chromium import chromium
+
+from batchnorm.tools.explain import EXAMPLE, explain
 
 WIDTH, HEIGHT = 1120, 880
 COLOURS = 160  # flat areas and text: a palette keeps the file small

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from batchnorm.why.figures import svg
-from batchnorm.why.report import VERDICTS, described
-from batchnorm.why.study import read
+from batchnorm.tools.why.figures import svg
+from batchnorm.tools.why.report import VERDICTS, described
+from batchnorm.tools.why.study import read
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "why.md"

@@ -26,23 +26,23 @@ except ImportError as error:
         "from a checkout: pip install . (and import from outside the checkout's src folder)"
     ) from error
 
+from ._functional import Gradients, batch_norm, batch_norm_backward, get_num_threads, normalize, set_num_threads
+from ._gathering import gather_moments
+from ._layers import BatchNorm
+from ._masks import mask_from_lengths
 from ._memory import MemoryStats, empty_cache, memory_stats, set_memory_limit
+from ._moments import Moments, moments
 from ._plan import Plan
-from .functional import Gradients, batch_norm, batch_norm_backward, get_num_threads, normalize, set_num_threads
-from .gathering import gather_moments
-from .layers import BatchNorm
-from .masks import mask_from_lengths
-from .moments import Moments, moments
-from .ranked import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from .renorm import Correction, Renorm
-from .running import RunningStatistics
+from ._ranked import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from ._renorm import Correction, Renorm
+from ._running import RunningStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike
 
-    from .explanation import Explanation
+    from .tools.explain import Explanation
 
 __version__ = "0.1.0"
 
@@ -113,7 +113,7 @@ def explain(
     >>> bn.explain(np.array([[1.0, 5.0], [3.0, 9.0]])).to_dict()["plan"]["m"]
     2
     """
-    from .explanation import explain as build  # imported here: `import batchnorm` stays light
+    from .tools.explain import explain as build  # imported here: `import batchnorm` stays light
 
     return build(x, axis, channel=channel, eps=eps, names=names, source=source)
 
@@ -159,7 +159,7 @@ def save_moments(
     ...     bn.load_moments(pathlib.Path(folder, "m.json")) == m
     True
     """
-    from .files.moments_files import save  # imported here: `import batchnorm` stays light
+    from .tools.files.moments_files import save  # imported here: `import batchnorm` stays light
 
     save(path, moments, axis, names, eps)
 
@@ -172,7 +172,7 @@ def load_moments(path: str | os.PathLike[str]) -> Moments:
     ValueError
         Where the file does not exist, or is none of saved moments.
     """
-    from .files.moments_files import read  # imported here: `import batchnorm` stays light
+    from .tools.files.moments_files import read  # imported here: `import batchnorm` stays light
 
     return read(path, "load_moments").moments
 

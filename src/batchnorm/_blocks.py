@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ._checks import is_odd
-from .functional import normalize
-from .moments import Moments, moments
+from ._functional import normalize
+from ._inputs import is_odd
+from ._moments import Moments, moments
 
 #: Values in a block: 32 MiB of float64, small enough to answer Ctrl-C at once, large enough to cost nothing.
 BLOCK = 1 << 22

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _checks, _options
+from . import _inputs, _options
 
 
 class Ghosts(NamedTuple):
@@ -16,7 +16,7 @@ class Ghosts(NamedTuple):
     number: int
 
 
-def of(virtual_batch_size: object, d: _checks.Data) -> Ghosts | None:
+def of(virtual_batch_size: object, d: _inputs.Data) -> Ghosts | None:
     """Check a ghost size; None where the batch is not cut."""
     if virtual_batch_size is None:
         return None
@@ -35,9 +35,9 @@ def rows(g: Ghosts | None) -> tuple[int, ...]:
     return () if g is None else (g.number,)
 
 
-def trainable(d: _checks.Data, s: _checks.Selection, g: Ghosts | None) -> None:
+def trainable(d: _inputs.Data, s: _inputs.Selection, g: Ghosts | None) -> None:
     """Refuse a batch, or a ghost, that has no variance."""
-    _checks.trainable(d, s)
+    _inputs.trainable(d, s)
     if g is None or g.number == 1:
         return
     positions = _positions(d, s, g)
@@ -57,7 +57,7 @@ def _samples(first: int, last: int) -> str:
     return f"sample {first}" if first == last else f"samples {first} to {last}"
 
 
-def _positions(d: _checks.Data, s: _checks.Selection, g: Ghosts) -> np.ndarray:
+def _positions(d: _inputs.Data, s: _inputs.Selection, g: Ghosts) -> np.ndarray:
     """How many positions of a channel count in each ghost."""
     axis, N = d.plan.reduced[0], d.plan.N
     if s.weights is None:

@@ -19,7 +19,7 @@ import numpy as np
 
 Activation = str | tuple[str, float] | None
 
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4}  # codes of cpp/problem.h
+ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4}  # codes of cpp/core/problem.h
 SLOPE = 0.01  # of "leaky_relu" alone
 NONFINITE_CODES = {"propagate": 0, "skip": 1, "raise": 2}  # codes of the kernels
 

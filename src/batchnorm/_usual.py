@@ -1,4 +1,4 @@
-"""The usual call, checked and run natively in one go; None for any other, which `_checks` then takes or refuses.
+"""The usual call, checked and run natively in one go; None for any other, which `_inputs` then takes or refuses.
 
 On small inputs, checks in Python take several times as long as the kernels. What is usual: NumPy arrays of float64,
 float32 or float16, one channel axis, no mask, no residual, no ghosts. The results are those of the long way.

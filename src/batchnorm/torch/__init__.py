@@ -17,13 +17,13 @@ except ImportError as error:
     ) from error
 
 from . import functional  # noqa: F401
+from ._accelerate import Acceleration, Status, accelerate, status
+from ._convert import convert, convert_sync, revert
+from ._fuse.fuse import fuse
+from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from ._merge import merge_statistics
 from ._positions import mask_from_lengths
-from .accelerate import Acceleration, Status, accelerate, status
-from .conversion import convert, convert_sync, revert
-from .fuse import fuse
-from .merging import merge_statistics
-from .modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from .sync import SyncBatchNorm
+from ._sync import SyncBatchNorm
 
 __all__ = [
     "Acceleration",

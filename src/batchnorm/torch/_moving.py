@@ -1,4 +1,4 @@
-"""Running statistics after a batch, in PyTorch's operations: the rule of `update_running` in cpp/fused_calls.cpp."""
+"""Running statistics after a batch, in PyTorch's operations, as `update_running` in cpp/call/fused_calls.cpp."""
 
 from __future__ import annotations
 

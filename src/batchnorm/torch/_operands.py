@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _paths
+from . import _backend
 
 Tensor = torch.Tensor
 
@@ -49,7 +49,7 @@ def _fix(*devices: torch.device) -> str:
 
 def check_input(who: str, x: Tensor) -> None:
     """Refuse what cannot be normalised: dtypes that PyTorch's own function does not take, and sparse tensors."""
-    if x.dtype not in _paths.DTYPES:
+    if x.dtype not in _backend.DTYPES:
         fix = "use input.float(), or input.double() where whole numbers exceed 2**24"
         if x.is_complex():
             fix = "normalise its real and imaginary parts, torch.view_as_real(input)"

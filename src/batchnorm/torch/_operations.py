@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import _operands, _options, _paths, _plain
+from . import _backend, _operands, _options, _plain
 
 Tensor = torch.Tensor
 
@@ -148,7 +148,7 @@ def as_they_are(statistics: Tensor) -> Tensor:
     Such a backward computes cheap parts of the forward again, from buffers that have been written to meanwhile: its
     gradients would be wrong without a word (PyTorch 2.11 and 2.13). What our operations return it keeps.
     """
-    if not torch.compiler.is_compiling() or _paths.is_exporting(default=False):
+    if not torch.compiler.is_compiling() or _backend.is_exporting(default=False):
         return statistics
     found: Tensor = torch.ops.batchnorm.snapshot.default(statistics)
     return found
@@ -256,7 +256,7 @@ def step(
     What that saves and calls is ours alone: whoever listens or records gets our operations. It may save running
     statistics, which it does not read; they may be written to.
     """
-    if activation == 0 and residual is None and _paths.is_unwatched(weight, bias, running_mean, running_var):
+    if activation == 0 and residual is None and _backend.is_unwatched(weight, bias, running_mean, running_var):
         mean, var = running_mean, running_var
         if mean is not None and var is not None and torch.is_grad_enabled():
             mean, var = mean.data, var.data

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _options, _paths
+from . import _backend, _options
 
 Tensor = torch.Tensor
 
@@ -31,7 +31,7 @@ def mean_and_variance(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor
     """Count, mean and biased variance of each channel; a position of weight 0 is not there."""
     over = [d for d in range(x.dim()) if d != 1]
     v = x.to(compute_dtype(x))
-    if not _paths.is_jit_trace() and x.numel() == 0:
+    if not _backend.is_jit_trace() and x.numel() == 0:
         return (v.new_zeros(x.shape[1]),) * 3  # where PyTorch's operations would warn
     if weights is None:
         var, mean = torch.var_mean(v, over, correction=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _operands, _paths
+from . import _backend, _operands
 
 Tensor = torch.Tensor
 
@@ -115,7 +115,7 @@ def refused(x: Tensor, weights: Tensor, group: int, least: int) -> str:
 
 def check(x: Tensor, weights: Tensor | None, group: int, least: int) -> None:
     """Refuse what the CPU kernels refuse, in their words, where PyTorch's operations are to compute."""
-    if weights is not None and x.numel() and _paths.is_readable(x) and (words := refused(x, weights, group, least)):
+    if weights is not None and x.numel() and _backend.is_readable(x) and (words := refused(x, weights, group, least)):
         raise ValueError(f"batch_norm: {words}")
 
 

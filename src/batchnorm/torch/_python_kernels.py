@@ -1,4 +1,4 @@
-"""What `cpp/bind_torch.cpp` and `cpp/torch_calls.cpp` do, in Python: ATen's functions on NumPy's view of memory.
+"""What `aten.cpp` and `torch_calls.cpp` do, in Python: ATen's functions on NumPy's view of memory.
 
 For a torch that has no stable C ABI; `BATCHNORM_TORCH=python` asks for it. Slower by the Python in each call.
 """

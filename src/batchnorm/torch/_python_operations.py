@@ -1,4 +1,4 @@
-"""What `cpp/bind_operations.cpp` and `cpp/fused_calls.cpp` do, in Python: our operations on NumPy's view of memory."""
+"""What `operations.cpp` and `fused_calls.cpp` do, in Python: our operations on NumPy's view of memory."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import _native
-from . import _operations, _paths, _python_kernels, _python_operations, _table_operations  # noqa: F401
+from . import _backend, _operations, _python_kernels, _python_operations, _table_operations  # noqa: F401
 
 _native_torch = _native.torch
 _ATEN = tuple(_native_torch.names())
@@ -90,7 +90,7 @@ class _Native:
         self.answers["autograd"] = Original("batch_norm_backward", "AutogradCPU")
         self.answers["step"] = _operations.step_backward_of_record
         _native_torch.add_steps()
-        _paths.has_steps = True
+        _backend.has_steps = True
 
     def add_aten(self) -> None:
         self.originals = {name: Original(name) for name in _ATEN if name not in self.answers}

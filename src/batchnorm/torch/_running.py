@@ -8,7 +8,7 @@ import torch
 
 from .. import _formulas
 from .._options import NONFINITE_CODES
-from . import _moving, _operands, _operations, _paths, _table_operations, _tables
+from . import _backend, _moving, _operands, _operations, _table_operations, _tables
 
 Tensor = torch.Tensor
 
@@ -97,7 +97,7 @@ def _move(
     """What `batchnorm::update_` does, in PyTorch's operations."""
     who = type(layer).__name__
     own = _moving.Running(mean, var, count, layer.running_count)
-    if (weighted or momentum is None) and _paths.is_readable(table):
+    if (weighted or momentum is None) and _backend.is_readable(table):
         _moving.check(who, own, table, momentum, layer.running_correction)
     to = _moving.moved(own, table, momentum, layer.running_correction)
     if any(t.numel() > 1 and 0 in t.stride() for t in (mean, var)):  # found out when some has moved
@@ -105,14 +105,14 @@ def _move(
             f"{who}: running statistics must have memory for each channel; got an expanded tensor; clone it"
         )
     if layer.on_nonfinite == "raise":
-        _paths.refuse_to_look(who, "on_nonfinite='raise' looks at the batch", "on_nonfinite='skip'", table)
-        if _paths.has_values(table) and not bool(to.finite.all()):
+        _backend.refuse_to_look(who, "on_nonfinite='raise' looks at the batch", "on_nonfinite='skip'", table)
+        if _backend.has_values(table) and not bool(to.finite.all()):
             raise ValueError(f"{who}: {_moving.not_finite(table, to)}")
     new = [(buffer, value) for buffer, value in zip(own, to.running, strict=True) if buffer is not None]
     if layer.on_nonfinite != "propagate":
         moves = to.finite.all()
         new = [(buffer, torch.where(moves, value, buffer)) for buffer, value in new]
-    if _paths.is_transformed():
+    if _backend.is_transformed():
         _check_writable(who, new)
     for buffer, value in new:
         buffer.copy_(value)

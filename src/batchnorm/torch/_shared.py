@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from . import _operations, _options, _plain, _positions, _table_operations, _tables
-from ._paths import is_ours
+from ._backend import is_ours
 
 Tensor = torch.Tensor
 

@@ -1,7 +1,8 @@
 """Tables of statistics as tensors, on any device: moments (4, C) or, of G parts, (4, G, C); sums (2, C) or (2, G, C).
 
 Rows of moments: count, mean, what rounding the mean left out, sum of squared deviations. Rows of sums: of g·xhat and
-of g. Parts become one in the canonical tree of the kernels (cpp/canonical.h), operation by operation, so with its bits.
+of g. Parts become one in the canonical tree of the kernels (cpp/core/canonical.h), operation by operation, so with
+its bits.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import NamedTuple, overload
 import torch
 
 from .._options import RUNNING_CORRECTION, Activation
-from . import _moving, _operands, _operations, _options, _paths, _plain, _positions, _shared
+from . import _backend, _moving, _operands, _operations, _options, _plain, _positions, _shared
 
 Tensor = torch.Tensor
 Some = Tensor | Sequence[Tensor] | None
@@ -211,7 +211,7 @@ def _evaluated(
         raise ValueError(f"{who}: evaluation (training=False) normalises with running statistics; got stats=None")
     ys = []
     for x, _, residual in parts:
-        forward = _operations.differentiable_forward if _paths.is_ours(x) and x.numel() else _plain.forward
+        forward = _operations.differentiable_forward if _backend.is_ours(x) and x.numel() else _plain.forward
         ys.append(forward(x, weight, bias, stats.mean, stats.var, None, residual, *options)[0])
     return ys
 
@@ -221,7 +221,7 @@ def _trained(
 ) -> tuple[list[Tensor], Tensor]:
     """y of each part, and the moments of all."""
     xs = [part.x for part in parts]
-    ours = all(map(_paths.is_ours, xs))
+    ours = all(map(_backend.is_ours, xs))
     if ours or not torch._C._are_functorch_transforms_active():
         _check_positions(parts, who)
     if len(parts) == 1 or not ours:
@@ -256,7 +256,7 @@ def _check_positions(parts: list[_shared.Part], who: str) -> None:
     if any(isinstance(count, Tensor) for count in counts) and torch.compiler.is_compiling():
         return  # of a selection the kernels count
     for part in parts:
-        if not _paths.is_ours(part.x):
+        if not _backend.is_ours(part.x):
             _positions.check(part.x, part.weights, 0, 0)
     positions = int(sum(counts))
     if positions < 2:

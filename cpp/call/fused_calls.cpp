@@ -1,0 +1,354 @@
+#include "call/fused_calls.h"
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+#include "core/groups.h"
+#include "kernels/select.h"
+
+namespace batchnorm {
+namespace {
+
+// Broadcast to x: where it has one element along an axis, it is met again and again.
+class Expanded {
+ public:
+  Expanded(const View& v, const View& x) : view_(v) {
+    for (int d = 0; v && d < x.ndim; ++d) strides_[d] = v.sizes[d] == 1 ? 0 : v.strides[d];
+    view_.sizes = x.sizes, view_.strides = strides_;
+  }
+  Expanded(const Expanded&) = delete;
+  Expanded& operator=(const Expanded&) = delete;
+  const View& view() const { return view_; }
+
+ private:
+  View view_;
+  int64_t strides_[kMaxDims];
+};
+
+// What all calls have in common; the views and parameters have to outlive it.
+class Call {
+ public:
+  Call(const View& x, const ChannelViews& channels, const Extras& extras, const Run& run)
+      : groups(x, kChannelsOnAxis1, run.group), weights_(extras.weights, x), weight_(channels.weight), bias_(channels.bias) {
+    add(&Problem::x, x);
+    add(&Problem::residual, extras.y ? extras.y : extras.residual);
+    groups.own_parameters = (channels.weight ? channels.weight : channels.bias).ndim == 2;
+    p.weight = weight_.get(), p.bias = bias_.get();
+    p.eps = run.eps;
+    p.activation = extras.activation, p.slope = extras.slope;
+    p.residual_is_y = static_cast<bool>(extras.y);
+    p.threads = run.threads;
+  }
+
+  void add(Array Problem::* array, const View& view) {
+    if (view) operands_.push_back({array, view});
+  }
+  void add_weights() { add(&Problem::weights, weights_.view()); }
+  void forward() { run_groups(groups, p, kChannelsOnAxis1, operands_, active_kernels().forward); }
+  void backward() { run_groups(groups, p, kChannelsOnAxis1, operands_, active_kernels().backward); }
+
+  Groups groups;
+  Problem p;
+
+ private:
+  const Expanded weights_;
+  const Doubles weight_, bias_;
+  std::vector<Operand> operands_;
+};
+
+// Sums to the gradients of parameters, a row for each group where they have that, else all groups in one.
+void set_parameters(const Groups& groups, const std::vector<double>& sums, const FusedGradients& grads) {
+  const int64_t C = groups.channels;
+  std::vector<double> merged(groups.count > 1 ? static_cast<size_t>(2 * C) : 0);
+  if (groups.count > 1) merge_sums(sums.data(), groups.count, C, merged.data());
+  const View* const to[] = {&grads.weight, &grads.bias};
+  for (int i = 0; i < 2; ++i) {
+    if (!*to[i]) continue;
+    const bool each = to[i]->ndim == 2 || groups.count == 1;
+    const double* from = each ? sums.data() + i * groups.row() : merged.data() + i * C;
+    for (int64_t j = 0; j < (each ? groups.row() : C); ++j) write(*to[i], j, from[j]);
+  }
+}
+
+int64_t elements_of(const View& v) {
+  int64_t n = 1;
+  for (int d = 0; d < v.ndim; ++d) n *= v.sizes[d];
+  return n;
+}
+
+// How many of n weights count, and how many are no weights.
+template <class W> void count_run(const W* w, int64_t n, int64_t step, int64_t* positive, int64_t* refused) {
+  constexpr W largest = std::numeric_limits<W>::max();
+  int64_t counts = 0, others = 0;
+  if (step == 1) {  // apart, to be vectorized
+    for (int64_t i = 0; i < n; ++i) counts += w[i] > 0, others += !(w[i] >= 0 && w[i] <= largest);
+  } else {
+    for (int64_t i = 0; i < n; ++i) counts += w[i * step] > 0, others += !(w[i * step] >= 0 && w[i * step] <= largest);
+  }
+  *positive += counts, *refused += others;
+}
+
+void count_run(const View& w, int64_t offset, int64_t n, int64_t step, int64_t* positive, int64_t* refused) {
+  switch (w.dtype) {
+    case DType::f64: return count_run(reinterpret_cast<const double*>(w.data) + offset, n, step, positive, refused);
+    case DType::f32: return count_run(reinterpret_cast<const float*>(w.data) + offset, n, step, positive, refused);
+    default: return count_run(reinterpret_cast<const uint8_t*>(w.data) + offset, n, step, positive, refused);
+  }
+}
+
+// How many weights are positive; or one that is no weight.
+struct Counted {
+  int64_t positive = 0;
+  bool valid = true;
+  double bad = 0;
+};
+
+// Of samples first … first + samples - 1; along what is one axis in memory.
+Counted count(const View& weights, int64_t first, int64_t samples) {
+  int64_t sizes[kMaxDims];
+  for (int d = 0; d < weights.ndim; ++d) sizes[d] = d == 0 ? samples : weights.sizes[d];
+  View part = weights;
+  part.data += first * weights.strides[0] * bytes_of(weights.dtype), part.sizes = sizes;
+  Problem p;
+  collapse(p, 0, {{&Problem::weights, part}});
+  Counted all;
+  const int last = p.reduced_dims - 1;
+  const int64_t n = p.reduced[last], step = p.weights.reduced[last];
+  for (int64_t run = 0; run < p.m / n; ++run) {
+    int64_t offset = 0, others = 0;
+    for (int64_t d = last - 1, rest = run; d >= 0; rest /= p.reduced[d--]) offset += rest % p.reduced[d] * p.weights.reduced[d];
+    count_run(part, offset, n, step, &all.positive, &others);
+    for (int64_t i = 0; others > 0 && all.valid; ++i) {
+      all.bad = read(part, offset + i * step);
+      all.valid = all.bad >= 0 && !std::isinf(all.bad);
+    }
+    if (!all.valid) return all;
+  }
+  return all;
+}
+
+std::string too_few(int64_t positions, int64_t g, int64_t groups, int64_t group) {
+  if (groups > 1)
+    return "every ghost batch needs at least two values per channel in training; ghost " + std::to_string(g) + " of " +
+           std::to_string(groups) + " (virtual_batch_size=" + std::to_string(group) + ") has " + std::to_string(positions) +
+           " that count" + (positions == 1 ? "s" : "") +
+           ", so its variance would be 0. Use another virtual_batch_size, or leave out the samples that remain";
+  return positions == 0 ? "mask and weights select nothing: no position of any channel counts"
+                        : "one counted value per channel, so its variance is 0";
+}
+
+// A number in a message, as Python's format "g"; the sign of a NaN says nothing.
+std::string said(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", std::isnan(value) ? std::fabs(value) : value);
+  return text;
+}
+
+}  // namespace
+
+int64_t groups_of(const View& x, int64_t group) { return Groups(x, kChannelsOnAxis1, group).count; }
+
+void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, const Run& run, double* stats,
+                   bool known) {
+  Call call(x, channels, extras, run);
+  call.add(&Problem::y, y);
+  call.p.stats = call.groups.statistics(stats);
+  call.p.compute_stats = !channels.mean && !known;
+  if (call.p.compute_stats) call.add_weights();
+  if (channels.mean) set_given(call.p.stats, channels, x.sizes[1]);
+  call.forward();
+}
+
+void fused_backward(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,
+                    const Run& run, bool training, const FusedGradients& grads) {
+  Call call(x, channels, extras, run);
+  call.add(&Problem::grad_y, grad_y), call.add(&Problem::grad_x, grads.x), call.add(&Problem::grad_residual, grads.residual);
+  if (training) call.add_weights();
+  call.p.stats = call.groups.statistics(const_cast<double*>(stats));  // only read in a backward
+  call.p.training = training;
+  std::vector<double> sums(static_cast<size_t>(2 * call.groups.row()));
+  call.p.grad_weight = sums.data(), call.p.grad_bias = sums.data() + call.groups.row();
+  call.backward();
+  set_parameters(call.groups, sums, grads);
+}
+
+void gather_moments(const View& x, const View& weights, const Run& run, double* stats) {
+  Extras extras;
+  extras.weights = weights;
+  Call call(x, {}, extras, run);
+  call.add_weights();
+  call.p.stats = call.groups.statistics(stats);
+  call.forward();
+}
+
+void gather_sums(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,
+                 const Run& run, double* sums) {
+  Call call(x, channels, extras, run);
+  call.add(&Problem::grad_y, grad_y);
+  call.groups.own_stats = false;
+  call.p.stats = call.groups.statistics(const_cast<double*>(stats));
+  call.p.training = false;  // nothing is done with the sums
+  call.p.grad_weight = sums, call.p.grad_bias = sums + call.groups.row();
+  call.backward();
+}
+
+void input_gradients(const View& grad_y, const View& x, const double* stats, const double* sums, const ChannelViews& channels,
+                     const Extras& extras, const Run& run, const FusedGradients& grads) {
+  Call call(x, channels, extras, run);
+  call.add(&Problem::grad_y, grad_y), call.add(&Problem::grad_x, grads.x), call.add(&Problem::grad_residual, grads.residual);
+  call.add_weights();
+  call.p.stats = call.groups.statistics(const_cast<double*>(stats));
+  call.p.compute_sums = false;
+  call.p.grad_weight = const_cast<double*>(sums), call.p.grad_bias = const_cast<double*>(sums) + call.groups.row();
+  call.backward();
+}
+
+std::string refused_operands(const View& x, std::initializer_list<View> like_x, const ChannelViews& channels, int64_t groups) {
+  if (x.ndim < 2 || x.ndim > kMaxDims || !is_floating(x.dtype)) return "x must be floating point and have channels on axis 1";
+  if (elements_of(x) == 0) return "x must not be empty";
+  for (const View& v : like_x) {
+    bool same = !v || (v.ndim == x.ndim && v.dtype == x.dtype);
+    for (int d = 0; same && v && d < x.ndim; ++d) same = v.sizes[d] == x.sizes[d];
+    if (!same) return "residual, y and grad_y must have x's shape and dtype";
+  }
+  const auto fits = [&](const View& v, int64_t rows) {
+    const bool shape = rows > 0 ? v.ndim == 2 && v.sizes[0] == rows : v.ndim == 1;
+    return shape && v.sizes[v.ndim - 1] == x.sizes[1] && is_floating(v.dtype);
+  };
+  for (const View* v : {&channels.weight, &channels.bias, &channels.mean, &channels.var})
+    if (*v && !fits(*v, 0) && (groups == 0 || v == &channels.mean || v == &channels.var || !fits(*v, groups)))
+      return "x has " + std::to_string(x.sizes[1]) + " channels; weight, bias and running statistics must have a value for each";
+  if (channels.weight && channels.bias && channels.weight.ndim != channels.bias.ndim) return "weight and bias go together";
+  if (static_cast<bool>(channels.mean) != static_cast<bool>(channels.var)) return "running_mean and running_var go together";
+  return "";
+}
+
+std::string refused_y(const View& x, const Extras& extras) {
+  if (!extras.y) return "";
+  if (extras.residual) return "y stands for the residual: give one of them";
+  const bool positive = (x.dtype == DType::f32 ? static_cast<float>(extras.slope) : extras.slope) > 0;  // by 0, -inf becomes a NaN
+  const bool tells = extras.activation == Activation::relu || extras.activation == Activation::relu6 ||
+                     (extras.activation == Activation::leaky_relu && positive);
+  return tells && !is_16_bit(x.dtype) ? ""
+                                      : "y tells the derivative of relu, relu6 and leaky_relu of positive slope, in float32 and "
+                                        "float64; for others give the residual";
+}
+
+std::string refused_table(const View& x, const View& table, int rows, int64_t groups) {
+  const int64_t C = x.sizes[1];
+  bool fits = table.dtype == DType::f64 && table.ndim == (groups > 0 ? 3 : 2) && table.sizes[0] == rows &&
+              table.sizes[table.ndim - 1] == C && table.strides[table.ndim - 1] == 1;
+  if (fits && groups > 0) fits = table.sizes[1] == groups && (table.strides[1] == C || groups == 1);
+  if (fits) fits = table.strides[0] == (groups > 0 ? groups : 1) * C || rows == 1;
+  if (fits) return "";
+  return rows == 4 ? "stats must be the table that forward returned" : "the sums must be a table of two rows, as sums returns it";
+}
+
+std::string refused_weights(const View& x, const View& weights, int64_t group, int64_t least) {
+  bool fits = weights.ndim == x.ndim && weights.sizes[1] == 1 && !is_16_bit(weights.dtype);
+  int64_t repeats = 1;  // how often x meets each of them in a sample
+  for (int d = 0; fits && d < x.ndim; ++d) {
+    fits = weights.sizes[d] == 1 || weights.sizes[d] == x.sizes[d];
+    if (d > 1) repeats *= x.sizes[d] / weights.sizes[d];
+  }
+  if (!fits) return "weights must be bool, float32 or float64 and broadcast to x, with one channel";
+  if (least < 0) return "";
+  const int64_t N = x.sizes[0], size = group > 0 && group < N ? group : N;
+  const bool alike = weights.sizes[0] == 1;  // all samples
+  const int64_t groups = (N + size - 1) / size;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = g * size, samples = N - first < size ? N - first : size;
+    const Counted found = alike ? count(weights, 0, 1) : count(weights, first, samples);
+    if (!found.valid) return "weights must be finite and non-negative; got " + std::to_string(found.bad);
+    const int64_t positions = found.positive * repeats * (alike ? samples : 1);
+    if (positions < least) return too_few(positions, g, groups, group);
+  }
+  return "";
+}
+
+namespace {
+
+struct Moved {
+  double mean, var;
+  double gap;  // the unbiased variance less the biased one; both are averages with the same weights, so it is one, too
+  double count;
+};
+
+// A channel's running statistics after a batch, before they are rounded.
+Moved moved(const Running& running, const double* stats, int64_t C, int64_t c, double a, int correction) {
+  const double n = stats[c], mean = stats[C + c], m2 = stats[3 * C + c], var = channel(running.var, c);
+  Moved to{a * mean + (1 - a) * channel(running.mean, c), a * (m2 / (n - correction)) + (1 - a) * var, 0, 0};
+  if (!running.count) return to;
+  const int rest = 1 - correction;
+  to.gap = a * (m2 / (n * (n - 1))) + (1 - a) * (var / (channel(running.count, c) - rest));
+  to.count = to.gap == 0 ? std::numeric_limits<double>::infinity() : to.var / to.gap + rest;
+  return to;
+}
+
+std::string refused_running(const View& stats, const Running& running, bool cumulative, int correction) {
+  const bool table = stats.dtype == DType::f64 && stats.ndim == 2 && stats.sizes[0] == 4 && stats.strides[1] == 1;
+  const int64_t C = table ? stats.sizes[1] : 0;
+  const auto fits = [&](const View& v) { return v.ndim == 1 && v.sizes[0] == C && is_floating(v.dtype); };
+  if (!table || stats.strides[0] != C || !fits(running.mean) || !fits(running.var) || running.batches == nullptr)
+    return "running statistics must have a value for each channel of the table, and num_batches_tracked be one int64";
+  if (running.count && !(fits(running.count) && running.count.dtype == DType::f64))
+    return "running_count must be float64, with a value for each channel: a narrower dtype loses counts; set keep_count to "
+           "False and to True again";
+  if (*running.batches == std::numeric_limits<int64_t>::max() || (cumulative && *running.batches < 0))
+    return "num_batches_tracked must count from 0 to 2**63 - 2; got " + std::to_string(*running.batches) +
+           ". Set it, layer.num_batches_tracked.zero_()";
+  const int least = running.count ? 1 : correction;
+  const std::string what =
+      running.count ? "running_count (keep_count=True)" : "running_var is M2 / (count - " + std::to_string(least) + "), which";
+  const auto* count = reinterpret_cast<const double*>(stats.data);
+  for (int64_t c = 0; c < C; ++c)
+    if (!(count[c] > least))
+      return what + " needs weights that sum to more than " + std::to_string(least) + "; got a sum of " + said(count[c]) +
+             ". Scale the weights (only their ratios matter for the output)" +
+             (running.count ? "" : ", or use running_correction=0");
+  return "";
+}
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return "float64";
+    case DType::f32: return "float32";
+    case DType::f16: return "float16";
+    default: return "bfloat16";
+  }
+}
+
+std::string not_finite(const double* stats, int64_t C, int64_t c, const Running& running, const Moved& to) {
+  return "channel " + std::to_string(c) + " of the batch has mean " + said(stats[C + c]) + " and variance " +
+         said(stats[3 * C + c] / stats[c]) + "; as " + name_of(running.var.dtype) + ", running_mean would be " +
+         said(stored(running.mean, to.mean)) + " and running_var " + said(stored(running.var, to.var)) +
+         (std::isfinite(to.gap) ? "" : ", and the other variance not finite") +
+         "; running statistics are left as they were (on_nonfinite='raise')";
+}
+
+}  // namespace
+
+std::string update_running(const View& stats, const Running& running, const double* momentum, int correction, OnNonfinite on) {
+  const std::string refused = refused_running(stats, running, momentum == nullptr, correction);
+  if (!refused.empty()) return refused;
+  const int64_t C = stats.sizes[1];
+  const auto* table = reinterpret_cast<const double*>(stats.data);
+  const double a = momentum ? *momentum : 1 / static_cast<double>(*running.batches + 1);
+  for (int64_t c = 0; on != OnNonfinite::propagate && c < C; ++c) {
+    const Moved to = moved(running, table, C, c, a, correction);
+    if (std::isfinite(stored(running.mean, to.mean)) && std::isfinite(stored(running.var, to.var)) && std::isfinite(to.gap))
+      continue;
+    return on == OnNonfinite::skip ? "" : not_finite(table, C, c, running, to);
+  }
+  ++*running.batches;
+  for (int64_t c = 0; c < C; ++c) {
+    const Moved to = moved(running, table, C, c, a, correction);
+    set_channel(running.mean, c, to.mean);
+    set_channel(running.var, c, to.var);
+    if (running.count) set_channel(running.count, c, to.count);
+  }
+  return "";
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,135 @@
+#include "call/torch_calls.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "call/fused_calls.h"
+#include "kernels/select.h"
+
+namespace batchnorm {
+namespace {
+
+// Rows count, mean, mean_low, m2 and, where the caller knows it, 1/std.
+class Table {
+ public:
+  explicit Table(int64_t C) : C_(static_cast<size_t>(C)), values_(5 * C_) {}
+  double* row(int i) { return values_.data() + static_cast<size_t>(i) * C_; }
+  Statistics statistics() { return {row(0), row(1), row(2), row(3), nullptr}; }
+
+ private:
+  size_t C_;
+  std::vector<double> values_;
+};
+
+// What stands behind a saved mean: a mark, the eps and the table of the forward, and what was saved, to be known again.
+constexpr double kMark = 0x1.b47c40feedp+77;
+
+class Tail {
+ public:
+  Tail(const View& save_mean, const View& save_invstd, int64_t C)
+      : mean_(save_mean.data), invstd_(save_invstd.data), bytes_(C * bytes_of(save_mean.dtype)), table_(4 * C * 8) {
+    start_ = save_mean.data + (bytes_ + 7) / 8 * 8;
+  }
+
+  void write(double eps, const double* table) {
+    const double head[] = {kMark, eps};
+    copy(start_, head, sizeof head), copy(start_ + 16, table, table_);
+    copy(start_ + 16 + table_, mean_, bytes_), copy(start_ + 16 + table_ + bytes_, invstd_, bytes_);
+  }
+
+  // The exact statistics of m positions behind what was saved, if they are those that were rounded to it. (A caller may hand over
+  // any.)
+  bool read(int64_t m, double eps, double* table) const {
+    const double head[] = {kMark, eps};
+    if (!same(start_, head, sizeof head) || !same(start_ + 16 + table_, mean_, bytes_) ||
+        !same(start_ + 16 + table_ + bytes_, invstd_, bytes_))
+      return false;
+    copy(table, start_ + 16, table_);
+    return table[0] == static_cast<double>(m);
+  }
+
+ private:
+  char* start_;
+  const char *mean_, *invstd_;
+  int64_t bytes_, table_;
+
+  static void copy(void* to, const void* from, int64_t n) { std::memcpy(to, from, static_cast<size_t>(n)); }
+  static bool same(const void* a, const void* b, int64_t n) { return std::memcmp(a, b, static_cast<size_t>(n)) == 0; }
+};
+
+}  // namespace
+
+bool serves(const View& x, const ChannelViews& channels, bool training, double eps) {
+  if (x.ndim < 2 || x.ndim > kMaxDims || !is_floating(x.dtype) || !(eps > 0)) return false;
+  for (int d = 0; d < x.ndim; ++d)
+    if (x.sizes[d] == 0) return false;
+  if (static_cast<bool>(channels.mean) != static_cast<bool>(channels.var) || (!training && !channels.mean)) return false;
+  const DType parameters = saved_dtype(x, channels);
+  if (parameters != x.dtype && !(is_16_bit(x.dtype) && parameters == DType::f32)) return false;
+  for (const View* v : {&channels.weight, &channels.bias, &channels.mean, &channels.var})
+    if (*v && (v->dtype != parameters || v->ndim != 1 || v->sizes[0] != x.sizes[1])) return false;
+  return true;
+}
+
+DType saved_dtype(const View& x, const ChannelViews& channels) {
+  for (const View* v : {&channels.weight, &channels.bias, &channels.mean, &channels.var})
+    if (*v) return v->dtype;
+  return x.dtype;
+}
+
+int64_t tail_bytes(int64_t n, DType dtype) {
+  const int64_t values = n * bytes_of(dtype);
+  return (values + 7) / 8 * 8 - values + 8 * (2 + 4 * n) + 2 * values;
+}
+
+void aten_forward_training(const View& x, const View& y, const ChannelViews& channels, double momentum, double eps,
+                           const View& save_mean, const View& save_invstd, int threads) {
+  const int64_t C = x.sizes[1];
+  Table table(C);
+  ChannelViews parameters = channels;
+  parameters.mean = parameters.var = View();
+  fused_forward(x, y, parameters, {}, {eps, 0, threads}, table.row(0), false);
+  const double *count = table.row(0), *mean = table.row(1), *m2 = table.row(3);
+  set_channels(save_mean, C, [&](int64_t c) { return mean[c]; });
+  set_channels(save_invstd, C, [&](int64_t c) { return 1 / std::sqrt(m2[c] / count[c] + eps); });
+  Tail(save_mean, save_invstd, C).write(eps, count);
+  if (!channels.mean) return;
+  const Doubles old_mean(channels.mean), old_var(channels.var);
+  set_channels(channels.mean, C, [&](int64_t c) { return momentum * mean[c] + (1 - momentum) * old_mean.get()[c]; });
+  set_channels(channels.var, C, [&](int64_t c) { return momentum * (m2[c] / (count[c] - 1)) + (1 - momentum) * old_var.get()[c]; });
+}
+
+void aten_forward_evaluation(const View& x, const View& y, const ChannelViews& channels, double eps, int threads) {
+  Table table(x.sizes[1]);
+  fused_forward(x, y, channels, {}, {eps, 0, threads}, table.row(0), false);
+}
+
+void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved, bool has_tail, bool training, double eps,
+                   const AtenGradients& grads, int threads) {
+  const int64_t C = x.sizes[1];
+  int64_t m = 1;
+  for (int d = 0; d < x.ndim; ++d) m *= d == 1 ? 1 : x.sizes[d];
+  Table table(C);
+  Problem p;
+  std::vector<Operand> operands{{&Problem::x, x}, {&Problem::grad_y, grad_y}};
+  if (grads.x) operands.push_back({&Problem::grad_x, grads.x});
+  collapse(p, kChannelsOnAxis1, operands);
+  p.stats = table.statistics();
+  if (!(training && has_tail && Tail(saved.mean, saved.var, C).read(m, eps, table.row(0)))) {
+    set_given(p.stats, saved, C);
+    for (int64_t c = 0; training && c < C; ++c) table.row(0)[c] = static_cast<double>(m), table.row(4)[c] = channel(saved.var, c);
+    if (training) p.stats.rstd = table.row(4);
+  }
+  const Doubles weight(saved.weight);
+  std::vector<double> sums(static_cast<size_t>(2 * C));
+  p.weight = weight.get();
+  p.eps = eps;
+  p.training = training;
+  p.grad_weight = sums.data(), p.grad_bias = sums.data() + C;
+  p.threads = threads;
+  active_kernels().backward(p);
+  if (grads.weight) set_channels(grads.weight, C, [&](int64_t c) { return p.grad_weight[c]; });
+  if (grads.bias) set_channels(grads.bias, C, [&](int64_t c) { return p.grad_bias[c]; });
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,101 @@
+// Activations and their derivatives on sixteen lanes. A NaN goes through each of them.
+#pragma once
+
+#include <limits>
+
+#include "kernels/simd.h"
+
+namespace batchnorm {
+namespace {
+
+// exp(-|z|) = 2^n * e^r with |r| <= ln(2)/2, by Taylor's polynomial; the same basic operations in every instruction set, so the
+// same bits.
+template <class C> struct ExpConstants;
+template <> struct ExpConstants<float> {
+  static constexpr float lowest = -87.0f, magic = 0x1.8p23f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr int degree = 7, bias = 127, mantissa = 23;
+};
+template <> struct ExpConstants<double> {
+  static constexpr double lowest = -708.0, magic = 0x1.8p52, ln2_high = 6.93147180369123816490e-01,
+                          ln2_low = 1.90821492927058770002e-10;
+  static constexpr int degree = 13, bias = 1023, mantissa = 52;
+};
+
+constexpr double factorial(int k) { return k < 2 ? 1.0 : k * factorial(k - 1); }
+
+template <class C> BN_INLINE U<C> exp_of_minus_abs(U<C> z) {
+  using K = ExpConstants<C>;
+  U<C> t = if_less(z, fill<C>(0), z, fill<C>(0) - z);
+  const U<C> zero = fill<C>(0), lowest = fill<C>(K::lowest), given = t;
+  t = if_less(t, lowest, lowest, t);
+  const U<C> shifted = t * fill<C>(static_cast<C>(1.4426950408889634)) + fill<C>(K::magic);
+  const U<C> n = shifted - fill<C>(K::magic);
+  U<C> r = multiply_add(n, fill<C>(-K::ln2_high), t);
+  r = multiply_add(n, fill<C>(-K::ln2_low), r);
+  U<C> p = fill<C>(static_cast<C>(1 / factorial(K::degree)));
+#pragma GCC unroll 16
+  for (int k = K::degree - 1; k >= 0; --k) p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial(k))));
+  // n stands in the low bits of `shifted`; moved to the exponent it is 2^n.
+  using Words = typename U<C>::Unsigned;
+  U<C> power;
+  BN_EACH(C, i) power.v[i] = (typename U<C>::V)(((Words)shifted.v[i] + K::bias) << K::mantissa);
+  return if_less(given, lowest, zero, p * power);
+}
+
+// Called, not inlined: it is long, it has many users, and the time of a call is nothing to it.
+template <class C> __attribute__((noinline)) U<C> sigmoid(U<C> z) {
+  const U<C> e = exp_of_minus_abs(z), one = fill<C>(1);
+  return if_less(z, fill<C>(0), e, one) / (one + e);
+}
+
+// A clip keeps values from `least` to `most`; gradients go through inside of them.
+template <class C> struct Bounds {
+  U<C> least, most;
+  explicit Bounds(Activation act)
+      : least(fill<C>(act == Activation::none ? -std::numeric_limits<C>::infinity() : 0)),
+        most(fill<C>(act == Activation::relu6 ? 6 : std::numeric_limits<C>::infinity())) {}
+  BN_INLINE U<C> clip(U<C> z) const { return at_most(at_least(z, least), most); }
+};
+// The bound above of gradients: infinity is inside of ReLU.
+template <class C> BN_INLINE U<C> gradient_bound(Activation act) {
+  return fill<C>(act == Activation::relu6 ? 6 : std::numeric_limits<C>::quiet_NaN());
+}
+
+template <class C> BN_INLINE U<C> activate(Activation kind, C slope, U<C> z) {
+  const U<C> zero = fill<C>(0);
+  switch (kind) {
+    case Activation::none:
+    case Activation::relu:
+    case Activation::relu6: return Bounds<C>(kind).clip(z);
+    case Activation::leaky_relu: return if_less(z, zero, z * fill<C>(slope), z);
+    case Activation::silu: return z * sigmoid(z);
+  }
+  return z;
+}
+
+// g * activation'(z); at the corners PyTorch's choice: the derivative is that of the flat side (leaky: of the negative side).
+template <class C> BN_INLINE U<C> activate_backward(Activation kind, C slope, U<C> z, U<C> g) {
+  const U<C> zero = fill<C>(0), one = fill<C>(1);
+  switch (kind) {
+    case Activation::none: return g;
+    case Activation::relu:
+    case Activation::relu6: return where_inside(z, gradient_bound<C>(kind), g);
+    case Activation::leaky_relu: return if_at_most(z, zero, g * fill<C>(slope), g);
+    case Activation::silu: {
+      const U<C> s = sigmoid(z);
+      return g * (s * multiply_add(z, one - s, one));
+    }
+  }
+  return g;
+}
+
+// The same, called and not inlined: in loops of what is rare.
+template <class C> __attribute__((noinline)) U<C> activate_any(Activation kind, C slope, U<C> z) {
+  return activate(kind, slope, z);
+}
+template <class C> __attribute__((noinline)) U<C> activate_any_backward(Activation kind, C slope, U<C> z, U<C> g) {
+  return activate_backward(kind, slope, z, g);
+}
+
+}  // namespace
+}  // namespace batchnorm

@@ -1,0 +1,213 @@
+// How numbers are applied: runs of elements, for one data type.
+#pragma once
+
+#include "kernels/sums.h"
+
+namespace batchnorm {
+namespace {
+
+constexpr int64_t kNoPeriod = INT64_MAX;
+
+// put(j, unit(j, column)) for whole units from j on, up to one that ends at `end` or behind it.
+template <bool Past, class T, class Unit>
+BN_INLINE void put_units(T* out, int64_t j, int64_t end, int64_t period, const Unit& unit) {
+  for (int64_t column = period == kNoPeriod ? 0 : j % period; j < end; column -= period) {
+    int64_t stop = end;
+    if (period != kNoPeriod && period - column < end - j) stop = j + period - column;
+    for (; j < stop; j += kLanes, column += kLanes) put<Past>(out + j, unit(j, column));
+    if (period == kNoPeriod) return;
+  }
+}
+
+// A run of n >= 16 elements. Its last unit overlaps the one before, and is computed first, for the output may be an input.
+template <class T, class Unit> BN_INLINE void each_unit(T* out, int64_t n, int64_t period, const Unit& unit) {
+  const int64_t last = n - kLanes;
+  const U<Compute<T>> at_end = unit(last, period == kNoPeriod ? 0 : last % period);
+  put_units<false>(out, 0, last, period, unit);
+  store(out + last, at_end);
+}
+
+// The same past the cache: whole lines; what shares its line with another run is stored as usual, for a line must not be written
+// both ways.
+template <class T, class Unit> BN_INLINE void each_line(T* out, int64_t n, int64_t period, const Unit& unit) {
+  constexpr int64_t lines = sizeof(T) == 2 ? 2 * kLanes : kLanes;  // whole lines and whole units
+  const int64_t head = static_cast<int64_t>((0 - reinterpret_cast<uintptr_t>(out)) % 64 / sizeof(T)), last = n - kLanes;
+  const int64_t end = head + lines + kLanes <= n ? n - (n - head) % lines : 0, begin = end > 0 ? head : n;
+  put_units<true>(out, begin, end, period, unit);
+  for (int64_t j = begin > 0 ? 0 : end; j < n; j = j < begin && j + kLanes >= begin && end > 0 ? end : j + kLanes) {
+    const int64_t from = j < last ? j : last, some = j < begin && begin - j < kLanes ? begin - j : kLanes;
+    T unit_at[kLanes];
+    store(unit_at, unit(from, period == kNoPeriod ? 0 : from % period));
+    std::memcpy(out + j, unit_at + (j - from), static_cast<size_t>(some - (j - from)) * sizeof(T));
+  }
+}
+
+// run(out, x, g, residual, i) for each of the runs.
+template <class T, class Run> BN_INLINE void each_run(const Runs& runs, const Run& run) {
+  T* out = reinterpret_cast<T*>(runs.out);
+  const T *x = reinterpret_cast<const T*>(runs.x), *g = reinterpret_cast<const T*>(runs.g),
+          *r = reinterpret_cast<const T*>(runs.residual);
+  for (int64_t i = 0; i < runs.count; ++i) {
+    run(out, x, g, r, i);
+    out += runs.out_step, x += runs.x_step;
+    if (g) g += runs.g_step;
+    if (r) r += runs.residual_step;
+  }
+}
+
+// Runs of fewer than sixteen elements, through memory that has room for them: apply(runs, i) for each.
+template <class T, class Apply> __attribute__((noinline)) void each_short_run(const Runs& runs, bool by_run, const Apply& apply) {
+  alignas(64) char few[4][kLanes * sizeof(T)] = {};
+  const size_t bytes = static_cast<size_t>(runs.length) * sizeof(T);
+  Runs one{few[0], few[1], runs.g ? few[2] : nullptr, runs.residual ? few[3] : nullptr, 1, kLanes, 0, 0, 0, 0, false};
+  each_run<T>(runs, [&](T* out, const T* x, const T* g, const T* r, int64_t i) {
+    one.slope = runs.slope;
+    if (runs.weights) one.weights = runs.weights + (by_run ? i * static_cast<int64_t>(sizeof(Compute<T>)) : 0);
+    std::memcpy(few[1], x, bytes);
+    if (g) std::memcpy(few[2], g, bytes);
+    if (r) std::memcpy(few[3], r, bytes);
+    apply(one, i);
+    std::memcpy(out, few[0], bytes);
+  });
+}
+
+// The coefficients of run i, from column j on: of one channel, or of sixteen columns.
+template <class C> struct OfPlanes {
+  U<C> values;
+  BN_INLINE OfPlanes(const char* values, int64_t run) : values(one<C>(values + run * static_cast<int64_t>(sizeof(C)))) {}
+  BN_INLINE U<C> operator()(int64_t) const { return values; }
+};
+template <class C> struct OfRows {
+  const char* values;
+  BN_INLINE OfRows(const char* values, int64_t) : values(values) {}
+  BN_INLINE U<C> operator()(int64_t j) const { return column<C>(values, j); }
+};
+
+template <class T, bool Past, class Unit> BN_INLINE void over(T* out, int64_t n, int64_t period, const Unit& unit) {
+  if constexpr (Past) each_line(out, n, period, unit);
+  else each_unit(out, n, period, unit);
+}
+
+template <class T, class Of, bool Residual, bool Past, bool Clips = true>
+BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  using C = Compute<T>;
+  const Bounds<C> bounds(act);
+  const C slope = static_cast<C>(runs.slope);
+  each_run<T>(runs, [&](T* out, const T* x, const T*, const T* r, int64_t i) BN_INLINE_LAMBDA {
+    const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
+    over<T, Past>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
+      U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c));
+      if (Residual) z = z + load(r + j);
+      return Clips ? bounds.clip(z) : activate_any(act, slope, z);
+    });
+  });
+  if (Past) fence();
+}
+template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if (!is_clip(act) && runs.residual) apply_of<T, Of, true, false, false>(runs, k, period, act);
+  else if (!is_clip(act)) apply_of<T, Of, false, false, false>(runs, k, period, act);
+  else if (runs.residual && runs.past_cache) apply_of<T, Of, true, kStreams>(runs, k, period, act);
+  else if (runs.residual) apply_of<T, Of, true, false>(runs, k, period, act);
+  else if (runs.past_cache) apply_of<T, Of, false, kStreams>(runs, k, period, act);
+  else apply_of<T, Of, false, false>(runs, k, period, act);
+}
+
+// Those of run i and the following.
+template <class T> BN_INLINE Coefs from(const Coefs& k, int64_t i) {
+  i *= sizeof(Compute<T>);
+  return {k.center + i, k.scale + i, k.shift + i, k.k1 ? k.k1 + i : nullptr, k.k0 + i};
+}
+
+template <class T> void apply_planes(const Runs& runs, Coefs k, Activation act) {
+  if (runs.length >= kLanes) return apply_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
+  each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { apply_planes<T>(one, from<T>(k, i), act); });
+}
+template <class T> void apply_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
+  if (runs.length >= kLanes) return apply_either<T, OfRows<Compute<T>>>(runs, k, period, act);
+  each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { apply_rows<T>(one, k, period, act); });
+}
+
+// The gradient before an activation of x, or of x and a residual.
+template <class T, class Of, bool Residual, bool Clips>
+BN_INLINE void inner_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  using C = Compute<T>;
+  const U<C> most = gradient_bound<C>(act);
+  const C slope = static_cast<C>(runs.slope);
+  each_run<T>(runs, [&](T* out, const T* x, const T* g, const T* r, int64_t i) BN_INLINE_LAMBDA {
+    const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
+    over<T, false>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
+      U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c));
+      if (Residual) z = z + load(r + j);
+      return Clips ? where_inside(z, most, load(g + j)) : activate_any_backward(act, slope, z, load(g + j));
+    });
+  });
+}
+template <class T, class Of> BN_INLINE void inner_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if (!runs.residual) inner_of<T, Of, false, false>(runs, k, period, act);
+  else if (is_clip(act)) inner_of<T, Of, true, true>(runs, k, period, act);
+  else inner_of<T, Of, true, false>(runs, k, period, act);
+}
+template <class T> void inner_planes(const Runs& runs, Coefs k, Activation act) {
+  if (runs.length >= kLanes) return inner_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
+  each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { inner_planes<T>(one, from<T>(k, i), act); });
+}
+template <class T> void inner_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
+  if (runs.length >= kLanes) return inner_either<T, OfRows<Compute<T>>>(runs, k, period, act);
+  each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { inner_rows<T>(one, k, period, act); });
+}
+
+// What the statistics' part in a gradient is multiplied with: 1, or a weight; where that is 0 there is none.
+enum class Weighing { none, by_position, by_run };
+
+template <class T, class Of, bool Training, bool Clips, bool Past, Weighing W = Weighing::none>
+BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  using C = Compute<T>;
+  const U<C> most = gradient_bound<C>(act), zero = fill<C>(0);
+  const C* weights = reinterpret_cast<const C*>(runs.weights);
+  each_run<T>(runs, [&](T* out, const T* x, const T* g, const T*, int64_t i) BN_INLINE_LAMBDA {
+    const Of center(k.center, i), scale(k.scale, i), shift(Clips ? k.shift : k.scale, i);
+    const Of k1(Training ? k.k1 : k.scale, i), k0(Training ? k.k0 : k.scale, i);
+    const U<C> of_run = W == Weighing::by_run ? fill(weights[i]) : zero;
+    over<T, Past>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
+      const U<C> d = load(x + j) - center(c);
+      U<C> h = load(g + j);
+      if (Clips) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
+      if (W != Weighing::none) {
+        const U<C> w = W == Weighing::by_run ? of_run : load_raw(weights + j);
+        h = h - if_less(zero, w, multiply_add(d, k1(c), k0(c)) * w, zero);
+      } else if (Training) {
+        h = h - multiply_add(d, k1(c), k0(c));
+      }
+      return h * scale(c);
+    });
+  });
+  if (Past) fence();
+}
+template <class T, class Of, Weighing W>
+BN_INLINE void grad_weighted(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if (act != Activation::none) grad_of<T, Of, true, true, false, W>(runs, k, period, act);
+  else grad_of<T, Of, true, false, false, W>(runs, k, period, act);
+}
+template <class T, class Of, bool Past>
+BN_INLINE void grad_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if (k.k1 == nullptr) grad_of<T, Of, false, true, Past>(runs, k, period, act);
+  else if (act != Activation::none) grad_of<T, Of, true, true, Past>(runs, k, period, act);
+  else grad_of<T, Of, true, false, Past>(runs, k, period, act);
+}
+template <class T> void grad_planes(const Runs& runs, Coefs k, Activation act) {
+  if (runs.length < kLanes)
+    return each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), act); });
+  if (runs.weights) return grad_weighted<T, OfPlanes<Compute<T>>, Weighing::by_position>(runs, k, kNoPeriod, act);
+  if (runs.past_cache) grad_either<T, OfPlanes<Compute<T>>, kStreams>(runs, k, kNoPeriod, act);
+  else grad_either<T, OfPlanes<Compute<T>>, false>(runs, k, kNoPeriod, act);
+}
+template <class T> void grad_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
+  if (runs.length < kLanes)
+    return each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { grad_rows<T>(one, k, period, act); });
+  if (runs.weights) return grad_weighted<T, OfRows<Compute<T>>, Weighing::by_run>(runs, k, period, act);
+  if (runs.past_cache) grad_either<T, OfRows<Compute<T>>, kStreams>(runs, k, period, act);
+  else grad_either<T, OfRows<Compute<T>>, false>(runs, k, period, act);
+}
+
+}  // namespace
+}  // namespace batchnorm

@@ -1,0 +1,539 @@
+// A block's sums, in each layout: cells that stand together where they are, what does not through a small tile; and what float sums
+// cannot be trusted with, again in double.
+#include <algorithm>
+
+#include "kernels/tile.h"
+
+namespace batchnorm {
+namespace {
+
+struct Block {
+  int64_t r, n;
+  BlockWeights weights;
+
+  Block(const Call& call, int64_t b) : r(b * kBlock), n(std::min(kBlock, call.p.m - r)) {
+    if (call.weights) weights = call.weights->block(b);
+    else weights.total = static_cast<double>(n);
+  }
+  bool counts(int64_t i) const { return weights.counts == nullptr || (weights.counts[i / kLanes] >> i % kLanes & 1) != 0; }
+  // From position i on.
+  const uint16_t* counts_from(int64_t i) const { return weights.counts ? weights.counts + i / kLanes : nullptr; }
+  // Whether a whole cell begins at position i, in which everything counts.
+  bool is_full(int64_t i) const {
+    for (int64_t t = 0; weights.counts != nullptr && t < 8; ++t)
+      if (n - i >= kCell && weights.counts[i / kLanes + t] != 0xffff) return false;
+    return n - i >= kCell;
+  }
+};
+
+double fold(const double* v, int64_t step) { return (v[0] + v[step]) + (v[2 * step] + v[3 * step]); }
+
+// Sums in float are good: no overflow, no underflow, and K near enough to the mean.
+bool is_trusted(const Call& call, double n, double s, double q) {
+  return call.data.compute == 8 || (std::isfinite(q) && q >= n * 0x1p-90 && q - s * (s / n) >= q / 2);
+}
+double value_at(const Call& call, int64_t c, int64_t r) {
+  alignas(64) char raw[kLanes * 8] = {};
+  double values[kLanes];
+  std::memcpy(raw, at(call.p, call.p.x, c, r), static_cast<size_t>(call.data.size));
+  call.data.to_double(values, raw, kLanes, nullptr);
+  return values[0];
+}
+
+// The shift of a block with weights: the first value of the largest one.
+double first_weighted(const Call& call, int64_t c, const Block& block) {
+  const double K = value_at(call, c, block.r + block.weights.heaviest);
+  return std::isfinite(K) ? K : 0.0;
+}
+
+// A block's shift: near its mean, in the compute type. `first` is its first value that counts.
+template <class First> double shift_of(const Call& call, double sum, int64_t n, const First& first) {
+  double K = sum / static_cast<double>(n);
+  if (!std::isfinite(K)) K = first();
+  return std::isfinite(K) ? rounded(call.p, K) : 0.0;
+}
+
+// The positions of a block that its shift is the mean of: the first sixteen that count, of some that the golden ratio scatters, for
+// neighbors are alike; or the first one of all.
+int64_t sample_of(const Block& block, int64_t* to) {
+  const int64_t step = block.n < kLanes ? 1 : (block.n * 1265 / kBlock) | 1;
+  int64_t n = 0, at = 0;
+  for (int64_t i = 0; i < kScattered && i < block.n && n < kLanes; ++i, at = at + step < block.n ? at + step : at + step - block.n)
+    if (block.counts(at)) to[n++] = at;
+  if (n > 0) return n;
+  for (at = 0; !block.counts(at);) ++at;
+  to[0] = at;
+  return 1;
+}
+
+// Elements from position r of a channel to those of the sample, which are in runs of `inner`.
+void find(const Problem& p, const Array& a, int64_t r, const int64_t* sample, int64_t n, int64_t* offsets) {
+  const int64_t inner = run_length(p), outer = r / inner, s = r - outer * inner, step = run_step(p, a);
+  const double runs = 1 / static_cast<double>(inner);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t at = s + sample[i];
+    int64_t run = static_cast<int64_t>(static_cast<double>(at) * runs);
+    if ((run + 1) * inner <= at) ++run;
+    offsets[i] = run_offset(p, a, outer + run) + (at - run * inner) * step;
+  }
+}
+
+// The shift, of elements at these offsets.
+double shift_of_elements(const Call& call, const char* from, const int64_t* offsets, int64_t n) {
+  const double sum = call.data.sum_of(from, offsets, n);
+  return shift_of(call, sum, n, [&] { return call.data.sum_of(from, offsets, 1); });
+}
+
+}  // namespace
+
+Sample sample_of_block(const Call& call, int64_t b) {
+  const Block block(call, b);
+  if (block.weights.counted == Counted::none || block.weights.counted == Counted::weighted) return {};
+  int64_t positions[kLanes];
+  Sample sample{sample_of(block, positions), {}};
+  find(call.p, call.p.x, block.r, positions, sample.n, sample.offsets);
+  return sample;
+}
+
+namespace {
+
+const char* first_of_channel(const Call& call, int64_t c) {
+  return call.p.x.data + channel_offset(call.p, call.p.x, c) * call.data.size;
+}
+double shift_of_channel(const Call& call, int64_t c, const Block& block) {
+  const int64_t b = block.r / kBlock;
+  Sample one;
+  if (b >= call.sampled) one = sample_of_block(call, b);
+  const Sample& sample = b < call.sampled ? call.samples[b] : one;
+  return shift_of_elements(call, first_of_channel(call, c), sample.offsets, sample.n);
+}
+
+// How a channel's positions are read. Joined: runs are equally far apart, and a unit that begins in one and goes on in the next is
+// made of both. Apart: cells within a run; what goes on in another is copied. Copied: short runs that are no better, and strided
+// ones.
+enum class Reading { together, joined, apart, copied };
+Reading reading_of(const Problem& p, const Array& a) {
+  const int64_t inner = run_length(p);
+  if (run_step(p, a) != 1) return Reading::copied;
+  if (p.reduced_dims == 1) return Reading::together;
+  if (p.reduced_dims == 2 && inner >= kLanes && a.reduced[0] >= inner) return Reading::joined;
+  return inner < 2 * kCell ? Reading::copied : Reading::apart;
+}
+
+// ---- one channel ----------------------------------------------------------------------------------------------------------------
+
+// One value, or sixteen equal ones, in the compute type.
+struct Value {
+  alignas(64) char values[kLanes * 8];
+
+  Value(const Call& call, double v) {
+    if (call.data.compute == 4) std::fill_n(reinterpret_cast<float*>(values), kLanes, static_cast<float>(v));
+    else std::fill_n(reinterpret_cast<double*>(values), kLanes, v);
+  }
+};
+
+// Arrays of one channel, read by cells, from position i of a block on.
+class Cells {
+ public:
+  Cells(const Call& call, int64_t c, const Block& block, int64_t i, const Array* x, const Array* g)
+      : isa_(call.isa), size_(call.data.size), p_(call.p), c_(c), block_(block), i_(i), arrays_{x, g} {
+    reading_ = std::max(reading_of(p_, *x), g ? reading_of(p_, *g) : Reading::together);
+    if (reading_ == Reading::copied) stage(i, block.n - i);
+    for (int a = 0; a < 2; ++a)
+      if (arrays_[a]) base_[a] = arrays_[a]->data + channel_offset(p_, *arrays_[a], c) * size_;
+  }
+
+  // The block's shift, from what has been copied.
+  double shift(const Call& call) const {
+    if (reading_ != Reading::copied) return shift_of_channel(call, c_, block_);
+    int64_t sample[kLanes];
+    const int64_t n = sample_of(block_, sample);
+    return shift_of_elements(call, raw_[0], sample, n);
+  }
+
+  // add(x, g, cells, joints, i) for whole cells, and some(x, g, i, n) for what is less, from position i of the block on; in whole
+  // units.
+  template <class Add, class Some> void each(const Add& add, const Some& some) {
+    constexpr int64_t few = 4;  // cells of a run, from which on only those that go on in another are joined
+    const int64_t inner = run_length(p_);
+    for (int64_t i = i_; i < block_.n;) {
+      const int64_t full = (block_.n - i) / kCell, r = block_.r + i, s = r % inner, within = (inner - s) / kCell;
+      if (full == 0) {
+        const int64_t n = std::min(kCell, block_.n - i);
+        if (reading_ == Reading::copied) some(raw_[0] + (i - i_) * size_, raw_[1] + (i - i_) * size_, i, n);
+        else stage(i, n), some(raw_[0], raw_[1], i, n);
+        i += kCell;
+        continue;
+      }
+      int64_t cells = full;
+      if (reading_ == Reading::copied) {
+        add(raw_[0] + (i - i_) * size_, raw_[1] + (i - i_) * size_, cells, Joints(), i);
+      } else if (reading_ == Reading::joined && (within == 0 || inner < few * kCell) && full > within) {
+        if (inner >= few * kCell) cells = 1;
+        const int64_t g_jump = arrays_[1] ? arrays_[1]->reduced[0] - inner : 0;
+        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints{inner, inner - s, arrays_[0]->reduced[0] - inner, g_jump},
+            i);
+      } else if (within > 0) {
+        cells = std::min(full, within);
+        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints(), i);
+      } else {
+        cells = 1;
+        stage(i, kCell);
+        add(raw_[0], raw_[1], cells, Joints(), i);
+      }
+      i += cells * kCell;
+    }
+  }
+
+ private:
+  const Isa& isa_;
+  const int64_t size_;
+  const Problem& p_;
+  const int64_t c_;
+  const Block& block_;
+  const int64_t i_;
+  const Array* arrays_[2];
+  const char* base_[2] = {};
+  Reading reading_;
+  alignas(64) char raw_[2][kBlock * 8 + 64];
+
+  // Position s of a run.
+  const char* here(int which, int64_t outer, int64_t s) const {
+    if (arrays_[which] == nullptr) return nullptr;
+    const Array& a = *arrays_[which];
+    return base_[which] + (run_offset(p_, a, outer) + s) * size_;
+  }
+
+  void stage(int64_t i, int64_t n) {
+    for (int a = 0; a < 2; ++a)
+      if (arrays_[a]) gather(p_, *arrays_[a], c_, block_.r + i, n, raw_[a], isa_);
+  }
+};
+
+int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// From position i of the block on.
+void add_channel_moments(const Call& call, Cells& cells, const Block& block, double K, double* acc) {
+  const Value shift(call, K), zero(call, 0);
+  const int64_t size = call.data.compute;
+  cells.each([&](const char* x, const char*, int64_t n, Joints joints,
+                 int64_t i) { call.data.moments(x, n, joints, shift.values, block.counts_from(i), acc); },
+             [&](const char* x, const char*, int64_t i, int64_t n) {
+               alignas(64) char d[kCell * 8];
+               call.data.to_compute(d, x, whole(n), shift.values);
+               std::memset(d + n * size, 0, static_cast<size_t>((kCell - n) * size));
+               call.compute.moments(d, 1, {}, zero.values, block.counts_from(i), acc);
+             });
+}
+
+void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i, double* acc) {
+  const Coefs k = call.table.at(c);
+  const Activation act = call.p.activation;
+  const Value center(call, call.coefs[c].center), zero(call, 0);
+  const int64_t size = call.data.compute;
+  Cells(call, c, block, i, &call.p.x, &call.p.grad_y)
+      .each([&](const char* x, const char* g, int64_t cells, Joints joints,
+                int64_t) { call.data.sums(x, g, cells, joints, k, act, acc); },
+            [&](const char* x, const char* g, int64_t, int64_t n) {
+              alignas(64) char d[kCell * 8], h[kCell * 8];
+              call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
+              const size_t rest = static_cast<size_t>((kCell - n) * size);
+              std::memset(d + n * size, 0, rest), std::memset(h + n * size, 0, rest);
+              call.compute.sums(d, h, 1, {}, {zero.values, k.scale, k.shift, k.k1, k.k0}, act, acc);
+            });
+}
+
+// The moments of channels of a tile, in double: shifted by K, or, twice, by the mean.
+struct InDouble {
+  alignas(64) double K[kLanes] = {}, acc[8 * kLanes];
+  int64_t step;  // between sums of lanes mod 4
+
+  __attribute__((noinline)) InDouble(const Call& call, const Block& block, int64_t c, int64_t width, bool side_by_side)
+      : step(side_by_side ? kLanes : 1) {
+    Tile tile(call);
+    if (side_by_side) tile.rows(c, width);
+    else tile.channel(c);
+    add(tile, block);
+    for (int64_t i = 0; i < step; ++i) K[i] = fold(acc + i, step) / block.weights.total;
+    for (int64_t i = 0; i < kLanes; ++i) K[i] = std::isfinite(K[i]) ? K[i] : 0.0;
+    if (!side_by_side) std::fill_n(K, kLanes, K[0]);
+    add(tile, block);
+  }
+
+  void add(Tile& tile, const Block& block) {
+    std::fill_n(acc, 8 * kLanes, 0.0);
+    tile.add_moments(block.r, block.n, block.weights.counts, K, acc);
+  }
+  Moments of(const Block& block, int64_t i) const {
+    return block_moments(block.weights.total, K[i], fold(acc + i, step), fold(acc + 4 * step + i, step));
+  }
+};
+
+Moments settle(const Call& call, int64_t c, const Block& block, double K, const double* acc, int64_t step) {
+  const double s = fold(acc, step), q = fold(acc + 4 * step, step);
+  if (is_trusted(call, block.weights.total, s, q)) return block_moments(block.weights.total, K, s, q);
+  return InDouble(call, block, c, 1, false).of(block, 0);
+}
+
+// The sums of channels of a tile; `acc` as leaves leave it.
+struct SumsOfTile {
+  alignas(64) double acc[8 * kLanes] = {};
+  int64_t step;
+
+  __attribute__((noinline)) SumsOfTile(const Call& call, const Block& block, int64_t c, int64_t width, bool side_by_side,
+                                       bool in_double)
+      : step(side_by_side ? kLanes : 1) {
+    Tile tile(call);
+    if (side_by_side) tile.rows(c, width);
+    else tile.channel(c);
+    tile.add_sums(block.r, block.n, in_double, acc);
+  }
+  Sums of(int64_t i) const { return {fold(acc + i, step), fold(acc + 4 * step + i, step)}; }
+};
+
+Sums settle(const Call& call, int64_t c, const Block& block, const Sums& s) {
+  if (are_trusted(call.p, call.coefs[c], static_cast<double>(block.n), s)) return s;
+  return SumsOfTile(call, block, c, 1, false, true).of(0);
+}
+
+// Whether the gradient before the activation is found in leaves: without one, or a clip of x alone.
+bool is_simple(const Problem& p) { return p.activation == Activation::none || (is_clip(p.activation) && !p.residual); }
+
+}  // namespace
+
+void Call::take_samples() {
+  for (int64_t b = 0; b < std::min(kMostSamples, blocks_of(p)); ++b) samples[b] = sample_of_block(*this, b);
+  sampled = std::min(kMostSamples, blocks_of(p));
+}
+
+void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {
+  const Block block(call, b);
+  if (block.weights.counted == Counted::none) {
+    *out = {};
+    return;
+  }
+  double acc[8] = {};
+  if (block.weights.counted == Counted::weighted) {
+    const double K = first_weighted(call, c, block);
+    Cells(call, c, block, 0, &call.p.x, nullptr)
+        .each([&](const char* x, const char*, int64_t n, Joints joints,
+                  int64_t i) { call.data.moments_weighted(x, block.weights.values + i, n, joints, K, acc); },
+              [&](const char* x, const char*, int64_t i, int64_t) {
+                call.data.moments_weighted(x, block.weights.values + i, 1, {}, K, acc);
+              });
+    *out = block_moments(block.weights.total, K, fold(acc, 1), fold(acc + 4, 1));
+  } else {
+    Cells cells(call, c, block, 0, &call.p.x, nullptr);
+    const double K = cells.shift(call);
+    add_channel_moments(call, cells, block, K, acc);
+    *out = settle(call, c, block, K, acc, 1);
+  }
+}
+
+void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out) {
+  Block block(call, b);
+  double acc[8] = {};
+  if (is_simple(call.p)) add_channel_sums(call, c, block, 0, acc), *out = {fold(acc, 1), fold(acc + 4, 1)};
+  else *out = SumsOfTile(call, block, c, 1, false, false).of(0);
+  *out = settle(call, c, block, *out);
+}
+
+// ---- rows
+// -------------------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// What rows of `width` channels need beside them.
+class RowsOf {
+ public:
+  RowsOf(const Call& call, int64_t c, int64_t width)
+      : call_(call),
+        p_(call.p),
+        c_(c),
+        width_(width),
+        whole_(whole(width)),
+        memory_(whole_ * (8 * 8 + 10 * 8 + 8 + 8) + (p_.reduced_dims > 1 ? 2 * kCell * width * call.data.size : 0)),
+        acc(reinterpret_cast<double*>(static_cast<char*>(memory_))),
+        values(acc + 8 * whole_),
+        K(reinterpret_cast<char*>(values + whole_)),
+        scratch(K + whole_ * 8) {
+    std::fill_n(acc, 8 * whole_, 0.0);
+  }
+
+  // The rows of a cell of n positions: where they are, if they are equally far apart, else copied.
+  const char* cell(const Array& a, int64_t r, int64_t n, int which, int64_t* step) const {
+    const int64_t size = call_.data.size;
+    if (p_.reduced_dims == 1 || r % run_length(p_) + n <= run_length(p_)) {
+      *step = run_step(p_, a);
+      return at(p_, a, c_, r);
+    }
+    char* const copy = scratch + 10 * 8 * whole_ + which * kCell * width_ * size;
+    for (int64_t i = 0; i < n; ++i) std::memcpy(copy + i * width_ * size, at(p_, a, c_, r + i), static_cast<size_t>(width_ * size));
+    *step = width_;
+    return copy;
+  }
+
+  // Channel i's sums, which are those of the last unit where it is not a whole one.
+  const double* of(int64_t i) const { return acc + (i < whole_ - kLanes ? i : whole_ - kLanes + (i - (width_ - kLanes))); }
+  int64_t step() const { return whole_; }
+
+ private:
+  const Call& call_;
+  const Problem& p_;
+  int64_t c_, width_, whole_;
+  Scratch<char> memory_;
+
+ public:
+  double *const acc, *const values;
+  char *const K, *const scratch;
+};
+
+const uint16_t* counts_of(const Block& block, int64_t i, uint16_t* some) {
+  if (block.is_full(i)) return nullptr;
+  for (int64_t t = 0; t < 8; ++t) {
+    const int64_t left = block.n - i - t * kLanes;
+    const unsigned there = left >= kLanes ? 0xffffu : left > 0 ? (1u << left) - 1 : 0;
+    some[t] = static_cast<uint16_t>(there & (block.weights.counts ? block.weights.counts[i / kLanes + t] : 0xffffu));
+  }
+  return some;
+}
+
+// Strips of sixteen channels: f(first, width)
+template <class F> void each_strip(int64_t width, const F& f) {
+  for (int64_t i = 0; i < width; i += kLanes) f(i, std::min(kLanes, width - i));
+}
+
+void put(const Call& call, char* row, int64_t i, double v) {
+  if (call.data.compute == 4) reinterpret_cast<float*>(row)[i] = static_cast<float>(v);
+  else reinterpret_cast<double*>(row)[i] = v;
+}
+
+}  // namespace
+
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moments* out) {
+  const Block block(call, b);
+  if (block.weights.counted == Counted::none) return std::fill_n(out, width, Moments{}), void();
+  RowsOf rows(call, c, width);
+  if (block.weights.counted == Counted::weighted) {
+    for (int64_t i = 0; i < width; ++i) rows.values[i] = first_weighted(call, c + i, block);
+    for (int64_t i = 0; i < block.n; i += kCell) {
+      int64_t step;
+      const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
+      call.data.moments_weighted_rows(x, step, block.weights.values + i, width, rows.values, rows.acc);
+    }
+    for (int64_t i = 0; i < width; ++i)
+      out[i] = block_moments(block.weights.total, rows.values[i], fold(rows.of(i), rows.step()),
+                             fold(rows.of(i) + 4 * rows.step(), rows.step()));
+    return;
+  }
+  int64_t sample[kLanes];
+  const char* sampled[kLanes];
+  const int64_t n = sample_of(block, sample);
+  for (int64_t i = 0; i < n; ++i) sampled[i] = at(call.p, call.p.x, c, block.r + sample[i]);
+  call.data.fold_rows(sampled, n, width, rows.values);
+  for (int64_t i = 0; i < width; ++i) {
+    rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, block.r + sample[0]); });
+    put(call, rows.K, i, rows.values[i]);
+  }
+  for (int64_t i = 0; i < block.n; i += kCell) {
+    int64_t step;
+    uint16_t some[8];
+    const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
+    call.data.moments_rows(x, step, counts_of(block, i, some), width, rows.K, rows.scratch, rows.acc);
+  }
+  each_strip(width, [&](int64_t from, int64_t some) {
+    bool trusted = true;
+    for (int64_t i = from; i < from + some; ++i) {
+      const double s = fold(rows.of(i), rows.step()), q = fold(rows.of(i) + 4 * rows.step(), rows.step());
+      trusted = is_trusted(call, block.weights.total, s, q) && trusted;
+      out[i] = block_moments(block.weights.total, rows.values[i], s, q);
+    }
+    if (trusted) return;
+    const InDouble again(call, block, c + from, some, true);
+    for (int64_t i = from; i < from + some; ++i) {
+      const double s = fold(rows.of(i), rows.step()), q = fold(rows.of(i) + 4 * rows.step(), rows.step());
+      if (!is_trusted(call, block.weights.total, s, q)) out[i] = again.of(block, i - from);
+    }
+  });
+}
+
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* out) {
+  const Block block(call, b);
+  const bool simple = is_simple(call.p);
+  if (simple) {
+    RowsOf rows(call, c, width);
+    for (int64_t i = 0; i < block.n; i += kCell) {
+      int64_t x_step, g_step;
+      uint16_t some[8];
+      const int64_t n = std::min(kCell, block.n - i);
+      const char *x = rows.cell(call.p.x, block.r + i, n, 0, &x_step), *g = rows.cell(call.p.grad_y, block.r + i, n, 1, &g_step);
+      call.data.sums_rows(x, x_step, g, g_step, counts_of(block, i, some), width, call.table.at(c), call.p.activation, rows.scratch,
+                          rows.acc);
+    }
+    for (int64_t i = 0; i < width; ++i) out[i] = {fold(rows.of(i), rows.step()), fold(rows.of(i) + 4 * rows.step(), rows.step())};
+  }
+  each_strip(width, [&](int64_t from, int64_t some) {
+    if (!simple) {
+      const SumsOfTile sums(call, block, c + from, some, true, false);
+      for (int64_t i = 0; i < some; ++i) out[from + i] = sums.of(i);
+    }
+    const auto trusted = [&](int64_t i) { return are_trusted(call.p, call.coefs[c + i], static_cast<double>(block.n), out[i]); };
+    int64_t i = from;
+    while (i < from + some && trusted(i)) ++i;
+    if (i == from + some) return;
+    const SumsOfTile again(call, block, c + from, some, true, true);
+    for (; i < from + some; ++i)
+      if (!trusted(i)) out[i] = again.of(i - from);
+  });
+}
+
+// ---- narrow rows
+// -------------------------------------------------------------------------------------------------------------------
+
+void block_of_narrow(const Call& call, int64_t b, Moments* out) {
+  const Block block(call, b);
+  const int64_t C = call.p.C;
+  if (block.weights.counted != Counted::all) {
+    for (int64_t c = 0; c < C; ++c) block_of_channel(call, c, b, out + c);
+    return;
+  }
+  alignas(64) char shifts[kLanes * kLanes * 8], scratch[kLanes * 160 * 8];
+  double K[kLanes], acc[8 * kLanes] = {};
+  for (int64_t c = 0; c < C; ++c) {
+    K[c] = shift_of_channel(call, c, block);
+    for (int64_t i = 0; i < kLanes; ++i) put(call, shifts, i * C + c, K[c]);
+  }
+  const int64_t cells = block.n / kCell;
+  call.data.moments_narrow(at(call.p, call.p.x, 0, block.r), cells, C, shifts, scratch, acc);
+  for (int64_t c = 0; c < C; ++c) {
+    double own[8];
+    for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];
+    Cells rest(call, c, block, cells * kCell, &call.p.x, nullptr);
+    add_channel_moments(call, rest, block, K[c], own);
+    out[c] = settle(call, c, block, K[c], own, 1);
+  }
+}
+
+void block_of_narrow(const Call& call, int64_t b, Sums* out) {
+  const Block block(call, b);
+  const int64_t C = call.p.C;
+  if (!is_simple(call.p)) {
+    for (int64_t c = 0; c < C; ++c) block_of_channel(call, c, b, out + c);
+    return;
+  }
+  alignas(64) char scratch[kLanes * 160 * 8];
+  double acc[8 * kLanes] = {};
+  Table repeated(kLanes * C, call.data.compute);
+  repeated.repeat(call.table, C, kLanes * C);
+  const int64_t cells = block.n / kCell;
+  call.data.sums_narrow(at(call.p, call.p.x, 0, block.r), at(call.p, call.p.grad_y, 0, block.r), cells, C, repeated.at(0),
+                        call.p.activation, scratch, acc);
+  for (int64_t c = 0; c < C; ++c) {
+    double own[8];
+    for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];
+    add_channel_sums(call, c, block, cells * kCell, own);
+    out[c] = settle(call, c, block, Sums{fold(own, 1), fold(own + 4, 1)});
+  }
+}
+
+}  // namespace batchnorm

@@ -1,0 +1,112 @@
+// The leaf functions: loops over memory that stands together, for one data type in one instruction set. A table of pointers to
+// them for each; everything else is compiled once, for any processor. Bits follow reference.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "core/problem.h"
+
+namespace batchnorm {
+
+constexpr int64_t kCell = 128;  // positions whose sums stay in the compute type: sixteen lanes, runs of eight
+
+// Values of the compute type, one for each channel (planes) or column (rows).
+struct Coefs {
+  const char *center, *scale, *shift, *k1, *k0;
+};
+
+// Where positions of a channel stand in runs of `inner` >= 16: how many are left of the first, and how far the next run is from an
+// end. inner == 0: all stand together.
+struct Joints {
+  int64_t inner = 0, left = 0, x_jump = 0, g_jump = 0;
+};
+
+// `count` runs of `length` elements, each `step` elements behind the one before. What is not there is null.
+struct Runs {
+  char* out;
+  const char *x, *g, *residual;
+  int64_t count, length, out_step, x_step, g_step, residual_step;
+  bool past_cache;                // whole lines of `out` are written past it; it is then none of the others
+  double slope = 0;               // of leaky_relu
+  const char* weights = nullptr;  // of gradients: of planes one a position, the same for all runs; of rows one a run
+};
+
+// Whether an activation only keeps values within bounds. These are usual, and inside of the loops; the others pass over tiles.
+inline bool is_clip(Activation act) { return act == Activation::none || act == Activation::relu || act == Activation::relu6; }
+
+// `act` is a clip where sums and gradients are taken.
+struct Leaves {
+  int64_t size, compute;  // bytes of an element, of the compute type
+
+  // Sums of `cells` cells of one channel: of d = x - K and d * d; of h = g after the activation's derivative and h * (x - center).
+  // acc[8]: s, then q, of lanes mod 4. `counts`: a bit for each of the positions, null: all of them.
+  void (*moments)(const char* x, int64_t cells, Joints joints, const char* K, const uint16_t* counts, double* acc);
+  // The same in double, of d = x - K where a position's weight is not 0, and of weight * d and weight * d * d.
+  void (*moments_weighted)(const char* x, const double* weights, int64_t cells, Joints joints, double K, double* acc);
+  void (*sums)(const char* x, const char* g, int64_t cells, Joints joints, Coefs k, Activation act, double* acc);
+  // The sum of up to sixteen elements at these offsets, folded as lanes are.
+  double (*sum_of)(const char* x, const int64_t* offsets, int64_t n);
+
+  // Of a cell of rows of `width` >= 16 channels side by side; `counts`: a bit for each of its positions, null: all of them.
+  // acc[8][W]: s and q of lanes mod 4, W being width in whole units, the last of which is columns width - 16 … width - 1.
+  // scratch: 10 W values of the compute type.
+  void (*moments_rows)(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch,
+                       double* acc);
+  void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
+                    Activation act, char* scratch, double* acc);
+  void (*moments_weighted_rows)(const char* x, int64_t step, const double* weights, int64_t width, const double* K, double* acc);
+  // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so
+  // often. acc[8][channels]. scratch: 160 values a channel.
+  void (*moments_narrow)(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc);
+  void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, char* scratch,
+                      double* acc);
+  // The sum of up to sixteen rows, folded as lanes are.
+  void (*fold_rows)(const char* const* rows, int64_t n, int64_t width, double* sum);
+
+  // Elements: y = fma(x - center, scale, shift) + residual, and dx = (h - fma(x - center, k1, k0)) * scale, or, without k1,
+  // h * scale. Planes: a channel each. Rows: columns 0, 1, …, and from `period` on the same again; coefficients go on for 16 more.
+  void (*apply_planes)(const Runs& runs, Coefs k, Activation act);
+  void (*apply_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  // out = g after the derivative at y.
+  void (*inner_planes)(const Runs& runs, Coefs k, Activation act);
+  void (*inner_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  void (*grad_planes)(const Runs& runs, Coefs k, Activation act);
+  void (*grad_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
+
+  // Tiles, n elements in whole units. From the data's type, less sixteen values that repeat (or null); and back.
+  void (*to_compute)(char* to, const char* from, int64_t n, const char* less);
+  void (*to_double)(double* to, const char* from, int64_t n, const double* less);
+  void (*from_compute)(char* to, const char* from, int64_t n);
+
+  // Of the compute type, in place.
+  void (*activate)(Activation kind, double slope, char* z, int64_t n);
+  void (*activate_backward)(Activation kind, double slope, char* g, const char* z, int64_t n);
+  void (*add)(char* z, const char* r, int64_t n);
+  // h -= w t, where w is not 0; a weight for each element, or, with a period, for as many of them.
+  void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t period, int64_t n);
+  void (*choose)(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n);  // columns that are wide
+};
+
+struct Isa {
+  const Leaves* leaves[4];  // by DType
+  // Pieces of so many bytes, `step` bytes apart, one behind another; by whole lines where the array, which ends at `end`, goes on
+  // that far: `to` has room for one more.
+  void (*copy_runs)(char* to, const char* from, int64_t bytes, int64_t step, int64_t count, const char* end);
+  void (*stream)(char* to, const char* from, int64_t bytes);  // past the cache
+  uint64_t (*add_words)(const char* from, int64_t bytes);     // little-endian
+};
+
+namespace portable {
+extern const Isa isa;
+}
+namespace avx2 {
+extern const Isa isa;
+}
+namespace avx512 {
+extern const Isa isa;
+}
+namespace avx512bf16 {
+extern const Isa isa;
+}
+
+}  // namespace batchnorm

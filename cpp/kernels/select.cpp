@@ -1,0 +1,91 @@
+#include "kernels/select.h"
+
+#ifdef BN_X86
+#include <cpuid.h>
+#endif
+
+#include <atomic>
+#include <cstring>
+
+#include "kernels/kernels.h"
+
+namespace batchnorm {
+namespace {
+
+#ifdef BN_X86
+[[maybe_unused]] bool runs_avx2() {
+  unsigned a, b, c = 0, d;  // F16C by its CPUID bit: not every clang knows its name
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+[[maybe_unused]] bool runs_avx512() {
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+[[maybe_unused]] bool runs_avx512bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+// The kernels of an instruction set: the one driver, with its leaves.
+template <const Isa& isa> constexpr Kernels kernels_of(const char* name) {
+  return {name, [](const Problem& p) { forward(p, isa); }, [](const Problem& p) { backward(p, isa); },
+          [](char* to, const char* from, int64_t bytes, int threads, bool streaming) {
+            copy(to, from, bytes, threads, streaming, isa);
+          },
+          [](const char* from, int64_t bytes, int threads) { return read(from, bytes, threads, isa); }};
+}
+#ifdef BN_HAS_portable
+constexpr Kernels kPortable = kernels_of<portable::isa>("portable");
+#endif
+#ifdef BN_HAS_avx2
+constexpr Kernels kAvx2 = kernels_of<avx2::isa>("avx2");
+#endif
+#ifdef BN_HAS_avx512
+constexpr Kernels kAvx512 = kernels_of<avx512::isa>("avx512");
+#endif
+#ifdef BN_HAS_avx512bf16
+constexpr Kernels kAvx512Bf16 = kernels_of<avx512bf16::isa>("avx512bf16");
+#endif
+
+std::atomic<const Kernels*> active{nullptr};
+
+}  // namespace
+
+int list_kernels(const Kernels** out) {
+  int n = 0;
+#ifdef BN_HAS_avx512bf16
+  if (runs_avx512bf16()) out[n++] = &kAvx512Bf16;
+#endif
+#ifdef BN_HAS_avx512
+  if (runs_avx512()) out[n++] = &kAvx512;
+#endif
+#ifdef BN_HAS_avx2
+  if (runs_avx2()) out[n++] = &kAvx2;
+#endif
+#ifdef BN_HAS_portable
+  out[n++] = &kPortable;
+#endif
+  out[n++] = &reference::kernels;
+  return n;
+}
+
+const Kernels* find_kernels(const char* name) {
+  const Kernels* all[kMaxKernels];
+  const int n = list_kernels(all);
+  for (int i = 0; i < n; ++i)
+    if (std::strcmp(all[i]->name, name) == 0) return all[i];
+  return nullptr;
+}
+
+const Kernels& active_kernels() {
+  const Kernels* kernels = active.load(std::memory_order_relaxed);
+  if (kernels == nullptr) {
+    const Kernels* all[kMaxKernels];
+    list_kernels(all);
+    active.store(kernels = all[0], std::memory_order_relaxed);
+  }
+  return *kernels;
+}
+
+void activate_kernels(const Kernels& kernels) { active.store(&kernels, std::memory_order_relaxed); }
+
+}  // namespace batchnorm

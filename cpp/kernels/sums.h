@@ -1,0 +1,335 @@
+// How numbers are summed: cells of 128 positions, in the canonical order, for one data type.
+#pragma once
+
+#include "kernels/activation.h"
+#include "kernels/leaves.h"
+
+namespace batchnorm {
+namespace {
+
+template <class C> BN_INLINE U<C> one(const char* value) { return fill(*reinterpret_cast<const C*>(value)); }
+template <class C> BN_INLINE U<C> column(const char* values, int64_t j) { return load_raw(reinterpret_cast<const C*>(values) + j); }
+
+// What a sum takes of sixteen elements: d = x - center and, with gradients, h = g after the activation's derivative; else h = d.
+template <class C, bool G> struct Terms {
+  U<C> d, h;
+};
+template <class C> struct Terms<C, false> {
+  U<C> d;
+};
+template <bool G, bool Clips, class C, class Gradient, class Scale, class Shift>
+BN_INLINE Terms<C, G> terms_of(U<C> x, U<C> center, U<C> most, const Gradient& g, const Scale& scale, const Shift& shift) {
+  const U<C> d = x - center;
+  if constexpr (!G) return {d};
+  else if constexpr (!Clips) return {d, g()};
+  else return {d, where_inside(multiply_add(d, scale(), shift()), most, g())};
+}
+
+// The sums of four terms of a lane: in pairs, so that equal values, of which there are many in real data, are added exactly.
+template <class C> struct Sum {
+  U<C> s, q;
+};
+template <class C> BN_INLINE Sum<C> operator+(Sum<C> a, Sum<C> b) { return {a.s + b.s, a.q + b.q}; }
+template <class C> BN_INLINE Sum<C> pair_of(Terms<C, true> a, Terms<C, true> b) {
+  return {a.h + b.h, multiply_add(b.h, b.d, a.h * a.d)};
+}
+template <class C> BN_INLINE Sum<C> pair_of(Terms<C, false> a, Terms<C, false> b) {
+  return {a.d + b.d, multiply_add(b.d, b.d, a.d * a.d)};
+}
+template <class Term> BN_INLINE auto four_of(const Term& term) {
+  const auto a = term(0), b = term(1), c = term(2), d = term(3);
+  return pair_of(a, b) + pair_of(c, d);
+}
+
+// ---- contiguous -------------------------------------------------------------------------------------------------------------
+
+// Units of one channel, one after another: where runs follow each other, one that begins in a run and goes on in the next is joined
+// from both, so that every position is added to its own lane.
+template <bool Joined, class T> struct Units {
+  const T* at;
+  int64_t inner, left, jump;  // left: positions of this run from `at` on; jump: from its end to the next one
+
+  BN_INLINE U<Compute<T>> next() {
+    const T* here = at;
+    at += kLanes;
+    if (!Joined || __builtin_expect(left >= kLanes, 1)) {
+      left -= kLanes;
+      return load(here);
+    }
+    const U<Compute<T>> unit = join(load(here), load(here + jump), left);
+    at += jump, left += inner - kLanes;
+    return unit;
+  }
+};
+
+// Elements ahead of those that are summed, which are asked for, into L2: three pages of floats, where the hardware begins anew in
+// each page and each run. Less is not enough, and asking for it into L1 makes what is needed now wait.
+constexpr int64_t kAhead = 24 * kCell;
+template <class T> BN_INLINE void ask_for_cell(const T* at) {
+  for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(at + i, 0, 2);
+}
+
+// Counts: only what a bit of `counts` says is there, sixteen a word.
+template <bool G, bool Clips, bool Counts, bool Joined, class T>
+BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, Activation act,
+                         const uint16_t* counts, double* acc) {
+  using C = Compute<T>;
+  const U<C> center = one<C>(k.center), most = gradient_bound<C>(act);
+  U<C> scale = center, shift = center;
+  if (Clips) scale = one<C>(k.scale), shift = one<C>(k.shift);
+  Four s_all, q_all;
+  std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
+  for (; cells > 0; --cells) {
+    ask_for_cell(x.at + kAhead);
+    if (G) ask_for_cell(g.at + kAhead);
+    const auto term = [&](int) BN_INLINE_LAMBDA {
+      auto of = terms_of<G, Clips>(
+          x.next(), center, most, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
+      if constexpr (Counts) of.d = keep(of.d, *counts++);
+      return of;
+    };
+    const Sum<C> first = four_of(term), sum = first + four_of(term);
+    s_all += fold(sum.s), q_all += fold(sum.q);
+  }
+  std::memcpy(acc, &s_all, sizeof s_all), std::memcpy(acc + 4, &q_all, sizeof q_all);
+}
+template <bool G, bool Clips, bool Counts, bool Joined, class T>
+BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, const Joints& j, const Coefs& k, Activation act,
+                         const uint16_t* counts, double* acc) {
+  const auto units = [&](const char* at, int64_t jump) {
+    return Units<Joined, T>{reinterpret_cast<const T*>(at), j.inner, j.left, jump};
+  };
+  add_cells<G, Clips, Counts>(units(x, j.x_jump), units(g, j.g_jump), cells, k, act, counts, acc);
+}
+
+// Without loops for what stands together it is a run that has no end.
+BN_INLINE Joints of_loops(Joints j) {
+  if (!kHasTogether && j.inner == 0) j.inner = j.left = INT64_MAX;
+  return j;
+}
+BN_INLINE bool stands_together(const Joints& j) { return kHasTogether && j.inner == 0; }
+
+template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, const uint16_t* counts, double* acc) {
+  j = of_loops(j);
+  const Coefs k{K, K, K, K, K};
+  constexpr Activation none = Activation::none;
+  if (counts && stands_together(j)) add_cells<false, false, true, false, T>(x, nullptr, cells, j, k, none, counts, acc);
+  else if (counts) add_cells<false, false, true, true, T>(x, nullptr, cells, j, k, none, counts, acc);
+  else if (stands_together(j)) add_cells<false, false, false, false, T>(x, nullptr, cells, j, k, none, counts, acc);
+  else add_cells<false, false, false, true, T>(x, nullptr, cells, j, k, none, counts, acc);
+}
+template <bool Joined, class T>
+BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int64_t cells, double K, double* acc) {
+  const U<double> center = fill(K), zero = fill(0.0);
+  for (; cells > 0; --cells) {
+    ask_for_cell(x.at + kAhead);
+    const auto term = [&](int) BN_INLINE_LAMBDA {
+      const U<double> w = load_raw(weights), d = if_less(zero, w, widen(x.next()) - center, zero);
+      weights += kLanes;
+      return Terms<double, true>{d, w * d};
+    };
+    const Sum<double> first = four_of(term), sum = first + four_of(term);
+    Four s, q;
+    std::memcpy(&s, acc, sizeof s), std::memcpy(&q, acc + 4, sizeof q);
+    s += fold(sum.s), q += fold(sum.q);
+    std::memcpy(acc, &s, sizeof s), std::memcpy(acc + 4, &q, sizeof q);
+  }
+}
+template <class T> void moments_weighted(const char* x, const double* weights, int64_t cells, Joints j, double K, double* acc) {
+  const T* at = reinterpret_cast<const T*>(x);
+  j = of_loops(j);
+  if (stands_together(j)) add_weighted_cells(Units<false, T>{at, 0, 0, 0}, weights, cells, K, acc);
+  else add_weighted_cells(Units<true, T>{at, j.inner, j.left, j.x_jump}, weights, cells, K, acc);
+}
+template <class T> void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, double* acc) {
+  const bool clips = act != Activation::none;
+  j = of_loops(j);
+  if (stands_together(j) && clips) add_cells<true, true, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
+  else if (stands_together(j)) add_cells<true, false, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
+  else if (clips) add_cells<true, true, false, true, T>(x, g, cells, j, k, act, nullptr, acc);
+  else add_cells<true, false, false, true, T>(x, g, cells, j, k, act, nullptr, acc);
+}
+
+template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t n) {
+  alignas(64) T some[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = reinterpret_cast<const T*>(x)[offsets[i]];
+  const Four f = fold(widen(load(some)));
+  return (f[0] + f[1]) + (f[2] + f[3]);
+}
+
+// ---- rows -------------------------------------------------------------------------------------------------------------------
+
+// The rows of one lane, which are `step` apart, along the whole width: each of them is a stream that the next lanes go on with.
+// With gradients there are two streams a row, and so many at once would meet in the same sets of L1: rows 0 … 3 first, whose sums
+// wait in `rest`, then 4 … 7. Sums go to, or are added to, s[W] and q[W].
+template <class T, bool G, bool Clips> struct Lane {
+  using C = Compute<T>;
+  const T *x, *g;
+  int64_t x_step, g_step, width, whole;  // whole: width in whole units
+  Coefs k;
+  Activation act;
+  const T* there;  // a row that can be read in place of one that does not count
+
+  template <int First, int Rows> BN_INLINE void add(unsigned counts, C* s_to, C* rest, bool begins) const {
+    constexpr unsigned all = ((1u << Rows) - 1) << First;
+    if ((counts & all) == all) add_rows<First, Rows, true>(counts, s_to, rest, begins);
+    else add_rows<First, Rows, false>(counts, s_to, rest, begins);
+  }
+
+ private:
+  template <int First, int Rows, bool All>
+  __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
+    C *q_to = s_to + whole, *q_rest = rest + whole;
+    const U<C> most = gradient_bound<C>(act);
+    const T* rows[8];
+    U<C> kept[8];
+    for (int t = 0; !All && !G && t < 8; ++t) {
+      const bool is_in = (counts >> t & 1) != 0;
+      rows[t] = is_in ? x + t * x_step : there;
+      kept[t] = keep(all_bits<C>(), is_in ? 0xffff : 0);
+    }
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      const int64_t at = i + kLanes <= width ? i : width - kLanes;
+      const U<C> center = column<C>(k.center, at);
+      const auto scale = [&]() BN_INLINE_LAMBDA { return column<C>(k.scale, at); };
+      const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
+      const auto term = [&](int t) BN_INLINE_LAMBDA {
+        if constexpr (!All && !G) return Terms<C, G>{both_bits(load(rows[t] + at) - center, kept[t])};
+        if (!All && (counts >> t & 1) == 0) return Terms<C, G>{};
+        return terms_of<G, Clips>(
+            load(x + at + t * x_step), center, most, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
+      };
+      Sum<C> sum = four_of([&](int t) BN_INLINE_LAMBDA { return term(First + t); });
+      if (Rows == 8) sum = sum + four_of([&](int t) BN_INLINE_LAMBDA { return term(4 + t); });
+      if (First > 0) sum = Sum<C>{load_raw(rest + i), load_raw(q_rest + i)} + sum;
+      if (First + Rows < 8) {
+        store_raw(rest + i, sum.s), store_raw(q_rest + i, sum.q);
+        continue;
+      }
+      if (!begins) sum = Sum<C>{load_raw(s_to + i), load_raw(q_to + i)} + sum;
+      store_raw(s_to + i, sum.s), store_raw(q_to + i, sum.q);
+    }
+  }
+};
+
+template <class T, bool G, bool Clips>
+BN_INLINE void add_lane(const Lane<T, G, Clips>& lane, unsigned counts, Compute<T>* to, Compute<T>* rest, bool begins) {
+  if (G) lane.template add<0, 4>(counts, to, rest, begins), lane.template add<4, 4>(counts, to, rest, begins);
+  else lane.template add<0, 8>(counts, to, rest, begins);
+}
+
+// Bit t: whether position 16 t + lane of a cell counts.
+BN_INLINE unsigned counts_of_lane(const uint16_t* counts, int lane) {
+  if (counts == nullptr) return 0xff;
+  unsigned bits = 0;
+  for (int t = 0; t < 8; ++t) bits |= (static_cast<unsigned>(counts[t]) >> lane & 1) << t;
+  return bits;
+}
+
+template <class T, bool G, bool Clips>
+BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width,
+                                const Coefs& k, Activation act, char* scratch, double* acc) {
+  using C = Compute<T>;
+  const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
+  C *four = reinterpret_cast<C*>(scratch), *rest = four + 8 * whole;  // s, q of lanes mod 4
+  Lane<T, G, Clips> lane{
+      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k, act,
+      reinterpret_cast<const T*>(x)};
+  for (int l = 0; l < kLanes; ++l, lane.x += x_step, lane.g += G ? g_step : 0)
+    add_lane(lane, counts_of_lane(counts, l), four + (l & 3) * 2 * whole, rest, l < 4);
+  for (int j = 0; j < 8; ++j) {
+    const C* from = four + (j & 3) * 2 * whole + (j >> 2) * whole;
+    double* to = acc + j * whole;
+    for (int64_t i = 0; i < whole; i += kLanes) store_raw(to + i, load_raw(to + i) + widen(load_raw(from + i)));
+  }
+}
+template <class T>
+void moments_rows(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch, double* acc) {
+  add_cell_of_rows<T, false, false>(x, step, nullptr, 0, counts, width, {K, K, K, K, K}, Activation::none, scratch, acc);
+}
+template <class T>
+void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
+               Activation act, char* scratch, double* acc) {
+  if (act != Activation::none) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, counts, width, k, act, scratch, acc);
+  else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, counts, width, k, act, scratch, acc);
+}
+
+// A row whose weight is 0 is not read.
+template <class T>
+void moments_weighted_rows(const char* x, int64_t step, const double* weights, int64_t width, const double* K, double* acc) {
+  const U<double> zero = fill(0.0);
+  const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const int64_t at = i + kLanes <= width ? i : width - kLanes;
+    const T* from = reinterpret_cast<const T*>(x) + at;
+    const U<double> center = load_raw(K + at);
+    Sum<double> four[4];
+    for (int64_t l = 0; l < kLanes; ++l) {
+      int64_t r = l;
+      const auto term = [&](int) BN_INLINE_LAMBDA {
+        const double w = weights[r];
+        __builtin_prefetch(from + (r + kCell) * step, 0, 2);
+        const U<double> d = w > 0 ? widen(load(from + r * step)) - center : zero;
+        r += kLanes;
+        return Terms<double, true>{d, fill(w) * d};
+      };
+      const Sum<double> first = four_of(term), sum = first + four_of(term);
+      four[l & 3] = l < 4 ? sum : four[l & 3] + sum;
+    }
+    for (int j = 0; j < 4; ++j) {
+      double *s = acc + j * whole + i, *q = s + 4 * whole;
+      store_raw(s, load_raw(s) + four[j].s), store_raw(q, load_raw(q) + four[j].q);
+    }
+  }
+}
+
+// ---- narrow rows --------------------------------------------------------------------------------------------------------------
+
+// Sixteen rows one behind another are one row of 16 C columns, with all lanes; eight of these are a cell. A lane's columns stand C
+// apart.
+template <class T, bool G, bool Clips>
+BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int64_t channels, const Coefs& k, Activation act,
+                                char* scratch, double* acc) {
+  using C = Compute<T>;
+  typedef C FourC __attribute__((vector_size(4 * sizeof(C)), aligned(sizeof(C)), may_alias));
+  typedef double FourD __attribute__((vector_size(32), aligned(8), may_alias));
+  const int64_t width = kLanes * channels, quarter = width / 4;
+  C *s = reinterpret_cast<C*>(scratch), *rest = s + 2 * width;
+  Lane<T, G, Clips> rows{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k, act, nullptr};
+  for (; cells > 0; --cells, rows.x += 8 * width, rows.g += G ? 8 * width : 0) {
+    add_lane(rows, 0xff, s, rest, true);
+    for (int half = 0; half < 2; ++half) {
+      for (int64_t i = 0; i < quarter; i += 4) {
+        const auto part = [&](int64_t lanes) { return *reinterpret_cast<const FourC*>(s + half * width + lanes * quarter + i); };
+        const FourC f = ((part(0) + part(1)) + part(2)) + part(3);
+        *reinterpret_cast<FourD*>(acc + half * quarter + i) += __builtin_convertvector(f, FourD);
+      }
+    }
+  }
+}
+template <class T> void moments_narrow(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc) {
+  add_narrow_cells<T, false, false>(x, nullptr, cells, channels, {K, K, K, K, K}, Activation::none, scratch, acc);
+}
+template <class T>
+void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, char* scratch,
+                 double* acc) {
+  if (act != Activation::none) add_narrow_cells<T, true, true>(x, g, cells, channels, k, act, scratch, acc);
+  else add_narrow_cells<T, true, false>(x, g, cells, channels, k, act, scratch, acc);
+}
+
+// Rows, folded as lanes are. The last unit overlaps the one before.
+template <class T> void fold_rows(const char* const* rows, int64_t n, int64_t width, double* sum) {
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const int64_t at = i + kLanes <= width ? i : width - kLanes;
+    U<double> four[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      four[j] = fill(0.0);
+      for (int64_t r = j; r < n; r += 4) four[j] = four[j] + widen(load(reinterpret_cast<const T*>(rows[r]) + at));
+    }
+    store_raw(sum + at, (four[0] + four[1]) + (four[2] + four[3]));
+  }
+}
+
+}  // namespace
+}  // namespace batchnorm

@@ -1,0 +1,227 @@
+// Boxed arguments to views, the calls of fused_calls.h, results boxed again.
+#include "libtorch/operations.h"
+
+#include <cstring>
+
+#include "call/fused_calls.h"
+#include "core/groups.h"
+#include "libtorch/errors.h"
+#include "libtorch/step.h"
+
+namespace batchnorm {
+
+using stable::abi;
+using stable::Arguments;
+using stable::Handle;
+using stable::Value;
+
+void on_pool_of_torch(int64_t tasks, void (*work)(int64_t, int64_t, void*), void* context) {
+  abi().torch_parallel_for(0, tasks, 1, work, context);
+}
+
+int threads_of_torch() {
+  uint32_t threads = 1;
+  abi().torch_get_num_threads(&threads);
+  return static_cast<int>(threads);
+}
+
+bool all_readable(std::initializer_list<const Handle*> tensors) {
+  for (const Handle* t : tensors)
+    if (*t && !t->readable()) return false;
+  return true;
+}
+
+stable::Library add(const char* ns, const Registered* kernels, int count, const char* key) {
+  stable::Library library;
+  stable::check(abi().aoti_torch_library_init_impl(ns, key, "batchnorm", 0, &library), "a library");
+  for (const Registered* r = kernels; r < kernels + count; ++r)
+    stable::check(abi().torch_library_impl(library, r->name, r->kernel, stable::kVersion), r->name);
+  return library;
+}
+
+namespace {
+
+void refuse_if(const std::string& why) {
+  if (!why.empty()) refuse(why);
+}
+
+void require_readable(std::initializer_list<const Handle*> tensors) {
+  if (!all_readable(tensors)) refuse("tensors must be strided, on the CPU, and float64, float32, float16, bfloat16 or bool");
+}
+
+double* table_of(const Handle& h) { return reinterpret_cast<double*>(h.view(true).data); }
+const double* values_of(const Handle& h) { return reinterpret_cast<const double*>(h.view().data); }
+
+// Operands, parameters and options, as most of our operations have them. With a size of groups, tables have an axis for them.
+struct Given {
+  Handle x, grad_y, stats, sums, weight, bias, mean, var, weights, residual, y;
+  double eps = 0, slope = 0;
+  Activation activation = Activation::none;
+  int64_t group = 0;
+
+  void read_options(Arguments& in) {
+    eps = in.number();
+    activation = static_cast<Activation>(in.integer());
+    slope = in.number();
+  }
+
+  ChannelViews channels() const { return {weight.view(), bias.view(), mean.view(), var.view()}; }
+  Extras extras() const { return {weights.view(), residual.view(), activation, slope, y.view()}; }
+  Run run() const { return {eps, group, threads_of_torch()}; }
+  int64_t groups() const { return group > 0 ? groups_of(x.view(), group) : 0; }
+  int64_t C() const { return x.view().sizes[1]; }
+  bool has_residual() const { return residual || y; }
+
+  void require_operands() const {
+    require_readable({&x, &grad_y, &stats, &sums, &weight, &bias, &mean, &var, &weights, &residual, &y});
+    if (group < 0) refuse("group must be the samples of one, at least 1, or 0 for all; got " + std::to_string(group));
+    refuse_if(refused_operands(x.view(), {grad_y.view(), residual.view(), y.view()}, channels(), groups()));
+    refuse_if(refused_y(x.view(), extras()));
+  }
+  void require_weights(int64_t least) const {
+    if (weights) refuse_if(refused_weights(x.view(), weights.view(), group, least));
+  }
+};
+
+// As x is, or nothing.
+Handle like(const Given& a, bool wanted) {
+  return wanted ? stable::empty_like(a.x, a.x.view()) : stable::empty_vector(0, a.x.view().dtype);
+}
+View output(const Handle& h, bool wanted) { return wanted ? h.view(true) : View(); }
+
+void forward_kernel(Value* stack, uint64_t, uint64_t) {
+  const OnHostPool pool(on_pool_of_torch);
+  Arguments in(stack);
+  Given a;
+  a.x = in.tensor();
+  a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
+  a.mean = in.optional_tensor(), a.var = in.optional_tensor();
+  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
+  a.read_options(in);
+  a.stats = in.optional_tensor();
+  a.group = in.integer();
+  a.require_operands();
+  a.require_weights(2);
+  if (a.mean && (a.stats || a.group > 0))
+    refuse("running statistics normalise the whole batch: give no stats and no group with them");
+  if (a.stats) refuse_if(refused_table(a.x.view(), a.stats.view(), 4, a.groups()));
+  Handle y = like(a, true), stats = stable::empty_table(4, a.groups(), a.C());
+  const int64_t rows = a.groups() > 0 ? a.groups() : 1;
+  if (a.stats) std::memcpy(table_of(stats), values_of(a.stats), static_cast<size_t>(4 * rows * a.C()) * sizeof(double));
+  fused_forward(a.x.view(), y.view(true), a.channels(), a.extras(), a.run(), table_of(stats), static_cast<bool>(a.stats));
+  stable::give(stack, {&y, &stats});
+}
+
+void backward_kernel(Value* stack, uint64_t, uint64_t) {
+  const OnHostPool pool(on_pool_of_torch);
+  Arguments in(stack);
+  Given a;
+  a.grad_y = in.tensor(), a.x = in.tensor(), a.stats = in.tensor();
+  a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
+  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
+  a.read_options(in);
+  const bool training = in.boolean();
+  a.group = in.integer();
+  a.y = in.optional_tensor();
+  a.require_operands();
+  refuse_if(refused_table(a.x.view(), a.stats.view(), 4, a.groups()));
+  a.require_weights(-1);
+  const auto parameter = [&](const Handle& given) {
+    const View v = given.view();
+    return given && v.ndim == 2 ? stable::empty_matrix(v.sizes[0], v.sizes[1], v.dtype)
+                                : stable::empty_vector(a.C(), given ? v.dtype : DType::f64);
+  };
+  Handle grad_x = like(a, true), grad_weight = parameter(a.weight), grad_bias = parameter(a.bias);
+  Handle grad_residual = like(a, a.has_residual());
+  fused_backward(a.grad_y.view(), a.x.view(), values_of(a.stats), a.channels(), a.extras(), a.run(), training,
+                 {grad_x.view(true), output(grad_residual, a.has_residual()), grad_weight.view(true), grad_bias.view(true)});
+  stable::give(stack, {&grad_x, &grad_weight, &grad_bias, &grad_residual});
+}
+
+void moments_kernel(Value* stack, uint64_t, uint64_t) {
+  const OnHostPool pool(on_pool_of_torch);
+  Arguments in(stack);
+  Given a;
+  a.x = in.tensor(), a.weights = in.optional_tensor();
+  a.group = in.integer();
+  a.require_operands();
+  a.require_weights(0);
+  Handle stats = stable::empty_table(4, a.groups(), a.C());
+  gather_moments(a.x.view(), a.weights.view(), a.run(), table_of(stats));
+  stable::give(stack, {&stats});
+}
+
+void sums_kernel(Value* stack, uint64_t, uint64_t) {
+  const OnHostPool pool(on_pool_of_torch);
+  Arguments in(stack);
+  Given a;
+  a.grad_y = in.tensor(), a.x = in.tensor(), a.stats = in.tensor();
+  a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
+  a.residual = in.optional_tensor();
+  a.read_options(in);
+  a.group = in.integer();
+  a.y = in.optional_tensor();
+  a.require_operands();
+  refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
+  Handle sums = stable::empty_table(2, a.groups(), a.C());
+  gather_sums(a.grad_y.view(), a.x.view(), values_of(a.stats), a.channels(), a.extras(), a.run(), table_of(sums));
+  stable::give(stack, {&sums});
+}
+
+void input_gradients_kernel(Value* stack, uint64_t, uint64_t) {
+  const OnHostPool pool(on_pool_of_torch);
+  Arguments in(stack);
+  Given a;
+  a.grad_y = in.tensor(), a.x = in.tensor(), a.stats = in.tensor(), a.sums = in.tensor();
+  a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
+  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
+  a.read_options(in);
+  a.y = in.optional_tensor();
+  a.require_operands();
+  refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
+  refuse_if(refused_table(a.x.view(), a.sums.view(), 2, 0));
+  a.require_weights(-1);
+  Handle grad_x = like(a, true), grad_residual = like(a, a.has_residual());
+  input_gradients(a.grad_y.view(), a.x.view(), values_of(a.stats), values_of(a.sums), a.channels(), a.extras(), a.run(),
+                  {grad_x.view(true), output(grad_residual, a.has_residual()), {}, {}});
+  stable::give(stack, {&grad_x, &grad_residual});
+}
+
+void merge_kernel(Value* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  Handle parts = in.tensor();
+  require_readable({&parts});
+  const View v = parts.view();
+  const bool table = v.dtype == DType::f64 && v.ndim == 3 && (v.sizes[0] == 4 || v.sizes[0] == 2);
+  if (!table || v.strides[2] != 1 || v.strides[1] != v.sizes[2] || v.strides[0] != v.sizes[1] * v.sizes[2])
+    refuse("parts must be a table of moments (4, G, C) or sums (2, G, C), contiguous, float64");
+  Handle merged = stable::empty_table(v.sizes[0], 0, v.sizes[2]);
+  (v.sizes[0] == 4 ? merge_moments : merge_sums)(values_of(parts), v.sizes[1], v.sizes[2], table_of(merged));
+  stable::give(stack, {&merged});
+}
+
+void update_kernel(Value* stack, uint64_t, uint64_t) {
+  Arguments in(stack);
+  Handle mean = in.tensor(), var = in.tensor(), batches = in.tensor(), stats = in.tensor();
+  double momentum = 0;
+  const bool given = in.optional_number(&momentum);
+  const auto correction = static_cast<int>(in.integer());
+  const auto on = static_cast<OnNonfinite>(in.integer());
+  const Handle count = in.optional_tensor();
+  require_readable({&mean, &var, &stats, &count});
+  const View table = stats.view();
+  const Running running{mean.view(true), var.view(true), count.view(true), batches.int64()};
+  refuse_if(update_running(table, running, given ? &momentum : nullptr, correction, on));
+}
+
+}  // namespace
+
+const Registered kOperations[] = {
+    {"forward", forward_kernel},  // a line each
+    {"backward", backward_kernel}, {"step_backward", step_backward_kernel},     {"moments", moments_kernel},
+    {"sums", sums_kernel},         {"input_gradients", input_gradients_kernel}, {"merge", merge_kernel},
+    {"update_", update_kernel},
+};
+const int kOperationCount = sizeof kOperations / sizeof *kOperations;
+
+}  // namespace batchnorm

@@ -1,0 +1,373 @@
+"""The functions: moments and apply on arrays, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _ghosts, _inputs, _native, _options, _renorm, _usual
+from ._moments import Moments, gathered
+from ._options import Activation
+from ._plan import Axis
+from ._renorm import Correction
+
+Array = NDArray[Any]
+
+
+class Gradients(NamedTuple):
+    """Gradients of a loss; None for a parameter or residual that was not given."""
+
+    x: Array
+    weight: Array | None
+    bias: Array | None
+    residual: Array | None
+
+
+class Arguments(NamedTuple):
+    """What a caller may say around x, not yet checked; functions and layers share it."""
+
+    weight: ArrayLike | None
+    bias: ArrayLike | None
+    eps: float
+    mask: ArrayLike | None = None
+    weights: ArrayLike | None = None
+    residual: ArrayLike | None = None
+    activation: Activation = None
+    out: Array | None = None
+    virtual_batch_size: int | None = None
+    correction: Correction | None = None
+
+
+def run_moments(d: _inputs.Data, a: Arguments) -> Moments:
+    """Gather the moments that `run_forward` would normalise with, and refuse what it would."""
+    s, ghosts = _inputs.selection(d, a.mask, a.weights), _ghosts.of(a.virtual_batch_size, d)
+    _ghosts.trainable(d, s, ghosts)
+    return gathered(d, s, ghosts)
+
+
+def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tuple[Array, Moments]:
+    """Normalise with the moments m, or, where there are none, with the input's own: checks first, then the kernel."""
+    gamma, beta = _inputs.parameter(a.weight, "weight", d), _inputs.parameter(a.bias, "bias", d)
+    s = _inputs.selection(d, a.mask, a.weights)
+    r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
+    act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
+    ghosts = _ghosts.of(a.virtual_batch_size, d)
+    if m is None:
+        _ghosts.trainable(d, s, ghosts)
+        table = np.empty((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
+    else:
+        table = m._table
+        if (correction := _renorm.checked_correction(a.correction, m, d.who)) is not None:
+            gamma, beta = correction.affine(gamma, beta)
+    y, buffer = _inputs.output(a.out, d, _operands(d, a))
+    if d.x.size:
+        _native.forward(
+            d.buffer, buffer, d.code, d.plan.kept, r, s.weights, s.code, table, m is None, gamma, beta, eps, act,
+            0 if ghosts is None else ghosts.size,
+        )  # fmt: skip
+    return y, Moments._of_table(table) if m is None else m
+
+
+def run_backward(d: _inputs.Data, grad_y: ArrayLike, m: Moments, a: Arguments, training: bool) -> Gradients:
+    """Differentiate `run_forward`: checks first, then the kernel."""
+    g = _inputs.like(grad_y, "grad_y", d)
+    ghosts = _ghosts.of(a.virtual_batch_size, d) if training else None
+    _check_moments(m, d, ghosts)
+    gamma, beta = _inputs.parameter(a.weight, "weight", d), _inputs.parameter(a.bias, "bias", d)
+    s = _inputs.selection(d, a.mask, a.weights)
+    r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
+    act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
+    if training:
+        _ghosts.trainable(d, s, ghosts)
+    if (correction := _renorm.checked_correction(a.correction, m, d.who)) is not None:
+        gamma, beta = correction.affine(gamma, beta)
+    grad_x, buffer = _inputs.output(a.out, d, {**_operands(d, a), "grad_y": grad_y})
+    grad_r, r_buffer = (None, None) if r is None else _inputs.output(None, d, {})
+    sums = np.zeros((2, *_ghosts.rows(ghosts), *d.plan.channel_shape))
+    if d.x.size:
+        _native.backward(
+            g, d.buffer, buffer, d.code, d.plan.kept, r, r_buffer, s.weights if training else None, s.code, m._table,
+            gamma, beta, eps, act, bool(training), sums[0, ...], sums[1, ...], 0 if ghosts is None else ghosts.size,
+        )  # fmt: skip
+    if correction is not None:
+        sums[0] = correction.grad_weight(sums[0], sums[1])
+    if ghosts is not None:
+        of_ghosts, sums = sums, np.empty((2, *d.plan.channel_shape))
+        _native.merge(of_ghosts, sums, ghosts.number)
+    return Gradients(grad_x, _in_dtype_of(a.weight, sums[0]), _in_dtype_of(a.bias, sums[1]), grad_r)
+
+
+def _check_moments(m: object, d: _inputs.Data, ghosts: _ghosts.Ghosts | None) -> None:
+    if not isinstance(m, Moments):
+        raise TypeError(
+            f"{d.who}: m must be Moments (from bn.moments, bn.batch_norm or bn.Moments.from_statistics(mean, var)); "
+            f"got {type(m).__name__}"
+        )
+    _inputs.known_moments(m.shape, m.count, d, _ghosts.rows(ghosts))
+
+
+def _operands(d: _inputs.Data, a: Arguments) -> dict[str, object]:
+    """What an output may not overlap in part."""
+    return {
+        "x": d.x,
+        "residual": a.residual,
+        "weight": a.weight,
+        "bias": a.bias,
+        "mask": a.mask,
+        "weights": a.weights,
+    }
+
+
+def normalize(
+    x: ArrayLike,
+    m: Moments,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    virtual_batch_size: int | None = None,
+    correction: Correction | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Normalise `x` with known moments: batch normalization in evaluation.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the biased variance
+    ``var = M2 / count`` (Ioffe and Szegedy 2015, algorithm 2).
+
+    Parameters
+    ----------
+    x
+        Data of float64, float32, float16 or bfloat16; any shape and strides; may be empty.
+    m
+        Moments, one value for each channel; with `virtual_batch_size`, for each ghost and channel.
+    weight, bias
+        Scale (gamma) and shift (beta): float32 or float64, one for each channel. Default: 1 and 0.
+    axis
+        The axis, or axes, of the channels.
+    eps
+        Added to the variance; positive.
+    residual
+        Added before the activation; x's shape and dtype.
+    activation
+        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
+    virtual_batch_size
+        As `moments` was given it: each ghost batch is normalised with its own row of m.
+    correction
+        Of batch renormalization, from `Renorm.correction`: ``(xhat * r + d) * weight + bias`` instead of
+        ``xhat * weight + bias``.
+    out
+        Where to write y; may be `x` or `residual` itself.
+
+    Returns
+    -------
+    ndarray
+        y, in x's shape, dtype and memory order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument breaks a rule above; nothing is written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> m = bn.Moments.from_statistics(mean=[1.0], var=[4.0])
+    >>> np.round(bn.normalize(np.array([[3.0], [5.0]]), m), 4)
+    array([[1.],
+           [2.]])
+    """
+    if type(m) is Moments and virtual_batch_size is None and correction is None:
+        usual = _usual.normalize(x, m._table, weight, bias, axis, eps, residual, activation, out)
+        if usual is not None:
+            return usual
+    d = _inputs.data(x, "normalize", axis)
+    arguments = Arguments(weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, correction)
+    _check_moments(m, d, _ghosts.of(virtual_batch_size, d))
+    return run_forward(d, arguments, m)[0]
+
+
+def batch_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    virtual_batch_size: int | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Moments]:
+    """Normalise `x` with its own moments: batch normalization in training.
+
+    ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)`` with the mean and biased variance of
+    each channel over the positions that count (Ioffe and Szegedy 2015, algorithm 1). The same as `moments` and then
+    `normalize`, with the second pass over x served from cache where it fits.
+
+    Parameters
+    ----------
+    x
+        Data of float64, float32, float16 or bfloat16; any shape and strides; at least two positions a channel.
+    weight, bias
+        Scale (gamma) and shift (beta): float32 or float64, one for each channel. Default: 1 and 0.
+    axis
+        The axis, or axes, of the channels: those that are *kept*.
+    eps
+        Added to the variance; positive.
+    mask
+        Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count in
+        the moments; every position is normalised.
+    weights
+        Non-negative floats, shaped like `mask`: the weight of each position in the moments.
+    residual
+        Added before the activation; x's shape and dtype.
+    activation
+        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
+    virtual_batch_size
+        Ghost batches (Hoffer, Hubara and Soudry 2017): normalise so many samples of the first reduced axis at a time,
+        each ghost with its own moments; the last one may have fewer. None: the whole batch.
+    out
+        Where to write y; may be `x` or `residual` itself.
+
+    Returns
+    -------
+    y : ndarray
+        In x's shape, dtype and memory order.
+    m : Moments
+        Of the positions that count; with ghosts, a row for each of them (`m.merged()` are those of the batch).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument breaks a rule above; nothing is written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> y, m = bn.batch_norm(np.array([[1.0, 10.0], [3.0, 30.0]]), weight=np.array([1.0, 2.0]))
+    >>> np.round(y, 4)
+    array([[-1., -2.],
+           [ 1.,  2.]])
+    """
+    if mask is None and weights is None and virtual_batch_size is None:
+        usual = _usual.batch_norm(x, weight, bias, axis, eps, residual, activation, out)
+        if usual is not None:
+            return usual[0], Moments._of_table(usual[1])
+    d = _inputs.data(x, "batch_norm", axis)
+    return run_forward(d, Arguments(weight, bias, eps, mask, weights, residual, activation, out, virtual_batch_size))
+
+
+def batch_norm_backward(
+    grad_y: ArrayLike,
+    x: ArrayLike,
+    m: Moments,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axis = 1,
+    eps: float = 1e-5,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    training: bool = True,
+    virtual_batch_size: int | None = None,
+    correction: Correction | None = None,
+    out: Array | None = None,
+) -> Gradients:
+    """Gradients of a loss through `batch_norm` or `normalize`, given its gradient by y.
+
+    With ``a = weight / sqrt(var + eps)``, ``g`` the gradient before the activation, and W the sum of the weights w::
+
+        bias    sum g
+        weight  sum g * xhat
+        x       a * (g - w / W * (sum g + xhat * sum g * xhat))     training
+        x       a * g                                               evaluation
+
+    Sums run over all positions; without mask and weights w is 1 and W is m.
+
+    Parameters
+    ----------
+    grad_y
+        dL/dy; x's shape and dtype.
+    x, m
+        The forward's input, and the moments it used: in training those that `batch_norm` returned.
+    weight, bias, axis, eps, mask, weights, residual, activation
+        As given to the forward. With an activation, what it was applied to is computed again from x.
+    training
+        False: m came from elsewhere (running statistics) and is a constant; `virtual_batch_size` is ignored then.
+    virtual_batch_size, correction
+        As given to the forward. r and d of a correction are constants (Ioffe 2017, section 3): the gradient by weight
+        is ``r * sum g xhat + d * sum g``.
+    out
+        Where to write dL/dx; may be `grad_y` or `x` itself.
+
+    Returns
+    -------
+    Gradients
+        ``(x, weight, bias, residual)``; x and residual in x's dtype, weight and bias in their own. None where the
+        argument was None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument breaks a rule above; nothing is written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> y, m = bn.batch_norm(x)
+    >>> g = bn.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), x, m)
+    >>> bool(abs(g.x.sum()) < 1e-12)  # shifting x by a constant changes nothing
+    True
+    """
+    plain = mask is None and weights is None
+    if plain and virtual_batch_size is None and correction is None and type(m) is Moments:
+        usual = _usual.backward(grad_y, x, m._table, weight, bias, axis, eps, residual, activation, bool(training), out)
+        if usual is not None:
+            return Gradients(*usual)
+    d = _inputs.data(x, "batch_norm_backward", axis)
+    arguments = Arguments(weight, bias, eps, mask, weights, residual, activation, out, virtual_batch_size, correction)
+    return run_backward(d, grad_y, m, arguments, training)
+
+
+def _in_dtype_of(parameter: ArrayLike | None, gradient: Array) -> Array | None:
+    return None if parameter is None else np.asarray(gradient, dtype=np.asarray(parameter).dtype)
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads a call may use, its caller's among them; results do not depend on it.
+
+    >>> import batchnorm as bn
+    >>> before = bn.get_num_threads()
+    >>> bn.set_num_threads(1)
+    >>> bn.get_num_threads()
+    1
+    >>> bn.set_num_threads(before)
+    """
+    _native.set_num_threads(checked_threads(threads))
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use; at first ``OMP_NUM_THREADS``, else the CPUs this process may run on."""
+    return _native.get_num_threads()
+
+
+def checked_threads(threads: object) -> int:
+    """Check a number of threads."""
+    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
+        raise TypeError(f"the number of threads must be an int; got {threads!r} of type {type(threads).__name__}")
+    if not 1 <= threads <= 4096:
+        raise ValueError(f"the number of threads must be from 1 to 4096; got {threads}")
+    return int(threads)

@@ -1,0 +1,350 @@
+"""Moments: count, mean and M2 of every channel, and the merge that makes them a monoid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _ghosts, _inputs, _native, _usual
+from ._plan import Axis
+
+Doubles = NDArray[np.float64]
+
+_COUNT, _MEAN, _LOW, _M2 = range(4)
+
+
+class Moments:
+    """Count, mean and sum of squared deviations (M2) of every channel, in float64; immutable.
+
+    Moments of parts of the data, merged in any order and grouping, are the moments of the whole (to rounding):
+    mini-batches, files, processes. `Moments.empty` is the zero.
+
+    Parameters
+    ----------
+    count
+        Positions counted in each channel, or the sum of their weights; at least 0. A scalar serves every channel. It is
+        a float64: positions are counted exactly up to 2**53.
+    mean
+        Mean of each channel; its shape is the shape of the kept axes.
+    m2
+        Sum of the squared deviations from the mean, at least 0. The biased variance is `m2 / count`.
+    mean_low
+        What rounding `mean` to float64 left out: the mean is `mean + mean_low`. Default 0.
+
+    Notes
+    -----
+    Merging follows Chan, Golub and LeVeque (1983): with ``delta = mean_b - mean_a`` and ``n = n_a + n_b``,
+    ``mean = mean_a + delta * n_b / n`` and ``M2 = M2_a + M2_b + delta**2 * n_a * n_b / n``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> x = np.array([[1.0], [2.0], [3.0], [6.0]])
+    >>> whole = bn.moments(x)
+    >>> parts = bn.moments(x[:1]) + bn.moments(x[1:])
+    >>> parts.count, parts.mean, parts.var()
+    (array([4.]), array([3.]), array([3.5]))
+    >>> bool(np.allclose(parts.m2, whole.m2))
+    True
+    """
+
+    __slots__ = ("_table",)
+    _table: Doubles  # rows count, mean, mean_low, m2: what the kernels read and write
+
+    def __init__(self, count: ArrayLike, mean: ArrayLike, m2: ArrayLike, mean_low: ArrayLike | None = None) -> None:
+        parts = [
+            _inputs.statistic(value, name)
+            for name, value in (("count", count), ("mean", mean), ("mean_low", mean_low), ("m2", m2))
+            if value is not None
+        ]
+        if mean_low is None:
+            parts.insert(_LOW, np.zeros(()))
+        shape = parts[_MEAN].shape
+        for name, part in zip(("count", "mean", "mean_low", "m2"), parts, strict=True):
+            if part.shape not in (shape, ()):
+                raise ValueError(
+                    f"Moments: {name} must have one value for each channel; got shape {part.shape}, mean has {shape}"
+                )
+        for name, part in (("count", parts[_COUNT]), ("m2", parts[_M2])):
+            if (part < 0).any():
+                raise ValueError(f"Moments: {name} is a sum of non-negative terms; the smallest value is {part.min()}")
+        if not np.isfinite(parts[_COUNT]).all():
+            raise ValueError(f"Moments: count must be finite; got {parts[_COUNT]}")
+        table = np.empty((4, *shape))
+        for row, part in enumerate(parts):
+            table[row] = part
+        self._set(table)
+
+    def _set(self, table: Doubles) -> None:
+        table.flags.writeable = False
+        _set_table(self, table)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"Moments are immutable: cannot set {name!r}; build new ones")
+
+    @classmethod
+    def _of_table(cls, table: Doubles) -> Moments:
+        moments = object.__new__(cls)
+        table.flags.writeable = False
+        _set_table(moments, table)
+        return moments
+
+    @classmethod
+    def empty(cls, shape: int | tuple[int, ...]) -> Moments:
+        """The moments of nothing, for `shape` channels: the zero of the merge.
+
+        >>> import batchnorm as bn
+        >>> bn.Moments.empty(2).count
+        array([0., 0.])
+        """
+        return cls._of_table(np.zeros((4, *_inputs.channel_shape(shape, "Moments.empty"))))
+
+    @classmethod
+    def from_statistics(cls, mean: ArrayLike, var: ArrayLike, count: ArrayLike = 1.0) -> Moments:
+        """Moments with a given mean and biased variance, as running statistics give them.
+
+        >>> import batchnorm as bn
+        >>> bn.Moments.from_statistics([0.5], [4.0]).std()
+        array([2.])
+        """
+        n, v = _inputs.statistic(count, "count"), _inputs.statistic(var, "var")
+        if (v < 0).any():
+            raise ValueError(f"Moments: a variance is not negative; got {v.min()}")
+        if not (n > 0).all():
+            raise ValueError(f"Moments: count must be positive where a variance is given; got {n.min()}")
+        with np.errstate(over="ignore"):
+            m2 = v * n
+        if (np.isinf(m2) & np.isfinite(v) & np.isfinite(n)).any():
+            raise ValueError(
+                f"Moments: var * count, which is M2, must fit float64; got a variance of {v.max():g} and a count of "
+                f"{n.max():g}; use a smaller count"
+            )
+        return cls(np.broadcast_to(n, v.shape), mean, m2)
+
+    @property
+    def count(self) -> Doubles:
+        """Positions counted, or the sum of their weights."""
+        count: Doubles = self._table[_COUNT]
+        return count
+
+    @property
+    def mean(self) -> Doubles:
+        """Mean of each channel, rounded to float64."""
+        mean: Doubles = self._table[_MEAN]
+        return mean
+
+    @property
+    def mean_low(self) -> Doubles:
+        """What `mean` left out, so that `mean + mean_low` is the mean to about 106 bits."""
+        low: Doubles = self._table[_LOW]
+        return low
+
+    @property
+    def m2(self) -> Doubles:
+        """Sum of squared deviations from the mean."""
+        m2: Doubles = self._table[_M2]
+        return m2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of every per-channel array, which is the lengths of the kept axes."""
+        return self._table.shape[1:]
+
+    def var(self, correction: float = 0) -> Doubles:
+        """Variance of each channel, ``m2 / (count - correction)``.
+
+        Parameters
+        ----------
+        correction
+            0 for the biased variance that normalises; 1 (Bessel) for the unbiased one that PyTorch's running_var keeps.
+
+        Raises
+        ------
+        ValueError
+            Where a channel's count is not greater than the correction.
+        """
+        below = ~(self.count > correction)
+        if below.any():
+            where = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(below)))
+            channel = where[0] if len(where) == 1 else where
+            raise ValueError(
+                f"a variance with correction {correction:g} needs a count above {correction:g} in every channel; "
+                f"channel {channel} has a count of {np.atleast_1d(self.count)[where]:g}"
+            )
+        return self.m2 / (self.count - correction)
+
+    def std(self, correction: float = 0) -> Doubles:
+        """Standard deviation of each channel: the square root of `var(correction)`."""
+        return np.sqrt(self.var(correction))
+
+    def merge(self, *others: Moments) -> Moments:
+        """Moments of all the data of this and the others, as if gathered at once.
+
+        >>> import batchnorm as bn
+        >>> a, b = bn.moments([[1.0], [3.0]]), bn.moments([[8.0]])
+        >>> a.merge(b).mean
+        array([4.])
+        """
+        table = self._table
+        for other in others:
+            if not isinstance(other, Moments):
+                raise TypeError(f"Moments merge with Moments; got {type(other).__name__}")
+            if other.shape != self.shape:
+                raise ValueError(f"Moments merge channel by channel; got channel shapes {self.shape} and {other.shape}")
+            table = _with_finite_count(_merge(table, other._table))
+        return Moments._of_table(table.copy() if table is self._table else table)
+
+    def merged(self, axis: int = 0) -> Moments:
+        """Moments of everything along an axis, as of the ghosts of a batch: their merge, without that axis.
+
+        The parts are merged pairwise, neighbours first, in a tree that depends on their number alone.
+
+        >>> import numpy as np
+        >>> import batchnorm as bn
+        >>> ghosts = bn.moments(np.array([[1.0], [3.0], [8.0]]), virtual_batch_size=2)
+        >>> ghosts.mean.tolist(), ghosts.merged().mean.tolist()
+        ([[2.0], [8.0]], [4.0])
+        """
+        if not -len(self.shape) <= axis < len(self.shape):
+            raise ValueError(f"Moments of shape {self.shape} have no axis {axis} to merge along")
+        table = np.ascontiguousarray(np.moveaxis(self._table, 1 + axis % len(self.shape), 1))
+        merged = np.empty((4, *table.shape[2:]))
+        _native.merge(table, merged, table.shape[1])
+        return Moments._of_table(_with_finite_count(merged))
+
+    def __add__(self, other: Moments) -> Moments:
+        return self.merge(other) if isinstance(other, Moments) else NotImplemented
+
+    def __radd__(self, other: object) -> Moments:
+        return self if other == 0 else NotImplemented  # sum() starts with 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Moments):
+            return NotImplemented
+        return bool(np.array_equal(self._table, other._table, equal_nan=True))
+
+    __hash__ = None  # type: ignore[assignment]  # compared by value, like the arrays it holds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (np.array(self._table),)
+
+    def __copy__(self) -> Moments:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Moments:
+        return self
+
+    def __repr__(self) -> str:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            std = np.sqrt(self.m2 / self.count)
+        shown = [
+            np.array2string(np.asarray(v), separator=", ", threshold=6, precision=6)
+            for v in (self.count, self.mean, std)
+        ]
+        return "Moments(count={}, mean={}, std={})".format(*shown)
+
+
+_set_table = Moments._table.__set__  # type: ignore[attr-defined, misc]  # the slot's own, past __setattr__
+
+
+def _unpickle(table: Doubles) -> Moments:
+    return Moments._of_table(table)
+
+
+def _two_sum(a: Doubles, b: Doubles) -> tuple[Doubles, Doubles]:
+    """Knuth's exact sum: high + low = a + b; low is 0 where the sum is not finite."""
+    high = a + b
+    rest = high - a
+    low = (a - (high - rest)) + (b - rest)
+    return high, np.where(np.isfinite(low), low, 0.0)
+
+
+def _with_finite_count(table: Doubles) -> Doubles:
+    if not np.isfinite(table[_COUNT]).all():
+        raise ValueError(
+            "Moments: the counts that are merged must add up to a float64, at most 1.8e308; got counts whose sum is "
+            "infinite; scale the weights (only their ratios matter)"
+        )
+    return table
+
+
+def _merge(a: Doubles, b: Doubles) -> Doubles:
+    """The formula of the kernels (cpp/core/canonical.h), operation by operation."""
+    with np.errstate(all="ignore"):
+        count = a[_COUNT] + b[_COUNT]
+        delta = (b[_MEAN] - a[_MEAN]) + (b[_LOW] - a[_LOW])
+        fraction = b[_COUNT] / count
+        high, low = _two_sum(a[_MEAN], a[_LOW] + delta * fraction)
+        m2 = (a[_M2] + b[_M2]) + (delta * delta) * (a[_COUNT] * fraction)
+        weighted = (a[_COUNT] * a[_MEAN] + b[_COUNT] * b[_MEAN]) / count
+    finite = np.isfinite(delta)
+    mean = np.where(finite, high, weighted)
+    merged = np.stack([count, mean, np.where(finite, low, 0.0), np.where(finite, m2, np.nan)])
+    merged = np.where(b[_COUNT] == 0, a, merged)
+    return np.where(a[_COUNT] == 0, b, merged)
+
+
+def moments(
+    x: ArrayLike,
+    axis: Axis = 1,
+    *,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    virtual_batch_size: int | None = None,
+) -> Moments:
+    """Count, mean and M2 of every channel of `x`.
+
+    Parameters
+    ----------
+    x
+        Data of float64, float32, float16 or bfloat16; any shape and strides.
+    axis
+        The axis, or axes, of the channels: those that are *kept*.
+    mask
+        Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count.
+    weights
+        Non-negative floats, shaped like `mask`; the weight of each position. A position of weight 0 does not count.
+    virtual_batch_size
+        Gather the moments of each ghost batch: so many samples of the first reduced axis; the last ghost may have
+        fewer. The result has an axis of ghosts before the channels; `Moments.merged` makes the whole of them.
+
+    Returns
+    -------
+    Moments
+        ``count = sum w``, ``mean = sum w x / count``, ``m2 = sum w (x - mean)**2``, one of each a channel. The moments
+        of no position at all are `Moments.empty`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a dtype, shape, mask or weights outside of the above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> m = bn.moments(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    >>> m.count, m.mean, m.var()
+    (array([2., 2.]), array([2., 4.]), array([1., 4.]))
+    """
+    if mask is None and weights is None and virtual_batch_size is None:
+        usual = _usual.moments(x, axis)
+        if usual is not None:
+            return Moments._of_table(usual)
+    data = _inputs.data(x, "moments", axis)
+    selection = _inputs.selection(data, mask, weights)
+    return gathered(data, selection, _ghosts.of(virtual_batch_size, data))
+
+
+def gathered(d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | None) -> Moments:
+    """`moments` of what has been checked."""
+    table = np.zeros((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
+    if d.x.size:  # else the table of nothing, all zeros
+        _native.forward(
+            d.buffer, None, d.code, d.plan.kept, None, s.weights, s.code, table, True, None, None, 1.0, (0, 0.0),
+            0 if ghosts is None else ghosts.size,
+        )  # fmt: skip
+    return Moments._of_table(table)

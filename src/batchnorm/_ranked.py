@@ -1,0 +1,89 @@
+"""The layers that take certain ranks only, with PyTorch's names."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ._layers import BatchNorm
+from ._plan import Axis, channel_axes
+
+
+class _Ranked(BatchNorm):
+    """A layer with channels on axis 1 that takes certain ranks only."""
+
+    _shapes: dict[int, str] = {}  # noqa: RUF012  # a constant of each subclass
+
+    def _checked_axis(self, axis: Axis) -> Axis:
+        if channel_axes(axis, type(self).__name__) != 1:
+            raise ValueError(
+                f"{type(self).__name__}: the channels are on axis 1; got axis={axis!r}. Use BatchNorm(C, axis=...)"
+            )
+        return 1
+
+    def _channel_axis(self, x: ArrayLike) -> Axis:
+        shape = np.shape(x)
+        if len(shape) in self._shapes:
+            return 1
+        self._refuse(shape)
+
+    def _refuse(self, shape: tuple[int, ...]) -> NoReturn:
+        accepted = " or ".join(self._shapes.values())
+        others = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
+        other = others.get(len(shape), "BatchNorm")
+        raise ValueError(
+            f"{type(self).__name__}: expected an input of shape {accepted}; got {len(shape)} axes, shape {shape}. "
+            f"Use {other if other != type(self).__name__ else 'BatchNorm'}, or BatchNorm(C, axis=...) for any shape"
+        )
+
+
+class BatchNorm1d(_Ranked):
+    """`BatchNorm` for (N, C) and (N, C, L), channels on axis 1.
+
+    Also takes a shape that becomes one of these when its axes of length one are dropped, as the worked example does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> B = np.array([[i + j for j in range(5)] for i in range(1, 6)], dtype=np.float32).reshape(5, 1, 5, 1)
+    >>> bn.BatchNorm1d(5)(B)[:, 0, 0, 0].round(4)
+    array([-1.4142, -0.7071,  0.    ,  0.7071,  1.4142], dtype=float32)
+    """
+
+    _shapes = {2: "(N, C)", 3: "(N, C, L)"}  # noqa: RUF012
+
+    def _channel_axis(self, x: ArrayLike) -> Axis:
+        shape = np.shape(x)
+        if len(shape) not in self._shapes:
+            long = [i for i, n in enumerate(shape) if n != 1]
+            if len(long) not in self._shapes:
+                self._refuse(shape)
+            return long[1]
+        return 1
+
+
+class BatchNorm2d(_Ranked):
+    """`BatchNorm` for (N, C, H, W), channels on axis 1.
+
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> bn.BatchNorm2d(3)(np.zeros((2, 3, 4, 4), np.float32)).shape
+    (2, 3, 4, 4)
+    """
+
+    _shapes = {4: "(N, C, H, W)"}  # noqa: RUF012
+
+
+class BatchNorm3d(_Ranked):
+    """`BatchNorm` for (N, C, D, H, W), channels on axis 1.
+
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> bn.BatchNorm3d(3)(np.zeros((2, 3, 4, 4, 4), np.float32)).shape
+    (2, 3, 4, 4, 4)
+    """
+
+    _shapes = {5: "(N, C, D, H, W)"}  # noqa: RUF012

@@ -1,0 +1,346 @@
+"""The command ``batchnorm``: explain data, ask why by experiments, normalise files, measure speed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from .bench.command import add_bench
+from .why.command import add_why
+
+if TYPE_CHECKING:
+    from .explain import Explanation
+
+DONE, REFUSED, INTERRUPTED = 0, 2, 130
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end; raised so that unfinished outputs are removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with ``argv`` (the process's arguments by default) and return its exit status.
+
+    0: done. 2: an input was refused, the reason is on stderr. 130: interrupted by Ctrl-C; 143: ended by SIGTERM.
+    """
+    try:
+        with _ended_by_exception():
+            return _run(argv)
+    except KeyboardInterrupt:
+        print("batchnorm: interrupted; unfinished files were removed.", file=sys.stderr)
+        return INTERRUPTED
+    except Stopped as stopped:
+        return 128 + stopped.number
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe: not a fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its message, or the help
+        return int(stop.code or 0)
+    from .files import Refused
+    from .text.lines import printable
+
+    try:
+        options.run(options)
+    except Refused as refusal:
+        print(f"batchnorm: {printable(str(refusal))}", file=sys.stderr)
+        return REFUSED
+    sys.stdout.flush()
+    return DONE
+
+
+@contextmanager
+def _ended_by_exception() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception for the time of the block, where nobody else handles them."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread may set handlers
+    ours = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]
+    for n in ours:
+        signal.signal(n, stop)
+    try:
+        yield
+    finally:
+        for n in ours:
+            signal.signal(n, signal.SIG_DFL)
+
+
+def _axis(text: str) -> tuple[int, ...]:
+    if text.strip().lower() in ("", "none"):
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an axis: give an integer such as 1 or -1, several such as 1,3, or none"
+        ) from None
+
+
+def _rows(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows: give a positive integer, or all")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="batchnorm",
+        description="Batch normalization: explained, questioned by experiments, and done, on your data.",
+    )
+    parser.add_argument("--version", action="version", version=f"batchnorm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_explain(commands)
+    add_why(commands)
+    _add_normalize(commands)
+    add_bench(commands)
+    return parser
+
+
+def _delimiter(text: str) -> str:
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(text.lower(), text)
+    if len(delimiter) != 1 or delimiter.isalnum() or delimiter in "\"'+-._\r\n\0":
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a delimiter: give one sign that no number holds, such as ";" or "|", or tab'
+        )
+    return delimiter
+
+
+class _Replaced(argparse.Action):
+    """An option whose one name meant two things: to overwrite a file, and to use it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error(
+            f"{'/'.join(self.option_strings)} does not exist: --save-moments FILE saves the moments of IN, "
+            "--use-moments FILE normalises with those saved there"
+        )
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--axis",
+        type=_axis,
+        metavar="A",
+        help="axis of the channels; several as 1,3 or --axis=-1,-2; none pools everything; default 1",
+    )
+    parser.add_argument("--eps", type=float, help="added to the variance; default 1e-5")
+    parser.add_argument("--key", help="name of the array in an .npz")
+    parser.add_argument("--columns", metavar="A,B", help="columns of a table, by name or number (from 0); default all")
+    header = parser.add_mutually_exclusive_group()
+    header.add_argument(
+        "--header",
+        action="store_true",
+        default=None,
+        dest="header",
+        help="the first line of a .csv or .tsv holds names",
+    )
+    header.add_argument(
+        "--no-header",
+        action="store_false",
+        default=None,
+        dest="header",
+        help="it is data; default: data if all its cells are numbers",
+    )
+    parser.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="D",
+        help='what stands between the cells of a .csv or .tsv, such as ";" or tab; default , in .csv, tab in .tsv',
+    )
+    parser.add_argument("--decimal", choices=(".", ","), help="what stands before decimals in it; default .")
+
+
+def _add_explain(commands: Any) -> None:
+    parser = commands.add_parser(
+        "explain",
+        help="show what batch normalization does to an array or a table",
+        description="Show which values are averaged together, the formulas with their numbers, every channel before "
+        "and after, and what is kept and lost. Without FILE: a worked example of five rows and five columns.",
+    )
+    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help=".npy, .npz, .csv, .tsv or .parquet")
+    _add_data_options(parser)
+    parser.add_argument(
+        "--channel", default="0", metavar="C", help="channel of the formulas: a number, or a column's name; default 0"
+    )
+    parser.add_argument(
+        "--rows", type=_rows, default=12, metavar="N", help="rows in the table of channels, or all; default 12"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print all numbers as JSON; NaN and infinity are texts")
+    form.add_argument(
+        "--html",
+        type=Path,
+        metavar="PAGE",
+        help="write a page to play with: one file, for any browser, without a network",
+    )
+    parser.set_defaults(run=_explain)
+
+
+def _add_normalize(commands: Any) -> None:
+    parser = commands.add_parser(
+        "normalize",
+        help="write a normalised copy of a file",
+        description="Normalise an array or a table, in blocks where it is larger than memory. OUT appears when it is "
+        "complete; it may be IN.",
+    )
+    parser.add_argument("input", metavar="IN", type=Path, help=".npy, .npz, .csv, .tsv or .parquet")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="where to write: an array to .npy (or .npz to .npz), a table to .csv, .tsv or .parquet",
+    )
+    _add_data_options(parser)
+    moments = parser.add_mutually_exclusive_group()
+    moments.add_argument(
+        "--save-moments",
+        metavar="FILE",
+        type=Path,
+        help="save the moments of IN and eps there: .json or .safetensors",
+    )
+    moments.add_argument(
+        "--use-moments",
+        metavar="FILE",
+        type=Path,
+        help="normalise with the moments and the eps saved there, not with those of IN",
+    )
+    for name in ("--moments", "--eval"):
+        parser.add_argument(name, nargs="?", action=_Replaced, help=argparse.SUPPRESS)
+    parser.set_defaults(run=_normalize)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from .explain.report import report
+    from .text.lines import line
+    from .text.terminal import columns_of, show, utf8
+
+    if options.html is not None:
+        _write_page(options)
+        return
+    explanation = _explanation(options)
+    if options.json:
+        print(explanation.to_json(ascii_only=not utf8(sys.stdout)))
+        return
+    lines = report(explanation, columns_of(sys.stdout), rows=options.rows)
+    if options.file is None:
+        kinds = "  batchnorm explain FILE   (.npy, .npz, .csv, .tsv, .parquet)"
+        lines.append(line(" ", ("Your own data:", "heading"), kinds))
+    show(lines, sys.stdout)
+
+
+def _write_page(options: argparse.Namespace) -> None:
+    from .files import Refused
+    from .files.atomic import check_output, replacing
+    from .text.terminal import writable
+
+    target = check_output(options.html)  # before a long read
+    if options.file is not None and options.file.exists() and target == options.file.resolve():
+        raise Refused(f"{options.html} is the data itself. Name another file for the page.")
+    explanation = _explanation(options)
+    with replacing(options.html) as unfinished:
+        unfinished.write_text(explanation.to_html(), encoding="utf-8")
+    print(writable(f"{options.html}: open it in a browser.", sys.stdout))
+
+
+def _explanation(options: argparse.Namespace) -> Explanation:
+    from .._options import EPS
+    from .explain import EXAMPLE, explain
+    from .files import Refused, open_data
+
+    names: Sequence[str] | None = None
+    remarks: Sequence[str] = ()
+    if options.file is None:
+        options = argparse.Namespace(**{**vars(options), "axis": options.axis or (2,)})
+        x, source = EXAMPLE, "the worked example"
+        _refuse_file_options(options)
+    else:
+        data = open_data(options.file, **_reading(options))
+        x, names, source, remarks = data.values, data.names, str(data), data.remarks
+    axis = (1,) if options.axis is None else options.axis
+    names = names if axis in ((1,), (-1,)) else None
+    try:
+        return explain(
+            x,
+            axis,
+            channel=_channel(options.channel, names, source),
+            eps=EPS.default if options.eps is None else options.eps,
+            names=names,
+            source=source,
+            remarks=remarks,
+        )
+    except (ValueError, TypeError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(f"{source}: {str(error).removeprefix('explain: ')}.") from error
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """How the file is to be read."""
+    return {name: getattr(options, name) for name in ("key", "columns", "header", "delimiter", "decimal")}
+
+
+def _refuse_file_options(options: argparse.Namespace) -> None:
+    from .files import Refused
+
+    for name, value in _reading(options).items():
+        if value is not None:
+            given = "no-header" if options.header is False else name
+            raise Refused(f"--{given} is for a file, and none was named: batchnorm explain FILE.")
+
+
+def _channel(text: str, names: Sequence[str] | None, source: str) -> int:
+    """Return the number of a channel given by number or by name."""
+    from .files import Refused
+
+    if names is not None and list(names).count(text) == 1:
+        return list(names).index(text)
+    try:
+        return int(text)
+    except ValueError:
+        known = f"; its columns are {', '.join(names[:12])}{', …' * (len(names) > 12)}" if names else ""
+        raise Refused(
+            f"{source} has no channel {text!r}{known}. Give --channel a number, counted from 0, or a column's name."
+        ) from None
+
+
+def _normalize(options: argparse.Namespace) -> None:
+    from .files import Request, normalize_file
+    from .files.progress import progress_on
+    from .text.terminal import writable
+
+    request = Request(
+        source=options.input,
+        target=options.output,
+        axis=options.axis,
+        eps=options.eps,
+        save_moments=options.save_moments,
+        use_moments=options.use_moments,
+        **_reading(options),
+    )
+    with progress_on(sys.stderr) as progress:
+        report = normalize_file(request, progress)
+    print(writable("\n".join(report), sys.stdout))

@@ -1,0 +1,76 @@
+"""The four formulas, filled in for one channel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..._blocks import part, working_dtype
+from ..._functional import normalize
+from ..._moments import Moments
+from .labels import unravel
+
+#: Values of the channel shown one by one: all of them up to this number, else these and the last.
+SHOWN = 5
+
+#: What a trained layer could have, to show that scale and shift do something; a new layer has 1 and 0.
+WEIGHT, BIAS = 2.0, 10.0
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """One channel's numbers.
+
+    ``x`` are its first values and ``last`` the last one (None when ``x`` is all); ``xhat`` are the normalised ``x``,
+    by the library. ``y`` is ``xhat[0]`` scaled by ``weight`` and shifted by ``bias``. ``var`` divides by m;
+    ``var_running`` is what a layer's running_var would take, var · m/(m-1), NaN for m = 1.
+    """
+
+    channel: int
+    m: int
+    x: tuple[float, ...]
+    last: float | None
+    mean: float
+    var: float
+    std: float
+    var_running: float
+    eps: float
+    xhat: tuple[float, ...]
+    xhat_last: float | None
+    weight: float
+    bias: float
+    y: float
+
+
+def fill_in(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, channel: int) -> Formulas:
+    """Return the formulas of ``channel``; only the values shown are read."""
+    at = unravel(channel, [x.shape[a] for a in kept])
+    of_channel = x[tuple(at[kept.index(a)] if a in kept else slice(None) for a in range(x.ndim))]
+    count = of_channel.size
+    positions = range(count) if count <= SHOWN + 1 else [*range(SHOWN), count - 1]
+    shape = of_channel.shape
+    values = np.array([of_channel[unravel(p, shape)] for p in positions], dtype=working_dtype(x.dtype))[:, None]
+    one = part(m, tuple(slice(i, i + 1) for i in at))
+    one = Moments(one.count.reshape(1), one.mean.reshape(1), one.m2.reshape(1), one.mean_low.reshape(1))
+    xhat = normalize(values, one, axis=1, eps=eps)
+    y = normalize(values, one, np.array([WEIGHT]), np.array([BIAS]), axis=1, eps=eps)
+    numbers, normal = values[:, 0].astype(float).tolist(), xhat[:, 0].astype(float).tolist()
+    var = float(one.var()[0])
+    return Formulas(
+        channel=channel,
+        m=count,
+        x=tuple(numbers if count <= SHOWN + 1 else numbers[:-1]),
+        last=None if count <= SHOWN + 1 else numbers[-1],
+        mean=float(one.mean[0]),
+        var=var,
+        std=math.sqrt(var) if var >= 0 else math.nan,
+        var_running=float(one.var(1)[0]) if count > 1 else math.nan,
+        eps=float(eps),
+        xhat=tuple(normal if count <= SHOWN + 1 else normal[:-1]),
+        xhat_last=None if count <= SHOWN + 1 else normal[-1],
+        weight=WEIGHT,
+        bias=BIAS,
+        y=float(y[0, 0]),
+    )

@@ -1,0 +1,66 @@
+"""What to call a channel and a position: a column and a row of a table, or indices of an array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..._plan import Plan
+from ..text.lines import cut
+
+#: Columns that a name may take in a sentence.
+LONGEST = 32
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names for channels and positions.
+
+    ``unit`` is "column" when the data is a table once axes of length one are dropped, else "channel".
+    """
+
+    shape: tuple[int, ...]
+    kept: tuple[int, ...]
+    unit: str
+    names: tuple[str, ...] | None
+
+    @classmethod
+    def make(cls, plan: Plan, names: Sequence[str] | None) -> Labels:
+        """Choose the unit and check the names."""
+        shape, kept = plan.shape, plan.axis
+        long = [a for a in range(len(shape)) if shape[a] > 1 or a in kept]
+        unit = "column" if len(kept) == 1 and len(long) <= 2 and (long[-1] == kept[0]) else "channel"
+        if names is not None and len(names) != plan.C:
+            raise ValueError(f"explain: names must have one name for each of the {plan.C} channels; got {len(names)}")
+        return cls(shape, kept, unit, None if names is None else tuple(map(str, names)))
+
+    def index(self, channel: int) -> str:
+        """Return a channel's number, or its indices where several axes are kept: ``"3"``, ``"(0, 2)"``."""
+        if len(self.kept) < 2:
+            return str(channel)
+        return str(tuple(int(i) for i in np.unravel_index(channel, [self.shape[a] for a in self.kept])))
+
+    def of(self, channel: int) -> str:
+        """Return how a sentence calls a channel: ``"column 3 'petal width'"``."""
+        name = "" if self.names is None else f" {cut(repr(self.names[channel]), LONGEST)}"
+        return f"{self.unit} {self.index(channel)}{name}"
+
+    def plural(self, count: int) -> str:
+        """Return "1 column", "4 columns"."""
+        return f"{count} {self.unit}{'s' * (count != 1)}"
+
+    def element(self, position: int, channel: int) -> str:
+        """Return how a sentence calls one value: ``"row 0, column 4"``, ``"x[3, 0, 5, 5]"``."""
+        if self.unit == "column":
+            return f"row {position}, {self.of(channel)}"
+        reduced = [a for a in range(len(self.shape)) if a not in self.kept]
+        index = dict(zip(reduced, unravel(position, [self.shape[a] for a in reduced]), strict=True))
+        index |= zip(self.kept, unravel(channel, [self.shape[a] for a in self.kept]), strict=True)
+        return f"x[{', '.join(str(index[a]) for a in range(len(self.shape)))}]"
+
+
+def unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the indices of a row-major number; an empty shape has one position, of no index."""
+    return tuple(int(i) for i in np.unravel_index(flat, tuple(shape))) if shape else ()

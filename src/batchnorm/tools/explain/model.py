@@ -1,0 +1,229 @@
+"""An explanation as numbers: everything a terminal, a page or a program needs, and nothing that prints.
+
+The parts are made by the modules beside this one, each with one idea; :func:`explain` puts them together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import _inputs, _options
+from ..._blocks import gather, working_dtype
+from ..._foreign import content
+from ..._plan import Axis, Plan, make_plan
+from .channels import ChannelTable, channel_statistics
+from .comparing import Between, Inside, compare_between, compare_inside
+from .drawing import Grid, Stack, draw
+from .excerpt import Excerpt, take_excerpt
+from .formulas import Formulas, fill_in
+from .labels import Labels
+from .plain import dumps, plain
+from .sampling import take_sample
+from .suspicions import Suspicion, find_suspicions
+
+#: The worked example: five samples of one row and five columns. Row k begins at k + 1.
+EXAMPLE = np.arange(1.0, 6.0)[:, None, None, None] + np.arange(5.0)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Batch normalization of one array, with all its numbers.
+
+    ``source`` names the data; ``dtype`` is what came and ``working_dtype`` what was computed in (they differ for
+    integers); ``remarks`` are sentences about how the data was read; ``excerpt`` are the values that a page holds.
+    """
+
+    source: str | None
+    dtype: str
+    working_dtype: str
+    eps: float
+    plan: Plan
+    labels: Labels
+    drawing: Grid | Stack
+    formulas: Formulas
+    channels: ChannelTable
+    suspicions: tuple[Suspicion, ...]
+    inside: Inside
+    between: Between
+    excerpt: Excerpt
+    remarks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as dicts, lists, texts and numbers that JSON has.
+
+        NaN and infinity, which JSON lacks, are the texts ``"nan"``, ``"inf"`` and ``"-inf"``.
+        """
+        p, labels = self.plan, self.labels
+        plan = {
+            name: plain(getattr(p, name)) for name in ("shape", "axis", "reduced", "channel_shape", "N", "C", "S", "m")
+        }
+        own = ("plan", "labels", "channels", "excerpt")
+        parts = {name: plain(getattr(self, name)) for name in self.__dataclass_fields__ if name not in own}
+        rows = [
+            {"channel": c, "index": labels.index(c), "name": labels.names[c] if labels.names else None, **row}
+            for c, row in enumerate(self.channels.rows())
+        ]
+        return {**parts, "plan": {**plan, "words": p.words()}, "unit": labels.unit, "channels": rows}
+
+    def to_json(self, *, ascii_only: bool = False) -> str:
+        """Return :meth:`to_dict` as strict JSON, short lists and dicts on one line."""
+        return dumps(self.to_dict(), ascii_only=ascii_only)
+
+    def to_text(self, width: int = 80, *, rows: int | None = 12) -> str:
+        """Return the explanation as plain text of at most ``width`` columns, 80 or more.
+
+        ``rows`` limits the table of channels; None shows every one.
+        """
+        from .report import to_text
+
+        return to_text(self, width, rows=rows)
+
+    def to_html(self) -> str:
+        """Return a page to play with: one HTML file, which loads nothing from elsewhere.
+
+        It draws the array as its axes are, lights up the values averaged together, and follows sliders for weight,
+        bias, eps, batch size and momentum. Of an array of more than 131072 values it holds the corner, and says so.
+        """
+        from .page import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        """Return the page in a frame, as notebooks show it."""
+        from .page import frame
+
+        return frame(self)
+
+    def __repr__(self) -> str:
+        p = self.plan
+        return f"Explanation(shape={p.shape}, axis={p.axis}, channels={p.C}, m={p.m}, eps={self.eps:g})"
+
+
+def explain(
+    x: Any,
+    axis: Axis = 1,
+    *,
+    channel: int = 0,
+    eps: float = 1e-5,
+    names: Sequence[str] | None = None,
+    source: str | os.PathLike[str] | None = None,
+    remarks: Sequence[str] = (),
+) -> Explanation:
+    """Explain what batch normalization does to ``x``, with its numbers.
+
+    Every number is computed by the library's own ``moments`` and ``normalize``; ``x`` is read in blocks and may be a
+    memory map.
+
+    Parameters
+    ----------
+    x : array or nested sequence of numbers
+        Integers and booleans are converted to float64; the explanation says so.
+    axis : int or tuple of ints
+        The axes kept, which name the channels.
+    channel : int
+        The channel whose formulas are filled in, counted from 0 in the order of the kept axes.
+    eps : float
+        Added to the variance; positive.
+    names : sequence of str, optional
+        One name per channel.
+    source : str, optional
+        What to call the data, such as a file's name.
+    remarks : sequence of str
+        Sentences to show with the data's description.
+
+    Returns
+    -------
+    Explanation
+        With ``to_text()``, ``to_html()``, ``to_json()`` and ``to_dict()``; notebooks show it as a page.
+
+    Raises
+    ------
+    ValueError
+        An axis or channel that does not exist, an empty array, a wrong number of names, eps not positive and finite.
+    TypeError
+        Data that is not made of real numbers.
+
+    Examples
+    --------
+    >>> import batchnorm as bn
+    >>> e = bn.explain([[1.0, 10.0], [3.0, 50.0]])
+    >>> e
+    Explanation(shape=(2, 2), axis=(1,), channels=2, m=2, eps=1e-05)
+    >>> e.formulas.mean, e.formulas.var
+    (2.0, 1.0)
+    """
+    x = _array(x)
+    plan = _check(x, axis, eps)
+    if not 0 <= channel < plan.C:
+        raise ValueError(
+            f"explain: channel {channel} does not exist; {_channels(plan)}, counted from 0 to {plan.C - 1}. Give "
+            "one of those numbers"
+        )
+    kept = plan.axis
+    labels = Labels.make(plan, names)
+    m = gather(x, kept)
+    table = channel_statistics(x, m, kept, eps)
+    sample = take_sample(x, m, kept, eps, also=channel)
+    dtype = working_dtype(x.dtype)
+    return Explanation(
+        source=None if source is None else os.fspath(source),
+        dtype=str(x.dtype.newbyteorder("=")),
+        working_dtype=str(dtype),
+        eps=float(eps),
+        plan=plan,
+        labels=labels,
+        drawing=draw(x, m, kept, eps, channel),
+        formulas=fill_in(x, m, kept, eps, channel),
+        channels=table,
+        suspicions=find_suspicions(table, plan.m, eps, dtype),
+        inside=compare_inside(sample, dtype, channel),
+        between=compare_between(sample),
+        excerpt=take_excerpt(x),
+        remarks=(*_conversion(x.dtype, table), *remarks),
+    )
+
+
+def _channels(plan: Plan) -> str:
+    on = f"axis {plan.axis[0]}" if len(plan.axis) == 1 else f"axes {plan.axis}"
+    return f"shape {plan.shape} has {plan.C} channel{'s' * (plan.C != 1)} on {on}"
+
+
+def _conversion(dtype: np.dtype, table: ChannelTable) -> tuple[str, ...]:
+    """Return what converting the data did to it, as a sentence, or nothing where it stayed as it was."""
+    if dtype.kind not in "iub":
+        return ()
+    largest = float(np.maximum(abs(table.minimum), abs(table.maximum)).max())
+    rounded = ", which rounds integers beyond 2^53" if largest > 2.0**53 else ""
+    return (f"{dtype.newbyteorder('=')} was converted to float64{rounded}",)
+
+
+def _array(x: Any) -> np.ndarray:
+    try:
+        return np.asanyarray(x)  # a memory map stays one
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"explain: x must be an array of real numbers; got {type(x).__name__} ({error})") from None
+
+
+def _check(x: np.ndarray, axis: Axis, eps: float) -> Plan:
+    if (x.dtype.kind not in "fiub" or x.itemsize > 8) and x.dtype.name != "bfloat16":
+        holds, fix = content(x, "x")
+        raise TypeError(f"explain: x must hold real numbers; got {holds} ({_inputs.described(x)}); {fix}")
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            "explain: x is a numpy masked array, whose mask would be lost; pass the values that count: "
+            "x.compressed(), or x.data"
+        )
+    _options.EPS.checked(eps, "explain")
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(
+            f"explain: there is nothing to average in an array of shape {x.shape}; give at least one axis and one value"
+        )
+    try:
+        return make_plan(x.shape, axis)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"explain: {error}") from None

@@ -1,0 +1,203 @@
+"""The file command: read IN, gather or load its moments, write OUT. The outputs appear at the end, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ... import _blocks as blocks
+from ..._moments import Moments
+from ..._options import EPS
+from ..._plan import Axis, make_plan
+from .arrays import create_npy, replace_in_npz
+from .atomic import check_output, replacing
+from .data import TABLES, Data, check_input, open_data
+from .moments_files import check_format, read, suffix_of, write
+from .parquet_tables import texts, write_parquet
+from .refused import Refused
+from .saved_moments import SavedMoments, check_fit
+from .text_form import DELIMITERS, Form
+from .text_tables import write_text_table
+
+#: progress(phase, values) → a function to call with the number of values done since.
+Progress = Callable[[str, int], blocks.Advance]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``batchnorm normalize`` was asked to do; ``eps`` None means that of the moments used, or the default."""
+
+    source: Path
+    target: Path
+    axis: Axis | None = None
+    key: str | None = None
+    columns: str | None = None
+    header: bool | None = None
+    delimiter: str | None = None
+    decimal: str | None = None
+    eps: float | None = None
+    save_moments: Path | None = None
+    use_moments: Path | None = None
+
+
+def normalize_file(request: Request, progress: Progress = lambda phase, total: lambda done: None) -> list[str]:
+    """Write the normalised file, and the moments where asked for; return what was done, in sentences."""
+    kind = _check_paths(request)
+    reading = {name: getattr(request, name) for name in ("key", "columns", "header", "delimiter", "decimal")}
+    data = open_data(request.source, **reading)
+    if data.rounded is not None:
+        raise Refused(f"{request.source}: {blocks.rounding(data.rounded)}, or leave the column out with --columns.")
+    saved = None if request.use_moments is None else read(request.use_moments, "--use-moments")
+    kept = _kept(data, request.axis, saved)
+    try:
+        m = _moments(data, kept, request, saved, progress)
+        eps = _eps(request, saved)
+        with ExitStack() as outputs:
+            temporary = outputs.enter_context(replacing(request.target))
+            if request.save_moments is not None:
+                beside = outputs.enter_context(replacing(request.save_moments))
+                write(beside, SavedMoments(m, kept, _names(data, kept), eps), suffix_of(request.save_moments))
+            _write(temporary, kind, data, m, kept, eps, progress("normalising", data.values.size))
+    except blocks.Rounded as error:
+        raise Refused(f"{data}: {error}.") from error
+    return _report(request, data, m, kept, saved)
+
+
+def _check_paths(request: Request) -> str:
+    """Refuse what cannot work before any work is done; return the kind of the output."""
+    source_kind = check_input(request.source)
+    kind = request.target.suffix.lower()
+    possible = {".npy": (".npy",), ".npz": (".npz", ".npy")}.get(source_kind, TABLES)
+    if kind not in possible:
+        came = f"the extension {request.target.suffix}" if kind else "no extension"
+        raise Refused(
+            f"{request.target} has {came}; from a {source_kind} file these can be written: {', '.join(possible)}."
+        )
+    if request.eps is not None:
+        try:
+            EPS.checked(request.eps, str(request.source))
+        except ValueError as error:
+            raise Refused(f"{error}.") from error
+    target = check_output(request.target)
+    for option, path in (("--save-moments", request.save_moments), ("--use-moments", request.use_moments)):
+        if path is None:
+            continue
+        if os.path.realpath(path) in (str(target), os.path.realpath(request.source)):
+            raise Refused(f"{option} {path} is also the input or the output. Name a file of its own.")
+        check_format(path, option)
+    if request.save_moments is not None:
+        check_output(request.save_moments)
+    return kind
+
+
+def _eps(request: Request, saved: SavedMoments | None) -> float:
+    if request.eps is not None:
+        return request.eps
+    return EPS.default if saved is None or saved.eps is None else saved.eps
+
+
+def _kept(data: Data, axis: Axis | None, saved: SavedMoments | None) -> tuple[int, ...]:
+    if axis is None:
+        axis = 1 if saved is None else saved.axis
+    try:
+        return make_plan(data.values.shape, axis).axis
+    except ValueError as error:
+        raise Refused(f"{data}: {error}") from error
+
+
+def _names(data: Data, kept: tuple[int, ...]) -> tuple[str, ...] | None:
+    return data.names if kept == (1,) else None
+
+
+def _moments(
+    data: Data, kept: tuple[int, ...], request: Request, saved: SavedMoments | None, progress: Progress
+) -> Moments:
+    shape = tuple(data.values.shape[a] for a in kept)
+    if saved is not None:
+        check_fit(saved, str(request.use_moments), shape, _names(data, kept), str(data))
+        if (saved.moments.count == 0).any():
+            raise Refused(
+                f"{request.use_moments} has a channel of no values. Save moments of data that has every channel."
+            )
+        return saved.moments
+    m = blocks.gather(data.values, kept, progress("gathering moments", data.values.size), blocks.load_exactly)
+    if (m.count <= 1).any():
+        raise Refused(
+            f"{data} has one value per channel (shape {data.values.shape}, channels on axis {_axes(kept)}), so "
+            "every variance is 0 and "
+            "every output would be 0. Give more rows, choose another --axis, or use saved moments: --use-moments FILE."
+        )
+    return m
+
+
+def _write(
+    path: Path, kind: str, data: Data, m: Moments, kept: tuple[int, ...], eps: float, advance: blocks.Advance
+) -> None:
+    x = data.values
+    dtype = blocks.working_dtype(x.dtype)
+    fortran = x.flags.f_contiguous and not x.flags.c_contiguous
+    if kind == ".npy":
+        mapped = create_npy(path, x.shape, dtype, fortran)
+        blocks.apply(x, m, kept, eps, mapped, advance)
+        mapped.flush()
+        return
+    y = np.empty(x.shape, dtype, order="F" if fortran else "C")
+    blocks.apply(x, m, kept, eps, y, advance)
+    if kind == ".npz":
+        assert data.key is not None  # _check_paths lets only an .npz become one
+        replace_in_npz(data.path, data.key, y, path)
+    else:
+        assert data.table is not None  # likewise
+        _write_table(path, kind, data, y)
+
+
+def _write_table(path: Path, kind: str, data: Data, y: np.ndarray) -> None:
+    table = data.table
+    assert table is not None
+    if kind == ".parquet":
+        write_parquet(path, table, y)
+        return
+    if table.arrow is not None:
+        table = replace(table, others=texts(table, data.path))
+    same = table.form is not None and kind == data.path.suffix.lower()
+    write_text_table(path, table, y, table.form if same and table.form is not None else Form(DELIMITERS[kind]))
+
+
+def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], saved: SavedMoments | None) -> list[str]:
+    x = data.values
+    channels = m.mean.size
+    least, most = m.count.min(), m.count.max()
+    counted = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
+    of = "of this file" if saved is None else f"saved in {request.use_moments}"
+    lines = [
+        f"{request.target}: shape {x.shape}, {blocks.working_dtype(x.dtype)}, channels on axis {_axes(kept)}.",
+        f"Normalised with the moments {of}: {channels} {'channel' if channels == 1 else 'channels'}, m = {counted}.",
+    ]
+    if request.save_moments is not None:
+        lines.append(f"Moments saved in {request.save_moments}.")
+    if saved is not None:
+        lines += _about_eps(request, saved)
+    if blocks.working_dtype(x.dtype) != x.dtype.newbyteorder("="):
+        lines.append(f"The input is {x.dtype}; it was converted to float64.")
+    lines += [f"Note: {remark}." for remark in data.remarks]
+    if broken := int(np.count_nonzero(~np.isfinite(m.mean))):
+        lines.append(f"{broken} of the channels hold NaN or infinity; all their outputs are NaN.")
+    return lines
+
+
+def _about_eps(request: Request, saved: SavedMoments) -> list[str]:
+    """Say where eps is not the one that the moments were saved with."""
+    if saved.eps is None:
+        return [f"Note: {request.use_moments} holds no eps; {_eps(request, saved):g} was added to the variance."]
+    if request.eps not in (None, saved.eps):
+        return [f"Note: eps is {request.eps:g}, as asked; the moments were saved with {saved.eps:g}."]
+    return []
+
+
+def _axes(kept: tuple[int, ...]) -> str:
+    return str(kept[0]) if len(kept) == 1 else str(kept)

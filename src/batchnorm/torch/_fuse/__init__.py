@@ -1,0 +1,1 @@
+"""Batch norm, residual and activation of a PyTorch model in one call."""

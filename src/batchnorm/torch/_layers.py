@@ -1,0 +1,477 @@
+"""`BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`: torch.nn's, and what those cannot do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .._options import (
+    RUNNING_CORRECTION,
+    Activation,
+    Option,
+    activation_code,
+    check_all_without_running,
+    check_spelling,
+    check_without_running,
+)
+from .._renorm import Renorm
+from . import _operands, _operations, _options, _plain, _positions, _running, _table_operations
+from ._backend import (
+    has_values,
+    is_jit_trace,
+    is_ours,
+    is_recomputation,
+    is_traced,
+    is_transformed,
+    recorder,
+    refuse_to_look,
+    sizes,
+)
+from ._options import DEFAULTS
+
+Tensor = torch.Tensor
+
+
+class _Extended(_BatchNorm):
+    """What our layers add to torch.nn's. The defaults are the class's: a layer whose class is swapped has them."""
+
+    activation: Activation = DEFAULTS["activation"]
+    on_single_value: str = DEFAULTS["on_single_value"]
+    on_nonfinite: str = DEFAULTS["on_nonfinite"]
+    running_correction: int = DEFAULTS["running_correction"]
+    virtual_batch_size: int | None = DEFAULTS["virtual_batch_size"]
+    renorm: Renorm | None = DEFAULTS["renorm"]
+    statistics: str = DEFAULTS["statistics"]
+    update: bool | None = DEFAULTS["update"]
+    train_affine: bool = DEFAULTS["train_affine"]
+
+    _settable: ClassVar[Mapping[str, Option]] = _options.MODULE
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: Activation = None,
+        on_single_value: str = "error",
+        on_nonfinite: str = "propagate",
+        running_correction: int = 1,
+        virtual_batch_size: int | None = None,
+        renorm: Renorm | None = None,
+        statistics: str = "auto",
+        update: bool | None = None,
+        train_affine: bool = True,
+        keep_count: bool = False,
+    ) -> None:
+        given = locals()
+        without: dict[str, Any] = {} if bias else {"bias": bias}  # older versions of PyTorch have no such argument
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **without)
+        for name in DEFAULTS:
+            setattr(self, name, given[name])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch.nn's; an option is checked before, and so is a name that looks like one misspelt."""
+        if name in self._settable:
+            value = self._settable[name].checked(value, type(self).__name__)
+            if getattr(self, "running_mean", None) is None:
+                check_without_running(name, value, type(self).__name__)
+        elif name[:1] != "_" and not hasattr(self, name):
+            check_spelling(name, value, self._settable, type(self).__name__)
+        super().__setattr__(name, value)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise TypeError(
+            f"torch.jit.script: our layers call operators that scripts do not know; got {type(self).__name__}; use "
+            "batchnorm.torch.revert(model) first, or torch.jit.trace, or torch.export"
+        )
+
+    @property
+    def running_count(self) -> Tensor | None:
+        """With `keep_count`: the count n of each channel for which running_var * (n - 1) / n is the biased variance."""
+        return self._buffers.get("running_count")
+
+    @property
+    def keep_count(self) -> bool:
+        """Whether there is a buffer `running_count`; setting it makes one, or takes it away."""
+        return "running_count" in self._buffers
+
+    @keep_count.setter
+    def keep_count(self, keep: bool) -> None:
+        if not keep:
+            self._buffers.pop("running_count", None)
+        elif not self.keep_count:
+            assert self.running_var is not None  # or it would have been refused
+            count = torch.full_like(self.running_var, torch.inf, dtype=_plain.table_dtype(self.running_var))
+            self._buffers["running_count"] = count
+
+    def running_variance(self, correction: int = 0) -> Tensor:
+        """The biased (0) or unbiased (1) running variance, in float64; with `keep_count`, either is exact.
+
+        Raises
+        ------
+        ValueError
+            Where it is not the one that running_var holds, and `keep_count` is off.
+        """
+        correction = RUNNING_CORRECTION.called("correction").checked(correction, type(self).__name__)
+        return _running.variance(self, correction)
+
+    def reset_running_stats(self) -> None:
+        """As torch.nn's; a `running_count` is infinite again: the initial variance is neither biased nor unbiased."""
+        super().reset_running_stats()
+        if self.running_count is not None:
+            self.running_count.fill_(torch.inf)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As torch.nn's; `running_count` keeps its dtype, as `num_batches_tracked` does: halves do not hold counts."""
+        before = self.running_count
+        super()._apply(fn, recurse)
+        self._widen_count(before)
+        return self
+
+    def _widen_count(self, before: Tensor | None = None) -> None:
+        count = self.running_count
+        if count is not None and count.dtype != (wide := _plain.table_dtype(count)):
+            self._buffers["running_count"] = (count if before is None else before).to(count.device, wide)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """As torch.nn's; a state without `running_count` (of a layer that kept none) leaves it unknown: infinite."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._widen_count()  # the state's own, with assign=True
+        missing: list[str] = args[2]
+        name = f"{prefix}running_count"
+        if self.running_count is not None and name in missing:
+            missing.remove(name)
+            self.running_count.fill_(torch.inf)
+
+    def forward(
+        self,
+        input: Tensor,
+        mask: Tensor | None = None,
+        weights: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """``activation(batch_norm(input) + residual)``; mask and weights say which positions count in the statistics.
+
+        Parameters
+        ----------
+        input
+            The layer's input, any strides; a dense memory format is kept.
+        mask
+            Bool; broadcastable to the input without its channel axis, or with it as length one. False positions do not
+            count in the statistics; every position is normalised. In evaluation it changes nothing.
+        weights
+            Non-negative floats, shaped like `mask`: the weight of each position.
+        residual
+            Added before the activation. With the input's shape and dtype in the same pass, else as PyTorch adds.
+        """
+        if is_traced(input):
+            node: Tensor = self._as_leaf(input, mask, weights, residual)
+            return node
+        self._check_input(input)
+        activation = activation_code(self.activation)
+        if residual is None or _operands.is_like(residual, input):
+            return self._normalise(input, mask, weights, residual, activation)
+        _operands.check_residual(type(self).__name__, input, residual, activation[0])
+        return _options.activate(self._normalise(input, mask, weights, None, (0, 0.0)) + residual, *activation)
+
+    def _check_input(self, input: Tensor) -> None:
+        """Refuse another rank or number of channels than the layer's."""
+        self._check_input_dim(input)
+        if not is_jit_trace() and input.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}: expected {self.num_features} channels on axis 1; got an input of shape "
+                f"{tuple(input.shape)}. Build the layer for {input.shape[1]} channels, or move the channels to axis 1"
+            )
+
+    def _normalise(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        weights: Tensor | None,
+        residual: Tensor | None,
+        activation: tuple[int, float],
+    ) -> Tensor:
+        if mask is None and weights is None and self._is_usual(x):
+            weight, bias = self._weight_and_bias()
+            if not self.training:
+                mean, var, _ = _running.statistics(self)
+                return _operations.step(x, weight, bias, mean, var, residual, self.eps, *activation)[0]
+            y, table = _operations.step(x, weight, bias, None, None, residual, self.eps, *activation)
+            _running.move(self, table, True, weighted=False)
+            return y
+        if x.layout is _operands.ONEDNN:  # there and back
+            added = None if residual is None else residual.to_dense()
+            return self._normalise(x.to_dense(), mask, weights, added, activation).to_mkldnn()
+        selection = None
+        if mask is not None or weights is not None:
+            selection = _positions.weights_like(x, mask, weights, type(self).__name__)
+        batch, updates = self._choices()
+        empty = not is_jit_trace() and x.numel() == 0
+        if (batch or updates) and self._has_single_value(x, selection):
+            batch = updates = False
+        updates = updates and not empty and not self._is_again(batch)
+        selection = selection if batch or updates else None
+        group = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
+        if group:
+            if is_jit_trace() or type(x.shape[0]) is not int:
+                self._refuse_ghosts_of_any_batch()
+            self._check_ghosts(x, group)
+        ours = is_ours(x) and not empty
+        if not ours or self.renorm is not None:
+            self._check_operands(x, residual, updates or not batch)
+        if not ours and self._is_as_torch(x, selection, batch, updates):
+            y = self._by_torch_batch_norm(x, batch, updates)
+            return _options.activate(y if residual is None else y + residual, *activation)
+        if not ours or not batch:  # the kernels count where the batch normalises
+            _positions.check(x, selection, group, 2)
+        y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, ours)
+        if updates:
+            _running.move(self, table, ours, selection is not None)
+        return y
+
+    def _check_operands(self, x: Tensor, residual: Tensor | None, needs_running: bool) -> None:
+        """Refuse what our operations would, where PyTorch's are to compute: those may find out when some has moved."""
+        who = type(self).__name__
+        _operands.check_input(who, x)
+        weight, bias = self._weight_and_bias()
+        _operands.check_together(who, x, weight=weight, bias=bias, residual=residual)
+        if needs_running or self.renorm is not None:
+            mean, var, count = self.running_mean, self.running_var, self.running_count
+            _operands.check_together(who, x, running_mean=mean, running_var=var, running_count=count)
+        if self.renorm is not None:
+            if self.num_batches_tracked is None:
+                raise ValueError(
+                    f"{who}: the limits of renorm follow num_batches_tracked; got None. Set it to torch.tensor(0)"
+                )
+            _operands.check_together(who, x, num_batches_tracked=self.num_batches_tracked)
+
+    def _is_usual(self, x: Tensor) -> bool:
+        """Whether this is a call without rare options: else there is more to decide, and time to do it."""
+        if self.statistics != "auto" or self.update is not None or self.renorm is not None or not self.train_affine:
+            return False
+        if not (self.eps > 0 and is_ours(x)):
+            return False
+        if not self.training:
+            mean, var, _ = _running.statistics(self)
+            known = mean is not None and var is not None and not (mean.requires_grad or var.requires_grad)
+            return known and x.numel() > 0
+        many = self.virtual_batch_size is None and x.numel() > self.num_features
+        return many and self.track_running_stats and not is_recomputation()
+
+    def _choices(self) -> tuple[bool, bool]:
+        """Whether the batch's statistics normalise, and whether the running ones move."""
+        if (self.statistics != "auto" or self.update or self.renorm is not None) and self.running_mean is None:
+            check_all_without_running(self, type(self).__name__)
+        batch = self.training or (self.running_mean is None and self.running_var is None)
+        if self.statistics != "auto":
+            batch = self.statistics == "batch"
+        if batch and not self.eps > 0:
+            _options.POSITIVE_EPS.checked(self.eps, type(self).__name__)
+        return batch, (self.training and self.track_running_stats) if self.update is None else self.update
+
+    def _is_again(self, batch: bool) -> bool:
+        """Whether a checkpoint computes a forward again, whose statistics have moved; ValueError where they matter."""
+        if not is_recomputation():
+            return False
+        if batch and (self.renorm is None or not self.training):
+            return True
+        raise ValueError(
+            f"{type(self).__name__}: a checkpoint's second forward must normalise as its first did, whose running "
+            "statistics have moved since; got one with "
+            + (f"statistics={self.statistics!r}, update={self.update!r}" if not batch else "renorm")
+            + ". Leave the layer out of the checkpoint, or set update=False for the steps with it"
+        )
+
+    def _refuse_ghosts_of_any_batch(self) -> NoReturn:
+        raise ValueError(
+            f"{type(self).__name__}: virtual_batch_size={self.virtual_batch_size} makes as many ghost batches as the "
+            "batch has room for, and a trace or an export has one number for all batches; got training in one. "
+            "Trace or export layer.eval(), or export with a fixed batch"
+        )
+
+    def _check_ghosts(self, x: Tensor, group: int) -> None:
+        """Refuse a last ghost batch of one value; where there is a selection, the kernels count."""
+        N, C = x.shape[:2]
+        last = ((N - 1) % group + 1) * (x.numel() // (N * C))
+        if last < 2:
+            raise ValueError(
+                f"{type(self).__name__}: every ghost batch needs at least two values per channel in training; the last "
+                f"of an input {tuple(x.shape)} with virtual_batch_size={group} has one, so its variance would be 0. "
+                "Use another virtual_batch_size, or leave out the samples that remain"
+            )
+
+    def _is_as_torch(self, x: Tensor, selection: Tensor | None, batch: bool, updates: bool) -> bool:
+        """Whether PyTorch's own function, as a whole, does what the options ask for."""
+        options = (self.running_correction, self.on_nonfinite, self.keep_count, self.train_affine)
+        variant = self.training and (self.virtual_batch_size is not None or self.renorm is not None)
+        usual = selection is None and options == (1, "propagate", False, True) and not variant
+        frozen = self.momentum is None and recorder(x)  # which asks for the value of the count
+        return usual and (not updates or (batch and not frozen and not is_transformed()))
+
+    def _by_tables(
+        self,
+        x: Tensor,
+        selection: Tensor | None,
+        residual: Tensor | None,
+        activation: tuple[int, float],
+        batch: bool,
+        updates: bool,
+        group: int,
+        ours: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """y, and the moments that move the running statistics."""
+        forward = _operations.differentiable_forward if ours else _plain.forward
+        moments = _table_operations.moments if ours else _plain.moments
+        weight, bias = self._affine()
+        options = (self.eps, *activation)
+        if not batch:
+            mean, var = self.running_mean, self.running_var
+            _operands.check_constant(type(self).__name__, mean, var)
+            if updates and not ours:
+                assert mean is not None
+                assert var is not None
+                mean, var = _operations.as_they_are(mean), _operations.as_they_are(var)
+            y, table = forward(x, weight, bias, mean, var, None, residual, *options)
+            return y, moments(x.detach(), selection) if updates else table
+        if self.renorm is None or not self.training:
+            return forward(x, weight, bias, None, None, selection, residual, *options, None, group)
+        table = moments(x.detach(), selection, group)
+        weight, bias = _running.renormalized(self, table, weight, bias)
+        return forward(x, weight, bias, None, None, selection, residual, *options, table, group)
+
+    def _affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias; constants where they are not to be trained."""
+        given = self._weight_and_bias()
+        if self.train_affine:
+            return given
+        return tuple(None if p is None else p.detach() for p in given)  # type: ignore[return-value]
+
+    def _weight_and_bias(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the attributes say, looked for where it usually is: torch.nn looks elsewhere first."""
+        own = self._parameters
+        if "weight" in own and "bias" in own:
+            return own["weight"], own["bias"]
+        return self.weight, self.bias  # parametrized, say
+
+    def _has_single_value(self, x: Tensor, selection: Tensor | None) -> bool:
+        """Whether running statistics stand in for those of one value a channel; ValueError where they may not."""
+        if self.on_single_value == "running" and (selection is not None or is_jit_trace()):
+            refuse_to_look(
+                type(self).__name__, "on_single_value='running' counts values", "on_single_value='error'", x, selection
+            )
+        shape = sizes(x)
+        if selection is None or self.on_single_value == "error" or not has_values(selection):
+            positions = 1 if math.prod(shape) == shape[1] > 0 else 2  # of a selection, the kernels count
+        else:
+            positions = int((selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum())
+        if positions != 1:
+            return False
+        if self.on_single_value == "running" and self.running_mean is not None:
+            return True
+        kept = self.running_mean is not None
+        raise ValueError(
+            f"{type(self).__name__}: one value per channel (input {shape}, channels on axis 1), so its "
+            "variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last incomplete "
+            "batch, or "
+            + ("on_single_value='running'" if kept else "track_running_stats=True, and evaluate after training")
+        )
+
+    def _by_torch_batch_norm(self, x: Tensor, batch: bool, updates: bool) -> Tensor:
+        """As torch.nn's layer does it, but that a call that is refused is not counted."""
+        count = self.num_batches_tracked if updates else None
+        momentum = _running.weight_of_batch(self, count)
+        mean, var = (self.running_mean, self.running_var) if updates or not batch else (None, None)
+        y = torch.nn.functional.batch_norm(x, mean, var, self.weight, self.bias, batch, momentum, self.eps)
+        if count is not None:
+            count.add_(1)
+        return y
+
+    def _as_leaf(self, x: Any, *rest: object) -> Any:
+        """One node of the graph that torch.fx traces, as torch.nn's own layers are."""
+        names = ("mask", "weights", "residual")
+        given = {name: value for name, value in zip(names, rest, strict=True) if value is not None}
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), given)
+
+    def extra_repr(self) -> str:
+        """As torch.nn's, and the extra options that are not at their defaults."""
+        said = [f"{name}={value!r}" for name, usual in DEFAULTS.items() if (value := getattr(self, name)) != usual]
+        return ", ".join([super().extra_repr(), *said])
+
+
+class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` for (N, C) and (N, C, L), with more to it.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
+        As torch.nn's, with its defaults. Of older versions of PyTorch, which have no `bias`, it must be True.
+    activation
+        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu": applied in the same pass.
+    on_single_value
+        What one value per channel in training does: "error", or "running" to normalise with the running statistics.
+    on_nonfinite
+        What a batch does that would store NaN or infinity in the running statistics: "propagate", "skip" or "raise".
+    running_correction
+        1: running_var is unbiased, as PyTorch's. 0: biased, as in Keras, Flax and ONNX.
+    virtual_batch_size
+        Ghost batches (Hoffer, Hubara and Soudry 2017): in training every so many consecutive samples are normalised by
+        themselves (the last may be fewer); running statistics move once, by the moments of all. None: the whole batch.
+    renorm
+        Batch renormalization (Ioffe 2017): a `batchnorm.Renorm`, whose limits follow `num_batches_tracked`.
+    statistics
+        What normalises: "auto" (the batch's in training, the running ones in evaluation), "batch" or "running".
+    update
+        Whether a call moves the running statistics. None: in training mode.
+    train_affine
+        False: weight and bias are constants of the backward.
+    keep_count
+        True: a buffer `running_count` (in `state_dict`, too) makes both variances of `running_variance` exact. It is
+        float64 whatever the layer is cast to.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import batchnorm.torch as bnt
+    >>> layer = bnt.BatchNorm1d(2, activation="relu")
+    >>> layer(torch.tensor([[1.0, 10.0], [3.0, 30.0]])).detach().round(decimals=3)
+    tensor([[0., 0.],
+            [1., 1.]])
+    >>> mask = torch.tensor([True, True, False])  # the last sample is padding
+    >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0], [99.0, 99.0]])
+    >>> layer(x, mask=mask)[:2].detach().round(decimals=3)
+    tensor([[0., 0.],
+            [1., 1.]])
+    >>> ghosts = bnt.BatchNorm1d(1, virtual_batch_size=2)
+    >>> ghosts(torch.tensor([[1.0], [3.0], [10.0], [70.0]])).detach().flatten().round(decimals=3)
+    tensor([-1.,  1., -1.,  1.])
+    """
+
+
+class BatchNorm2d(_Extended, torch.nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` for (N, C, H, W); the extra options are those of `BatchNorm1d`.
+
+    >>> import torch
+    >>> import batchnorm.torch as bnt
+    >>> bnt.BatchNorm2d(3, activation="relu6")
+    BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True, activation='relu6')
+    """
+
+
+class BatchNorm3d(_Extended, torch.nn.BatchNorm3d):
+    """`torch.nn.BatchNorm3d` for (N, C, D, H, W); the extra options are those of `BatchNorm1d`.
+
+    >>> import torch
+    >>> import batchnorm.torch as bnt
+    >>> bnt.BatchNorm3d(3)(torch.randn(2, 3, 4, 4, 4)).shape
+    torch.Size([2, 3, 4, 4, 4])
+    """

@@ -1,0 +1,197 @@
+"""Imports point one way only, as docs/architecture.md draws them; C++ knows neither NumPy nor PyTorch."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import batchnorm as bn
+
+PACKAGE = Path(bn.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+CPP = Path(__file__).parents[2] / "cpp"
+
+# tools → torch · _ranked · _gathering → _layers · _blocks → _functional → _renorm · _running → _moments
+# → _ghosts · _usual · _masks → _inputs → _plan · _memory · _options · _formulas · _foreign → _native.
+LEVELS = {
+    "_native": 0,
+    "_plan": 1,
+    "_memory": 1,
+    "_options": 1,
+    "_formulas": 1,
+    "_foreign": 1,
+    "_inputs": 2,  # its refusals speak of plans
+    "_ghosts": 3,
+    "_usual": 3,
+    "_masks": 3,
+    "_moments": 4,
+    "_renorm": 5,
+    "_running": 5,
+    "_functional": 6,
+    "torch": 6,  # a front end beside _functional: neither imports the other
+    "_blocks": 7,
+    "_layers": 7,
+    "_gathering": 8,
+    "_ranked": 8,
+    "tools": 9,
+    "__init__": 10,
+    "__main__": 11,
+}
+ALONE = "_reference"  # the specification: imports nothing of the package, and only tools/bench imports it, to verify
+MAY_IMPORT = {  # who, of the package
+    "torch": ("torch", "tools/why", "tools/bench"),
+    "sklearn": ("tools/why",),
+    "matplotlib": ("tools/why",),
+}
+LIGHT = 9  # below this level numpy is the only thing from outside the standard library
+
+
+def _module(path: Path) -> str:
+    """The part of the package that a file belongs to: a module, or a subpackage as a whole."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _folder(path: Path) -> str:
+    """The folder of a file, one level below the tools."""
+    parts = path.relative_to(PACKAGE).parts[:-1]
+    return "/".join(parts[:2] if parts[:1] == ("tools",) else parts[:1])
+
+
+@functools.cache
+def _imports(path: Path) -> list[tuple[str, int]]:
+    """What a file imports, anywhere in it: absolute dotted names, with the line."""
+    package = ["batchnorm", *path.relative_to(PACKAGE).parts[:-1]]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            own = name == "batchnorm"  # from batchnorm import moments: the names are modules, or functions of __init__
+            found += [(f"{name}.{alias.name}" if own else name, node.lineno) for alias in node.names]
+    return found
+
+
+def _inside(path: Path) -> list[tuple[str, int]]:
+    """Parts of the package that a file imports, other than its own."""
+    parts = [(name.split("."), line) for name, line in _imports(path)]
+    inner = [(names[1] if len(names) > 1 else "__init__", line) for names, line in parts if names[0] == "batchnorm"]
+    known = [(part if part in LEVELS or part == ALONE else "__init__", line) for part, line in inner]
+    return [(part, line) for part, line in known if part != _module(path)]
+
+
+def _outside(path: Path) -> list[tuple[str, int]]:
+    """What a file imports from outside the package and the standard library."""
+    names = [(name.partition(".")[0], line) for name, line in _imports(path)]
+    return [(name, line) for name, line in names if name != "batchnorm" and name not in sys.stdlib_module_names]
+
+
+def test_the_parts_of_the_package_are_the_ones_drawn():
+    assert {_module(path) for path in SOURCES} | {"_native"} == {*LEVELS, ALONE}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path):
+    module = _module(path)
+    for part, line in _inside(path):
+        where = f"{path.relative_to(PACKAGE)}:{line}"
+        if part == ALONE:
+            assert _folder(path) == "tools/bench", f"{where} imports {ALONE}: only tools/bench may"
+            continue
+        assert module != ALONE, f"{where}: {ALONE} imports {part}; it stands by itself"
+        if module == "__init__" and line > _first_function(path):
+            continue  # a function of the front page may load a heavier part when it is called
+        if part == "__init__":
+            assert LEVELS[module] >= LIGHT, f"{where}: {module} imports the package itself, and so everything in it"
+            continue
+        assert LEVELS[part] < LEVELS[module], f"{where}: {module} imports {part}, which stands above it or beside it"
+
+
+def _first_function(path: Path) -> int:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return min((node.lineno for node in tree.body if isinstance(node, ast.FunctionDef)), default=sys.maxsize)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_core_needs_numpy_only(path: Path):
+    """PyTorch and others where MAY_IMPORT says; below the tools nothing else but numpy."""
+    module = _module(path)
+    light = module == ALONE or LEVELS[module] < LIGHT or module == "__init__"
+    for name, line in _outside(path):
+        where = f"{path.relative_to(PACKAGE)}:{line}"
+        assert name != "pandas", f"{where} imports {name}"
+        if name in MAY_IMPORT:
+            assert _folder(path) in MAY_IMPORT[name], f"{where} imports {name}: only {', '.join(MAY_IMPORT[name])} may"
+        assert not light or name in ("numpy", module), f"{where}: {module} imports {name}"
+
+
+def test_this_test_sees_imports():
+    """The reading of imports above finds the ones that are there."""
+    found = {part for part, _ in _inside(PACKAGE / "_functional.py")}
+    assert {"_moments", "_inputs", "_native"} <= found
+    assert {name for name, _ in _outside(PACKAGE / "_functional.py")} == {"numpy"}
+
+
+# python → libtorch → call → kernels → core → runtime: a folder includes those below it, and itself.
+FOLDERS = ("runtime", "core", "kernels", "call", "libtorch", "python")
+
+
+def _cpp() -> list[Path]:
+    return sorted(CPP.rglob("*.h")) + sorted(CPP.rglob("*.cpp"))
+
+
+@pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
+def test_includes_point_down():
+    for path in _cpp():
+        folder = path.parent.name
+        assert path.parent.parent == CPP, path
+        for header in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(encoding="utf-8"), flags=re.M):
+            included = header.partition("/")[0]
+            assert FOLDERS.index(included) <= FOLDERS.index(folder), f"{folder}/{path.name} includes {header}"
+
+
+@pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
+def test_cpp_knows_neither_numpy_nor_pytorch():
+    """Kernels include the standard library, intrinsics and each other; Python's headers belong to the bindings."""
+    assert len(_cpp()) > 5
+    for path in _cpp():
+        included = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(encoding="utf-8"), flags=re.M)
+        for header in included:
+            assert not re.search(r"^numpy|^torch/|ATen|c10", header), f"{path.name} includes {header}"
+            if path.parent.name not in ("python", "libtorch"):
+                assert not re.search(r"nanobind|Python\.h", header), f"{path.name} includes {header}"
+
+
+LEAVES = tuple(f"kernels/{name}.h" for name in ("simd", "sums", "apply", "activation"))  # of leaves.cpp
+FOR_LEAVES = ("core/convert.h", "kernels/leaves.h", "core/problem.h")  # what they may include beside each other
+
+
+@pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
+def test_only_leaves_know_an_instruction_set():
+    """Intrinsics stand in simd.h; leaves include no part of the driver, and the driver none of them."""
+    for path in _cpp():
+        text = path.read_text(encoding="utf-8")
+        if path.name != "simd.h":
+            assert not re.search(r"\b_mm\d*_|immintrin|arm_neon", text), path.name
+        included = re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, flags=re.M)
+        is_leaf = str(path.relative_to(CPP)) in (*LEAVES, "kernels/leaves.cpp")
+        for header in included:
+            if is_leaf:
+                assert header in (*LEAVES, *FOR_LEAVES), f"{path.name} includes {header}"
+            else:
+                assert header not in LEAVES, f"{path.name} includes {header}"
+
+
+@pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
+def test_the_map_of_the_core_is_complete():
+    """cpp/README.md names every unit in the table of its folder: the file, or the header of the same name."""
+    text = (CPP / "README.md").read_text(encoding="utf-8")
+    units = {f"{path.parent.name}/{path.stem}" for path in _cpp()}
+    missing = [unit for unit in sorted(units) if not re.search(rf"`{unit}(\.h|\.cpp)`", text)]
+    assert not missing, f"cpp/README.md does not name {missing}"

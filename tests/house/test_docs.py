@@ -1,0 +1,154 @@
+"""What the documents say is what happens: every snippet runs, and every output shown is its output.
+
+In a page, blocks run from top to bottom in one namespace: ``pycon`` is a doctest; ``python`` runs, and a ``text`` block
+right after it is what it prints; in ``console`` each line ``$ batchnorm ...`` runs, and prints what follows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import io
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import batchnorm
+import batchnorm.torch as bnt
+
+ROOT = Path(__file__).parents[2]
+READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"<!-- (accuracy-table|torch-speed-table|speed-table) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
+# Not a terminal: 80 columns, no colours, whatever the tests run in.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")} | {"PYTHONUTF8": "1"}
+COMMAND = "import sys; from batchnorm.tools.cli import main; sys.argv[0] = 'batchnorm'; sys.exit(main())"
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    line: int
+    follows: bool  # nothing but blank lines between the block before and this one
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text, end, found = page.read_text(encoding="utf-8"), 0, []
+    for match in FENCE.finditer(text):
+        follows = bool(found) and not text[end : match.start()].strip()
+        found.append(Block(match[1], match[2], text.count("\n", 0, match.start()) + 2, follows))
+        end = match.end()
+    return found
+
+
+def run_doctest(block: Block, page: Path, names: dict[str, Any]) -> None:
+    test = doctest.DocTestParser().get_doctest(block.text, {}, page.name, str(page), block.line - 1)
+    test.globs = names  # the page's own, not a copy: later blocks use what this one defines
+    report = io.StringIO()
+    doctest.DocTestRunner(verbose=False).run(test, out=report.write, clear_globs=False)
+    assert not report.getvalue(), report.getvalue()
+
+
+def run_python(block: Block, page: Path, names: dict[str, Any]) -> str:
+    printed = io.StringIO()
+    code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")  # tracebacks name the page's line
+    with contextlib.redirect_stdout(printed):
+        exec(code, names)
+    return printed.getvalue()
+
+
+def entries_of(block: Block) -> list[tuple[str, str]]:
+    """The commands of a console block, each with the output shown for it."""
+    parts = (entry.partition("\n") for entry in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:])
+    return [(command, shown) for command, _, shown in parts]
+
+
+def output_of(command: str) -> str:
+    name, *arguments = shlex.split(command)
+    assert name == "batchnorm", f"a console block runs batchnorm only, not {name}"
+    process = [sys.executable, "-c", COMMAND, *arguments]
+    result = subprocess.run(process, capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT, check=False)
+    return result.stdout + result.stderr
+
+
+def trimmed(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip("\n").splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_snippets_run_and_print_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    printed = ""
+    for block in blocks_of(page):
+        if block.language == "pycon":
+            run_doctest(block, page, names)
+        elif block.language == "python":
+            printed = run_python(block, page, names)
+        elif block.language == "console":
+            for command, shown in entries_of(block):
+                assert trimmed(output_of(command)) == trimmed(shown), f"{page.name}, line {block.line}: $ {command}"
+        elif block.language == "text" and block.follows:
+            assert trimmed(block.text) == trimmed(printed), f"{page.name}, line {block.line}"
+
+
+def test_both_readmes_have_the_same_blocks_and_figures() -> None:
+    english, chinese = ([(block.language, block.text) for block in blocks_of(page)] for page in READMES)
+    assert english == chinese
+    assert len(english) >= 10
+    assert figures_of(READMES[0]) == figures_of(READMES[1])
+
+
+def figures_of(page: Path) -> list[list[str]]:
+    """The numbers of each measured table; sorted, since word order differs between languages."""
+    tables = TABLE.findall(page.read_text(encoding="utf-8"))
+    return [sorted(n.rstrip(".") for n in re.findall(r"\d[\d.e×+-]*", table)) for _, table in tables]
+
+
+def modules() -> list[str]:
+    found = [info.name for info in pkgutil.walk_packages(batchnorm.__path__, "batchnorm.")]
+    return ["batchnorm", *(name for name in found if name not in ("batchnorm.__main__", "batchnorm._native"))]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples_hold(name: str) -> None:
+    report = io.StringIO()
+    runner = doctest.DocTestRunner(verbose=False)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name), name):
+        runner.run(test, out=report.write)
+    assert not report.getvalue(), report.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module.__name__, name) for module in (batchnorm, bnt) for name in sorted(module.__all__)]
+)
+def test_public_names_are_documented(module: str, name: str) -> None:
+    assert getattr(sys.modules[module], name).__doc__, f"{module}.{name} has no docstring"
+    assert name in entries_of_api(module)
+
+
+def entries_of_api(module: str) -> list[str]:
+    """The names that docs/api.md documents while `module` is the current one."""
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    parts = re.split(r"^\.\. currentmodule:: (\S+)$", text, flags=re.MULTILINE)
+    of_module = [part for current, part in zip(parts[1::2], parts[2::2], strict=True) if current == module]
+    return re.findall(r"^\.\. auto\w+:: (\S+)$", "".join(of_module), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=name_of)
+def test_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}, which does not exist"

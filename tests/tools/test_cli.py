@@ -1,0 +1,759 @@
+"""The command: what it prints, what it refuses and how, and that an interruption leaves nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_digits, load_iris
+
+import batchnorm as bn
+from batchnorm.tools.cli import main
+from batchnorm.tools.text import terminal
+from batchnorm.tools.text.lines import line
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in a directory of its own and with the default width."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        [sys.executable, "-m", "batchnorm", *args], capture_output=True, encoding="utf-8", env=env, check=False
+    )
+
+
+def write(name: str, text: str | bytes) -> str:
+    Path(name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return name
+
+
+def write_table(name: str, values: np.ndarray, header: list[str] | None = None, last: list[str] | None = None) -> str:
+    with open(name, "w", newline="") as file:
+        writer = csv.writer(file)
+        if header:
+            writer.writerow(header)
+        for i, row in enumerate(values.tolist()):
+            writer.writerow([*row, last[i]] if last else row)
+    return name
+
+
+def listing() -> list[str]:
+    return sorted(p.name for p in Path().iterdir())
+
+
+# explain
+
+
+def test_explain_without_a_file_is_the_worked_example(capsys: Capture) -> None:
+    assert main(["explain"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        " Batch normalization of the worked example\n shape (5, 1, 5, 1) · float64 · axis 2 · eps 1e-5\n"
+    )
+    assert "mean = (1 + 2 + 3 + 4 + 5) / 5 = 3\n" in out
+    assert "batchnorm explain FILE" in out
+
+
+def test_explain_piped_has_no_colours_and_fits_eighty_columns() -> None:
+    done = run("explain")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_columns_have_their_names_whichever_way_the_axis_is_said(capsys: Capture) -> None:
+    write("t.csv", "left,right\n1,2\n3,5\n")
+    shown = []
+    for axis in ([], ["--axis=1"], ["--axis=-1"]):
+        assert main(["explain", "t.csv", *axis]) == 0
+        shown.append(capsys.readouterr().out)
+    assert "left" in shown[0]
+    assert shown == shown[:1] * 3
+
+
+def test_explain_iris(capsys: Capture) -> None:
+    iris = load_iris()
+    names = [*iris.feature_names, "species"]
+    path = write_table("iris.csv", iris.data, names, [str(iris.target_names[t]) for t in iris.target])
+    assert main(["explain", path, "--columns", "0,1,2,3", "--channel", "petal length (cm)"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "4 columns" in out
+    assert "m = 150" in out
+    assert "with the numbers of column 2 'petal length (cm)'" in out
+    assert "mean = (1.4 + 1.4 + 1.3 + 1.5 + 1.4 + … + 5.1) / 150 = 3.758\n" in out
+    row = next(row for row in out.splitlines() if row.startswith("    2 petal length"))
+    assert row.split()[4:8] == ["3.758", "1.759", "1", "6.9"]
+    assert row.split()[-2:] == ["0.0000", "1.0000"]
+
+
+def test_explain_digits_points_at_the_constant_pixels(capsys: Capture) -> None:
+    digits = load_digits().data
+    assert main(["explain", write_table("digits.csv", digits)]) == 0
+    out = capsys.readouterr().out
+    assert "Columns 0, 32 and 39: column 0 is 0 everywhere" in out
+    assert np.flatnonzero(digits.std(axis=0) == 0).tolist() == [0, 32, 39]
+    assert "m = 1797" in out
+
+
+def test_explain_images(capsys: Capture, rng: np.random.Generator) -> None:
+    x = rng.normal(1, 2, (8, 16, 14, 14)).astype(np.float32)
+    np.save("x.npy", x)
+    assert main(["explain", "x.npy", "--channel", "3", "--json"]) == 0
+    d = json.loads(capsys.readouterr().out)
+    assert d["plan"]["m"] == 8 * 14 * 14
+    assert d["channels"][3]["mean"] == pytest.approx(x[:, 3].mean(dtype=float), rel=1e-7)
+    assert d["formulas"]["channel"] == 3
+
+
+def test_explain_channels_last_and_several_axes(capsys: Capture, rng: np.random.Generator) -> None:
+    np.save("x.npy", rng.normal(size=(4, 5, 3, 2)))
+    for axis, words in (("-1", "Axis 3 is kept: 2 channels"), ("1,3", "Axes 1 and 3 are kept: 10 channels")):
+        assert main(["explain", "x.npy", "--axis", axis]) == 0
+        assert words in capsys.readouterr().out
+    assert main(["explain", "x.npy", "--axis=-1,-3"]) == 0
+    assert "Axes 1 and 3 are kept" in capsys.readouterr().out
+    assert main(["explain", "x.npy", "--axis", "none"]) == 0
+    assert "No axis is kept: all 120 values" in capsys.readouterr().out
+
+
+def test_explain_every_kind_of_file_says_the_same(capsys: Capture, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(12, 3))
+    np.save("x.npy", x)
+    np.savez("x.npz", x=x, other=np.ones(2))
+    write_table("x.csv", x, ["a", "b", "c"])
+    write("x.tsv", "\n".join("\t".join(map(repr, row)) for row in x.tolist()))
+    pq.write_table(pa.table({name: x[:, i] for i, name in enumerate("abc")}), "x.parquet")
+    seen = []
+    for args in (["x.npy"], ["x.npz", "--key", "x"], ["x.csv"], ["x.tsv"], ["x.parquet"]):
+        assert main(["explain", *args, "--json", "--eps", "0.001"]) == 0
+        d = json.loads(capsys.readouterr().out)
+        seen.append(
+            ({k: v for k, v in d.items() if k not in ("source", "channels")}, [c["mean"] for c in d["channels"]])
+        )
+    assert all(one == seen[0] for one in seen)
+
+
+def test_explain_writes_a_page(capsys: Capture) -> None:
+    write("t.csv", "a,b\n1,2\n3,5\n")
+    assert main(["explain", "t.csv", "--html", "t.html"]) == 0
+    assert capsys.readouterr().out == "t.html: open it in a browser.\n"
+    page = Path("t.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert (data["tensors"][0]["names"], data["tensors"][0]["shape"]) == (["a", "b"], [2, 2])
+    assert main(["explain", "--html", "t.html"]) == 0  # the worked example, over the old page
+    data = json.loads(Path("t.html").read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
+    assert (data["tensors"][0]["id"], data["whole"]) == ("table", None)
+    assert listing() == ["t.csv", "t.html"]
+
+
+def test_a_page_is_written_whole_or_not_at_all(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("t.csv", "a,b\n1,2\n3,5\n")
+    for page in ("no/t.html", "t.csv", "./t.csv"):
+        assert main(["explain", "t.csv", "--html", page]) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    assert "the directory" in said.err
+    assert said.err.count("is the data itself. Name another file for the page.") == 2
+
+    def interrupted(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchnorm.tools.explain.Explanation.to_html", interrupted)
+    assert main(["explain", "t.csv", "--html", "t.html"]) == 130
+    assert listing() == ["t.csv"]
+    assert Path("t.csv").read_text() == "a,b\n1,2\n3,5\n"
+
+
+def test_json_is_strict_and_names_what_json_lacks(capsys: Capture) -> None:
+    assert main(["explain", write("x.csv", "a,b\n1,nan\n2,3\n"), "--json"]) == 0
+    d = json.loads(capsys.readouterr().out, parse_constant=lambda c: pytest.fail(c))
+    assert [c["mean"] for c in d["channels"]] == [1.5, "nan"]
+    assert d["source"] == "x.csv"
+
+
+def test_rows_all_shows_every_channel(capsys: Capture, rng: np.random.Generator) -> None:
+    np.save("x.npy", rng.normal(size=(5, 40)))
+    main(["explain", "x.npy"])
+    assert "28 more columns: --rows all shows every one" in capsys.readouterr().out
+    main(["explain", "x.npy", "--rows", "all"])
+    assert "more columns" not in capsys.readouterr().out
+
+
+def test_integers_are_converted_and_that_is_said(capsys: Capture) -> None:
+    np.save("x.npy", np.arange(12).reshape(4, 3))
+    main(["explain", "x.npy"])
+    assert "Note: int64 was converted to float64." in capsys.readouterr().out
+    main(["normalize", "x.npy", "-o", "y.npy"])
+    assert "The input is int64; it was converted to float64." in capsys.readouterr().out
+
+
+def test_a_header_that_may_be_data_is_pointed_out(capsys: Capture) -> None:
+    write("x.csv", "1.5,2.5,x\n3,4,y\n5,7,z\n")
+    main(["explain", "x.csv", "--columns", "0,1"])
+    assert "Note: line 1 was taken as column names, although 2 cells are numbers; if it" in capsys.readouterr().out
+    main(["explain", "x.csv", "--columns", "0,1", "--no-header"])
+    out = capsys.readouterr().out
+    assert "Note" not in out
+    assert "m = 3" in out
+
+
+# normalize
+
+
+def test_normalize_says_what_it_did(capsys: Capture, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(6, 3, 4)).astype(np.float32)
+    np.save("x.npy", x)
+    assert main(["normalize", "x.npy", "-o", "y.npy", "--save-moments", "m.json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == (
+        "y.npy: shape (6, 3, 4), float32, channels on axis 1.\n"
+        "Normalised with the moments of this file: 3 channels, m = 24.\n"
+        "Moments saved in m.json.\n"
+    )
+    assert captured.err == ""
+    assert np.array_equal(np.load("y.npy"), bn.batch_norm(x)[0])
+    assert main(["normalize", "x.npy", "-o", "z.npy", "--use-moments", "m.json"]) == 0
+    assert "with the moments saved in m.json" in capsys.readouterr().out
+    assert np.array_equal(np.load("z.npy"), np.load("y.npy"))
+
+
+def test_normalize_says_which_channels_became_nan(capsys: Capture) -> None:
+    write("x.csv", "a,b\n1,nan\n2,3\n4,5\n")
+    assert main(["normalize", "x.csv", "-o", "y.csv"]) == 0
+    assert "1 of the channels hold NaN or infinity; all their outputs are NaN." in capsys.readouterr().out
+
+
+# Refusals: rule, what came, fix; status 2, one paragraph, no traceback, nothing written
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    text = header.encode() + b" " * (117 - len(header)) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def save(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def savez(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def parquet(**columns: list) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+FLOATS = save(np.ones((4, 3)))
+RECORDS = np.zeros(3, dtype=[("x", "f8"), ("y", "f8")])
+IRIS = "a,b,species\n5.1,3.5,setosa\n4.9,3.0,setosa\n"
+
+# name of the file, its content (None: there is none), further arguments, what the message must say
+BAD_FILES = {
+    "missing": ("x.npy", None, [], ["x.npy does not exist", "Check the name"]),
+    "directory": ("folder.csv", None, [], ["folder.csv is a directory", "Name a file in it"]),
+    "unknown extension": ("x.xlsx", b"..", [], ["the extension .xlsx", ".npy, .npz, .csv, .tsv, .parquet"]),
+    "no extension": ("data", b"1,2", [], ["data has no extension", "can be read"]),
+    "empty npy": ("x.npy", b"", [], ["x.npy is empty (0 bytes)", "Write it again"]),
+    "empty csv": ("x.csv", b"", [], ["x.csv is empty (0 bytes)"]),
+    "blank csv": ("x.csv", b"\n\n", [], ["x.csv is empty: it holds no row", "at least one row"]),
+    "not an npy": ("x.npy", b"hello, world", [], ["is not an .npy file", "numpy.save"]),
+    "truncated mark": ("x.npy", b"\x93NU", [], ["is not an .npy file"]),
+    "truncated header": ("x.npy", FLOATS[:60], [], ["its header is damaged or truncated", "numpy.save"]),
+    "truncated npy": (
+        "x.npy",
+        FLOATS[:-1],
+        [],
+        ["is truncated: shape (4, 3) of float64 needs 96 bytes, and 95 are there"],
+    ),
+    "unknown version": ("x.npy", b"\x93NUMPY\x09\x00" + FLOATS[8:], [], ["unknown version (9, 0)"]),
+    "sizes that overflow": (
+        "x.npy",
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (4294967296, 4294967296, 2), }"),
+        [],
+        ["the header says shape (4294967296, 4294967296, 2), which no file can hold", "damaged"],
+    ),
+    "negative size": (
+        "x.npy",
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (-4, 3), }"),
+        [],
+        ["which no file can hold"],
+    ),
+    "huge size": (
+        "x.npy",
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 3), }"),
+        [],
+        ["needs 24000000000 bytes, and 0 are there"],
+    ),
+    "no values": ("x.npy", save(np.ones((0, 3))), [], ["has shape (0, 3): there is nothing to average"]),
+    "a scalar": ("x.npy", save(np.float64(3)), [], ["has shape (): there is nothing to average"]),
+    "objects": (
+        "x.npy",
+        save(np.array([1, "x", None], object)),
+        [],
+        ["Python objects", "never done", "astype(numpy.float64)"],
+    ),
+    "complex": (
+        "x.npy",
+        save(np.ones((2, 2), complex)),
+        [],
+        ["complex numbers (dtype complex128)", "real and imaginary parts"],
+    ),
+    "records": ("x.npy", save(RECORDS), [], ["records with the fields x, y", "Save one field"]),
+    "raw bytes": (
+        "x.npy",
+        save(np.zeros((2, 2), "V2")),
+        [],
+        ["raw bytes (dtype |V2)", "bfloat16", "astype(numpy.float32)"],
+    ),
+    "texts": ("x.npy", save(np.array([["a"]])), [], ["has dtype <U1", "can be read"]),
+    "dates": (
+        "x.npy",
+        save(np.zeros((2, 2), "M8[s]")),
+        [],
+        ["datetime64[s]", "Count them in seconds before saving", "numpy.timedelta64"],
+    ),
+    "npz without a key": ("x.npz", savez(a=np.eye(2), b=np.eye(3)), [], ["holds 2 arrays (a, b)", "--key a"]),
+    "npz with a wrong key": ("x.npz", savez(a=np.eye(2), b=np.eye(3)), ["--key", "c"], ["no array 'c'", "a, b"]),
+    "npz without arrays": ("x.npz", savez(), [], ["holds no array"]),
+    "not an npz": ("x.npz", b"PK or not", [], ["not a whole .npz archive", "numpy.savez"]),
+    "damaged npz": (
+        "x.npz",
+        savez(a=np.eye(9)).replace(b"\xf0?", b"\x00?"),
+        [],
+        ["not a whole .npz archive (Bad CRC-32"],
+    ),
+    "objects in npz": ("x.npz", savez(a=np.array([None])), [], ["array 'a' holds Python objects"]),
+    "key for a table": (
+        "x.csv",
+        b"1,2\n3,4\n",
+        ["--key", "a"],
+        ["--key chooses an array of an .npz", "Leave --key out"],
+    ),
+    "columns of an array": ("x.npy", FLOATS, ["--columns", "0"], ["--columns chooses columns of a table", "--axis"]),
+    "header of an array": ("x.npy", FLOATS, ["--no-header"], ["--header and --no-header are for .csv and .tsv"]),
+    "a text column": (
+        "x.csv",
+        IRIS,
+        [],
+        [
+            "line 2, column 2 'species': 'setosa' is not a number",
+            "choosing the others, by name or number: --columns 0,1.",
+        ],
+    ),
+    "a text cell": ("x.csv", "a,b\n1,2\n3,4x\n", [], ["line 3, column 1 'b': '4x' is not a number", "--columns 0."]),
+    "a text cell without header": ("x.csv", "1,2\n3,x\n", [], ["line 2, column 1: 'x' is not a number"]),
+    "an underscore": ("x.csv", "1,2\n3,1_000\n", [], ["line 2, column 1: '1_000' is not a number"]),
+    "a decimal comma": (
+        "x.csv",
+        "a;b\n1,5;2\n",
+        [],
+        [
+            "line 2: expected 1 cells as in line 1, found 2. The cells seem to be separated by semicolons",
+            'and decimals by a comma: add --delimiter ";" --decimal ",".',
+        ],
+    ),
+    "semicolons": (
+        "x.csv",
+        "a;b\n1;2\n",
+        [],
+        ["'1;2' is not a number", 'separated by semicolons: add --delimiter ";".'],
+    ),
+    "an empty cell": ("x.csv", "a,b\n1,2\n,4\n", [], ["line 3, column 0 'a' is empty", "fill it in, remove the row"]),
+    "a short row": ("x.csv", "a,b\n1,2\n3\n", [], ["line 3: expected 2 cells as in line 1, found 1", "quote a cell"]),
+    "a long row": ("x.csv", "1,2\n3,4\n5,6,7\n", [], ["line 3: expected 2 cells as in line 1, found 3"]),
+    "a row after broken quotes": (
+        "x.csv",
+        '"a\nb",c\n1,2\n3\n',
+        [],
+        ["line 4: expected 2 cells as in line 2, found 1"],
+    ),
+    "a blank line inside": ("x.csv", "a,b\n1,2\n\n3,4\n", [], ["line 3 is blank, but rows follow", "Remove the line"]),
+    "an open quote": ("x.csv", 'a,b\n1,"2\n', [], ["line 2: not a row of a table", "Close every quote"]),
+    "no UTF-8": ("x.csv", "größe\n1\n".encode("latin-1"), [], ["is not text in UTF-8", "Save the table as UTF-8"]),
+    "UTF-16": ("x.csv", "a,b\n1,2\n".encode("utf-16"), [], ["is not text in UTF-8"]),
+    "names only": ("x.csv", "a,b\n", [], ["holds column names and no row", "--no-header"]),
+    "an unknown column": (
+        "x.csv",
+        IRIS,
+        ["--columns", "a,z"],
+        ["has no column 'z'; it has 3: a, b, species", "0 to 2"],
+    ),
+    "a column too far": ("x.csv", IRIS, ["--columns", "7"], ["has no column '7'"]),
+    "a column twice": ("x.csv", IRIS, ["--columns", "a,0"], ["--columns a,0 names column 0 ('a') twice"]),
+    "no column": ("x.csv", IRIS, ["--columns", ""], ["names no column", "--columns 0,1,2"]),
+    "columns of one name": (
+        "x.csv",
+        "a,a\n1,2\n3,4\n",
+        ["--columns", "a"],
+        ["has 2 columns named 'a'", "counts from 0"],
+    ),
+    "not a parquet": ("x.parquet", b"PAR1....PAR1", [], ["is not a whole Parquet file"]),
+    "truncated parquet": ("x.parquet", parquet(a=[1.0, 2.0])[:-9], [], ["is not a whole Parquet file"]),
+    "parquet without rows": ("x.parquet", parquet(a=pa.array([], pa.float64())), [], ["holds 0 rows of 1 columns"]),
+    "a text column in parquet": (
+        "x.parquet",
+        parquet(a=[1.0], b=["x"]),
+        [],
+        ["column 1 'b' holds string", "--columns 0."],
+    ),
+    "missing values in parquet": (
+        "x.parquet",
+        parquet(a=[1.0, 2.0, None, None]),
+        [],
+        ["column 0 'a' has 2 missing values, the first in row 2", "fill them in"],
+    ),
+    "axis out of range": ("x.npy", FLOATS, ["--axis", "2"], ["axis 2 does not exist", "(4, 3)", "0 to 1"]),
+    "axis of a list": ("x.npy", save(np.ones(5)), [], ["axis 1 does not exist", "(5,)"]),
+    "axis twice": ("x.npy", FLOATS, ["--axis", "1,-1"], ["names each axis of the channels once"]),
+    "no eps": ("x.npy", FLOATS, ["--eps", "0"], ["eps", "must be positive"]),
+    "nan for eps": ("x.npy", FLOATS, ["--eps", "nan"], ["eps", "must be positive"]),
+}
+
+EXPLAIN_ONLY = {
+    "channel out of range": ("x.npy", FLOATS, ["--channel", "3"], ["channel 3 does not exist", "3 channels", "0 to 2"]),
+    "negative channel": ("x.npy", FLOATS, ["--channel=-1"], ["channel -1 does not exist", "0 to 2"]),
+    "unknown channel": (
+        "x.csv",
+        "a,b\n1,2\n",
+        ["--channel", "z"],
+        ["no channel 'z'; its columns are a, b", "counted from 0"],
+    ),
+    "a name for an array": ("x.npy", FLOATS, ["--channel", "a"], ["no channel 'a'", "counted from 0"]),
+}
+
+
+def is_one_plain_paragraph(message: str) -> bool:
+    return (
+        message.count("\n") == 1
+        and message.endswith("\n")
+        and message.startswith("batchnorm: ")
+        and "Traceback" not in message
+    )
+
+
+def refused(argv: list[str], parts: list[str], capsys: Capture) -> None:
+    before = listing()
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert is_one_plain_paragraph(captured.err)
+    for part in parts:
+        assert part in captured.err
+    assert f": {argv[0]}: " not in captured.err, "a function of the package is no matter of who reads this"
+    assert listing() == before
+
+
+def make(name: str, content: str | bytes | None) -> str:
+    if content is not None:
+        write(name, content)
+    elif name.startswith("folder"):
+        Path(name).mkdir()
+    return name
+
+
+@pytest.mark.parametrize("case", [*BAD_FILES, *EXPLAIN_ONLY])
+def test_explain_refuses(case: str, capsys: Capture) -> None:
+    name, content, options, parts = (BAD_FILES | EXPLAIN_ONLY)[case]
+    refused(["explain", make(name, content), *options], parts, capsys)
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_normalize_refuses(case: str, capsys: Capture) -> None:
+    name, content, options, parts = BAD_FILES[case]
+    refused(["normalize", make(name, content), "-o", "out" + Path(name).suffix, *options], parts, capsys)
+
+
+def test_a_pickle_is_never_run(capsys: Capture) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+            return os.mkdir, ("sprung",)
+
+    for name, content in (("x.npy", save(np.array([Trap()]))), ("x.npz", savez(a=np.array([Trap()])))):
+        refused(["explain", write(name, content)], ["Python objects"], capsys)
+    assert "sprung" not in listing()
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["-o", "nowhere/y.npy"], ["the directory", "nowhere does not exist", "Create it first"]),
+        (["-o", "folder.npy"], ["folder.npy is a directory"]),
+        (["-o", "y.csv"], ["y.csv has the extension .csv", "from a .npy file these can be written: .npy."]),
+        (["-o", "y"], ["y has no extension"]),
+        (["-o", "pipe.npy"], ["is not a regular file", "by renaming"]),
+        (["-o", "y.npy", "--save-moments", "x.npy"], ["--save-moments x.npy is also the input or the output"]),
+        (["-o", "y.npy", "--save-moments", "y.npy"], ["--save-moments y.npy is also the input or the output"]),
+        (["-o", "y.npy", "--save-moments", "nowhere/m.json"], ["nowhere does not exist"]),
+        (["-o", "y.npy", "--use-moments", "m.json"], ["m.json does not exist", "Save moments first"]),
+        (["-o", "y.npy", "--use-moments", "folder.json"], ["folder.json cannot be read: Is a directory"]),
+        (
+            ["-o", "y.npy", "--use-moments", "m.txt"],
+            ["--use-moments: ", "end in .json or .safetensors; got m.txt"],
+        ),
+        (["-o", "y.npy", "--save-moments", "m"], ["--save-moments: ", "must end in .json or .safetensors; got m"]),
+        (
+            ["-o", "y.npy", "--use-moments", "other.json"],
+            ["holds moments of 2 channels", "has 3 channels", "--axis"],
+        ),
+        (["-o", "y.npy", "--use-moments", "nothing.json"], ["has a channel of no values"]),
+        (["-o", "y.npy", "--axis", "0,1"], ["one value per channel", "(0, 1)", "--use-moments FILE"]),
+    ],
+)
+def test_normalize_refuses_outputs_and_moments(options: list[str], parts: list[str], capsys: Capture) -> None:
+    write("x.npy", FLOATS)
+    Path("folder.npy").mkdir()
+    Path("folder.json").mkdir()
+    os.mkfifo("pipe.npy")
+    np.save("two.npy", np.eye(2))
+    main(["normalize", "two.npy", "-o", "two.npy", "--save-moments", "other.json"])
+    write("nothing.json", re.sub(r'("count": ).*?\]', r"\1[0.0, 0.0, 0.0]", Path("other.json").read_text()))
+    text = json.loads(Path("nothing.json").read_text())
+    write("nothing.json", json.dumps(text | {k: [0.0] * 3 for k in ("count", "mean", "mean_low", "m2")}))
+    capsys.readouterr()
+    refused(["normalize", "x.npy", *options], parts, capsys)
+
+
+@pytest.mark.parametrize("locked", ["folder", "folder/y.npy"])
+def test_normalize_refuses_what_may_not_be_written(
+    locked: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The permission is denied by a stand-in for os.access, because tests may run as a user who may write anywhere."""
+    write("x.npy", FLOATS)
+    Path("folder").mkdir()
+    write("folder/y.npy", "old")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path(locked).resolve())
+    reason = "no file may be created in" if locked == "folder" else "exists and may not be written"
+    refused(["normalize", "x.npy", "-o", "folder/y.npy"], [reason, "Change its permissions"], capsys)
+    assert Path("folder/y.npy").read_text() == "old"
+
+
+def test_an_unreadable_file(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("x.csv", "1,2\n")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("batchnorm.tools.files.data.read_text_table", denied)
+    refused(
+        ["explain", "x.csv"], ["x.csv cannot be read: Permission denied", "Check the file and its permissions"], capsys
+    )
+
+
+def test_moments_of_other_columns(capsys: Capture) -> None:
+    write("x.csv", "a,b\n1,2\n3,5\n")
+    main(["normalize", "x.csv", "-o", "y.csv", "--save-moments", "m.json"])
+    write("x.csv", "b,a\n1,2\n3,5\n")
+    capsys.readouterr()
+    refused(
+        ["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json"],
+        ["another order", "--columns a,b."],
+        capsys,
+    )
+    assert main(["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json", "--columns", "a,b"]) == 0
+
+
+def test_without_pyarrow_the_message_says_what_to_install(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("x.parquet", parquet(a=[1.0]))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(["explain", "x.parquet"], ["need pyarrow", 'pip install "batchnorm[parquet]"'], capsys)
+
+
+def test_file_options_without_a_file(capsys: Capture) -> None:
+    refused(["explain", "--key", "a"], ["--key is for a file", "batchnorm explain FILE"], capsys)
+    refused(["explain", "--no-header"], ["--no-header is for a file"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["explian"], "invalid choice: 'explian'"),
+        (
+            ["explain", "--axis", "x"],
+            "'x' is not an axis: give an integer such as 1 or -1, several such as 1,3, or none",
+        ),
+        (["explain", "--rows", "0"], "'0' is not a number of rows"),
+        (["explain", "--eps", "small"], "invalid float value: 'small'"),
+        (["normalize", "x.npy"], "the following arguments are required: -o/--output"),
+    ],
+)
+def test_wrong_usage(argv: list[str], message: str, capsys: Capture) -> None:
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"batchnorm {bn.__version__}\n"
+    for argv in (["--help"], ["explain", "--help"], ["normalize", "--help"], ["why", "--help"], ["bench", "--help"]):
+        assert main(argv) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_name_cannot_write_to_the_terminal(capsys: Capture) -> None:
+    """Control characters in a file never reach the screen."""
+    write("x.csv", "\x1b[31m,b\n1,x\n")
+    assert main(["explain", "x.csv", "--columns", "z"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+    write("y.csv", "\x1b[31m,b\n1,2\n3,4\n")
+    assert main(["explain", "y.csv"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+# Terminals and pipes
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return True
+
+
+LINES = [line("a ", ("b", "lit"), " √2")]
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"rich": ""}, False)],
+)
+def test_colours_on_a_terminal(variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm-256color"} | variables).items():
+        monkeypatch.setenv(name, value)
+    if "rich" in variables:  # not installed: the same text, without colours
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    stream = Terminal()
+    terminal.show(LINES, stream)
+    text = stream.getvalue()
+    assert ("\x1b[" in text) == coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", text) == "a b √2\n"
+
+
+def test_width_is_the_terminals_within_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, expected in (("60", 80), ("90", 90), ("400", 100)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert terminal.columns_of(Terminal()) == expected
+        assert terminal.columns_of(io.StringIO()) == expected
+    monkeypatch.delenv("COLUMNS")
+    assert terminal.columns_of(io.StringIO()) == 80
+
+
+def test_a_stream_without_unicode_gets_ascii() -> None:
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    for options in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "batchnorm", "explain", *options], capture_output=True, env=env, check=True
+        )
+        assert done.stdout.isascii()
+        assert done.stderr == b""
+    json.loads(done.stdout)
+
+
+def test_a_closed_pipe_is_not_a_fault() -> None:
+    command = [sys.executable, "-m", "batchnorm", "explain"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # long before the first line comes
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+# Interruptions
+
+# Once the moments are gathered, blocks become so small that writing takes many seconds.
+SLOW = """
+import sys
+from batchnorm.tools.cli import main
+from batchnorm import _blocks as blocks
+
+gather = blocks.gather
+
+def gather_and_slow_down(*args):
+    m = gather(*args)
+    blocks.BLOCK = 64
+    return m
+
+blocks.gather = gather_and_slow_down
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def interrupt_while_writing(number: int, *, existing: bool) -> subprocess.CompletedProcess[str]:
+    """Send a signal to a normalize that has begun to write, and return how it ended."""
+    x = np.lib.format.open_memmap("x.npy", mode="w+", dtype=np.float32, shape=(1 << 20, 16))
+    x[::2] = 1
+    x.flush()
+    if existing:
+        write("y.npy", "old")
+    command = [sys.executable, "-c", SLOW, "normalize", "x.npy", "-o", "y.npy", "--save-moments", "m.json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not any(name.startswith(".y.npy.") for name in listing()):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_nothing_half_written(number: int, status: int, existing: bool) -> None:
+    done = interrupt_while_writing(number, existing=existing)
+    assert done.returncode == status
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert ("interrupted" in done.stderr) == (number == signal.SIGINT)
+    assert listing() == (["x.npy", "y.npy"] if existing else ["x.npy"])
+    if existing:
+        assert Path("y.npy").read_text() == "old"
+
+
+def test_handlers_of_signals_are_put_back(capsys: Capture) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["explain"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_in_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchnorm.tools.explain.explain", interrupted)
+    assert main(["explain"]) == 130
+    assert capsys.readouterr().err == "batchnorm: interrupted; unfinished files were removed.\n"
