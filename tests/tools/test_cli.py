@@ -562,7 +562,7 @@ def test_an_unreadable_file(capsys: Capture, monkeypatch: pytest.MonkeyPatch) ->
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("batchnorm.tools.files.data.read_text_table", denied)
+    monkeypatch.setattr("batchnorm.tools.files.formats.read_text_table", denied)
     refused(
         ["explain", "x.csv"], ["x.csv cannot be read: Permission denied", "Check the file and its permissions"], capsys
     )

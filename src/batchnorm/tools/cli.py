@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .bench.command import add_bench
+from .files.formats import READABLE, READABLE_OR, TABLES_OR, TEXTS
 from .why.command import add_why
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         dest="header",
-        help="the first line of a .csv or .tsv holds names",
+        help=f"the first line of a {TEXTS} holds names",
     )
     header.add_argument(
         "--no-header",
@@ -167,7 +168,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--delimiter",
         type=_delimiter,
         metavar="D",
-        help='what stands between the cells of a .csv or .tsv, such as ";" or tab; default , in .csv, tab in .tsv',
+        help=f'what stands between the cells of a {TEXTS}, such as ";" or tab; default , in .csv, tab in .tsv',
     )
     parser.add_argument("--decimal", choices=(".", ","), help="what stands before decimals in it; default .")
 
@@ -179,7 +180,7 @@ def _add_explain(commands: Any) -> None:
         description="Show which values are averaged together, the formulas with their numbers, every channel before "
         "and after, and what is kept and lost. Without FILE: a worked example of five rows and five columns.",
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help=".npy, .npz, .csv, .tsv or .parquet")
+    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help=READABLE_OR)
     _add_data_options(parser)
     parser.add_argument(
         "--channel", default="0", metavar="C", help="channel of the formulas: a number, or a column's name; default 0"
@@ -205,14 +206,14 @@ def _add_normalize(commands: Any) -> None:
         description="Normalise an array or a table, in blocks where it is larger than memory. OUT appears when it is "
         "complete; it may be IN.",
     )
-    parser.add_argument("input", metavar="IN", type=Path, help=".npy, .npz, .csv, .tsv or .parquet")
+    parser.add_argument("input", metavar="IN", type=Path, help=READABLE_OR)
     parser.add_argument(
         "-o",
         "--output",
         metavar="OUT",
         type=Path,
         required=True,
-        help="where to write: an array to .npy (or .npz to .npz), a table to .csv, .tsv or .parquet",
+        help=f"where to write: an array to .npy (or .npz to .npz), a table to {TABLES_OR}",
     )
     _add_data_options(parser)
     moments = parser.add_mutually_exclusive_group()
@@ -247,7 +248,7 @@ def _explain(options: argparse.Namespace) -> None:
         return
     lines = report(explanation, columns_of(sys.stdout), rows=options.rows)
     if options.file is None:
-        kinds = "  batchnorm explain FILE   (.npy, .npz, .csv, .tsv, .parquet)"
+        kinds = f"  batchnorm explain FILE   ({READABLE})"
         lines.append(line(" ", ("Your own data:", "heading"), kinds))
     show(lines, sys.stdout)
 

@@ -1,7 +1,8 @@
 """Tables and arrays in and out of files; larger than memory where the kind allows it, and written atomically."""
 
-from .data import Data, open_data
+from .data import Data
 from .normalizing import Request, normalize_file
+from .opening import open_data
 from .refused import Refused
 
 __all__ = ["Data", "Refused", "Request", "normalize_file", "open_data"]

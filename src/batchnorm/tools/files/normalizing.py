@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,14 @@ from ... import _blocks as blocks
 from ..._moments import Moments
 from ..._options import EPS
 from ..._plan import Axis, make_plan
-from .arrays import create_npy, replace_in_npz
 from .atomic import check_output, replacing
-from .data import TABLES, Data, check_input, open_data
-from .moments_files import check_format, read, suffix_of, write
-from .parquet_tables import texts, write_parquet
+from .data import Data
+from .formats import FORMATS, Format, suffix_of, wrong_suffix
+from .moments_files import check_format, read, write
+from .moments_files import suffix_of as moments_suffix
+from .opening import check_input, open_data
 from .refused import Refused
 from .saved_moments import SavedMoments, check_fit
-from .text_form import DELIMITERS, Form
-from .text_tables import write_text_table
 
 #: progress(phase, values) → a function to call with the number of values done since.
 Progress = Callable[[str, int], blocks.Advance]
@@ -61,22 +60,22 @@ def normalize_file(request: Request, progress: Progress = lambda phase, total: l
             temporary = outputs.enter_context(replacing(request.target))
             if request.save_moments is not None:
                 beside = outputs.enter_context(replacing(request.save_moments))
-                write(beside, SavedMoments(m, kept, _names(data, kept), eps), suffix_of(request.save_moments))
-            _write(temporary, kind, data, m, kept, eps, progress("normalising", data.values.size))
+                write(beside, SavedMoments(m, kept, _names(data, kept), eps), moments_suffix(request.save_moments))
+            advance = progress("normalising", data.values.size)
+            kind.write(temporary, kind, data, lambda y: blocks.apply(data.values, m, kept, eps, y, advance))
     except blocks.Rounded as error:
         raise Refused(f"{data}: {error}.") from error
     return _report(request, data, m, kept, saved)
 
 
-def _check_paths(request: Request) -> str:
-    """Refuse what cannot work before any work is done; return the kind of the output."""
-    source_kind = check_input(request.source)
-    kind = request.target.suffix.lower()
-    possible = {".npy": (".npy",), ".npz": (".npz", ".npy")}.get(source_kind, TABLES)
-    if kind not in possible:
-        came = f"the extension {request.target.suffix}" if kind else "no extension"
+def _check_paths(request: Request) -> Format:
+    """Refuse what cannot work before any work is done; return the format of the output."""
+    source = check_input(request.source)
+    suffix = suffix_of(request.target)
+    if suffix not in source.into:
         raise Refused(
-            f"{request.target} has {came}; from a {source_kind} file these can be written: {', '.join(possible)}."
+            f"{wrong_suffix(request.target)}; from a {source.suffix} file these can be written: "
+            f"{', '.join(source.into)}."
         )
     if request.eps is not None:
         try:
@@ -92,7 +91,7 @@ def _check_paths(request: Request) -> str:
         check_format(path, option)
     if request.save_moments is not None:
         check_output(request.save_moments)
-    return kind
+    return FORMATS[suffix]
 
 
 def _eps(request: Request, saved: SavedMoments | None) -> float:
@@ -133,39 +132,6 @@ def _moments(
             "every output would be 0. Give more rows, choose another --axis, or use saved moments: --use-moments FILE."
         )
     return m
-
-
-def _write(
-    path: Path, kind: str, data: Data, m: Moments, kept: tuple[int, ...], eps: float, advance: blocks.Advance
-) -> None:
-    x = data.values
-    dtype = blocks.working_dtype(x.dtype)
-    fortran = x.flags.f_contiguous and not x.flags.c_contiguous
-    if kind == ".npy":
-        mapped = create_npy(path, x.shape, dtype, fortran)
-        blocks.apply(x, m, kept, eps, mapped, advance)
-        mapped.flush()
-        return
-    y = np.empty(x.shape, dtype, order="F" if fortran else "C")
-    blocks.apply(x, m, kept, eps, y, advance)
-    if kind == ".npz":
-        assert data.key is not None  # _check_paths lets only an .npz become one
-        replace_in_npz(data.path, data.key, y, path)
-    else:
-        assert data.table is not None  # likewise
-        _write_table(path, kind, data, y)
-
-
-def _write_table(path: Path, kind: str, data: Data, y: np.ndarray) -> None:
-    table = data.table
-    assert table is not None
-    if kind == ".parquet":
-        write_parquet(path, table, y)
-        return
-    if table.arrow is not None:
-        table = replace(table, others=texts(table, data.path))
-    same = table.form is not None and kind == data.path.suffix.lower()
-    write_text_table(path, table, y, table.form if same and table.form is not None else Form(DELIMITERS[kind]))
 
 
 def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], saved: SavedMoments | None) -> list[str]:

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from ..._blocks import MOST_EXACT
 
-#: What stands between cells unless --delimiter says otherwise, by the file's extension.
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-
 #: Separators that a table may have been written with, in words, and as an option.
 SEPARATORS = {";": ("semicolons", '";"'), "\t": ("tabs", "tab"), "|": ("bars", '"|"'), ",": ("commas", '","')}
 

@@ -1,0 +1,145 @@
+"""The kinds of files, by the suffix of their names: how each is read and written. A new kind is a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..._blocks import working_dtype
+from .arrays import create_npy, read_npy, read_npz, replace_in_npz
+from .data import Data, Reading
+from .parquet_tables import read_parquet, texts, write_parquet
+from .refused import Refused
+from .text_form import Form
+from .text_tables import read_text_table, write_text_table
+
+#: Writes the results for some data into an array.
+Fill = Callable[[np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """What files of one suffix hold, and how they are read and written.
+
+    ``into`` are the suffixes of the files that may be written from one; ``form`` is how a text table is written by
+    default.
+    """
+
+    suffix: str
+    read: Callable[[Path, Format, Reading], Data]
+    write: Callable[[Path, Format, Data, Fill], None]
+    holds: str
+    into: tuple[str, ...]
+    form: Form | None = None
+
+
+def _read_npy(path: Path, _: Format, __: Reading) -> Data:
+    return Data(path, read_npy(path))
+
+
+def _write_npy(path: Path, _: Format, data: Data, fill: Fill) -> None:
+    mapped = create_npy(path, data.values.shape, working_dtype(data.values.dtype), _fortran(data.values))
+    fill(mapped)
+    mapped.flush()
+
+
+def _read_npz(path: Path, _: Format, reading: Reading) -> Data:
+    values, key = read_npz(path, reading.key)
+    return Data(path, values, key=key)
+
+
+def _write_npz(path: Path, _: Format, data: Data, fill: Fill) -> None:
+    assert data.key is not None  # only an archive becomes one
+    replace_in_npz(data.path, data.key, _filled(data, fill), path)
+
+
+def _read_parquet(path: Path, _: Format, reading: Reading) -> Data:
+    table = read_parquet(path, reading.columns)
+    return Data(path, table.values, table=table)
+
+
+def _write_parquet(path: Path, _: Format, data: Data, fill: Fill) -> None:
+    assert data.table is not None  # only a table becomes one
+    write_parquet(path, data.table, _filled(data, fill))
+
+
+def _read_text(path: Path, kind: Format, reading: Reading) -> Data:
+    assert kind.form is not None
+    form = Form(reading.delimiter or kind.form.delimiter, reading.decimal or kind.form.decimal)
+    table = read_text_table(path, form, reading.columns, reading.header)
+    return Data(path, table.values, table=table)
+
+
+def _write_text(path: Path, kind: Format, data: Data, fill: Fill) -> None:
+    table = data.table
+    assert table is not None  # only a table becomes one
+    assert kind.form is not None
+    y = _filled(data, fill)
+    if table.arrow is not None:
+        table = replace(table, others=texts(table, data.path))
+    same = table.form is not None and format_of(data.path) is kind
+    write_text_table(path, table, y, table.form if same and table.form is not None else kind.form)
+
+
+def _fortran(x: np.ndarray) -> bool:
+    return x.flags.f_contiguous and not x.flags.c_contiguous
+
+
+def _filled(data: Data, fill: Fill) -> np.ndarray:
+    x = data.values
+    y = np.empty(x.shape, working_dtype(x.dtype), order="F" if _fortran(x) else "C")
+    fill(y)
+    return y
+
+
+_TABLES = (".csv", ".tsv", ".parquet")
+
+FORMATS = {
+    known.suffix: known
+    for known in (
+        Format(".npy", _read_npy, _write_npy, "array", (".npy",)),
+        Format(".npz", _read_npz, _write_npz, "archive", (".npz", ".npy")),
+        Format(".csv", _read_text, _write_text, "table", _TABLES, Form(",")),
+        Format(".tsv", _read_text, _write_text, "table", _TABLES, Form("\t")),
+        Format(".parquet", _read_parquet, _write_parquet, "table", _TABLES),
+    )
+}
+
+#: For sentences: the files that can be read, and the text tables among them.
+READABLE = ", ".join(FORMATS)
+READABLE_OR = " or ".join(READABLE.rsplit(", ", 1))
+TEXTS = " or ".join(suffix for suffix, known in FORMATS.items() if known.form is not None)
+TABLES_OR = " or ".join(", ".join(_TABLES).rsplit(", ", 1))
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format that a file's name tells, if any."""
+    return FORMATS.get(suffix_of(path))
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that tells a file's format, in small letters."""
+    return path.suffix.lower()
+
+
+def wrong_suffix(path: Path) -> str:
+    """Return what is wrong with a name of no known suffix, in words."""
+    return f"{path} has {f'the extension {path.suffix}' if path.suffix else 'no extension'}"
+
+
+def check_reading(path: Path, kind: Format, reading: Reading) -> None:
+    """Refuse what cannot be asked of a file of this format."""
+    if reading.key is not None and kind.holds != "archive":
+        raise Refused(f"--key chooses an array of an .npz, and {path} is not one. Leave --key out.")
+    if reading.columns is not None and kind.holds != "table":
+        raise Refused(
+            f"--columns chooses columns of a table, and {path} is an array. Choose the channels' axis with --axis "
+            "instead."
+        )
+    for name in ("header", "delimiter", "decimal"):
+        if kind.form is None and getattr(reading, name) is not None:
+            option = "--header and --no-header are" if name == "header" else f"--{name} is"
+            raise Refused(f"{option} for {TEXTS.replace(' or ', ' and ')}, and {path} is not one. Leave it out.")

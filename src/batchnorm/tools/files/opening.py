@@ -1,0 +1,60 @@
+"""A file opened by its name: what cannot be read, and what cannot be asked of it, is refused first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .data import Data, Reading
+from .formats import READABLE, Format, check_reading, format_of, wrong_suffix
+from .refused import Refused
+
+
+def open_data(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    columns: str | None = None,
+    header: bool | None = None,
+    delimiter: str | None = None,
+    decimal: str | None = None,
+) -> Data:
+    """Open a file of numbers.
+
+    Parameters
+    ----------
+    path : a file of one of the kinds in ``formats.py``
+    key : the array's name in an .npz
+    columns : names or numbers of a table's columns, separated by commas; None means all
+    header : whether the first line of a text table holds names; None decides by whether it holds anything but numbers
+    delimiter : what stands between the cells of a text table; None means a comma or a tab
+    decimal : what stands before decimals in a text table, a point or a comma; None means a point
+
+    Raises
+    ------
+    Refused
+        When the file does not hold what was asked for. The message says what came and what to do.
+    """
+    path = Path(path)
+    kind = check_input(path)
+    reading = Reading(key, columns, header, delimiter, decimal)
+    check_reading(path, kind, reading)
+    try:
+        return kind.read(path, kind, reading)
+    except OSError as error:
+        raise Refused(
+            f"{path} cannot be read: {error.strerror or error}. Check the file and its permissions."
+        ) from error
+
+
+def check_input(path: Path) -> Format:
+    """Return the file's format, or refuse it."""
+    kind = format_of(path)
+    if path.is_dir():
+        raise Refused(f"{path} is a directory. Name a file in it.")
+    if not path.exists():
+        raise Refused(f"{path} does not exist. Check the name, and the directory it is looked for in.")
+    if kind is None:
+        raise Refused(f"{wrong_suffix(path)}; files of these kinds can be read: {READABLE}.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise Refused(f"{path} is empty (0 bytes). Write it again.")
+    return kind
