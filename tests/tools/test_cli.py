@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -280,11 +281,18 @@ IRIS = "a,b,species\n5.1,3.5,setosa\n4.9,3.0,setosa\n"
 BAD_FILES = {
     "missing": ("x.npy", None, [], ["x.npy does not exist", "Check the name"]),
     "directory": ("folder.csv", None, [], ["folder.csv is a directory", "Name a file in it"]),
-    "unknown extension": ("x.xlsx", b"..", [], ["the extension .xlsx", ".npy, .npz, .csv, .tsv, .parquet"]),
+    "unknown extension": (
+        "x.xlsx",
+        b"..",
+        [],
+        ["the extension .xlsx", ".npy, .npz, .csv, .tsv, .csv.gz"],
+    ),
     "no extension": ("data", b"1,2", [], ["data has no extension", "can be read"]),
     "empty npy": ("x.npy", b"", [], ["x.npy is empty (0 bytes)", "Write it again"]),
     "empty csv": ("x.csv", b"", [], ["x.csv is empty (0 bytes)"]),
     "blank csv": ("x.csv", b"\n\n", [], ["x.csv is empty: it holds no row", "at least one row"]),
+    "not gzip": ("x.csv.gz", b"a,b\n1,2\n", [], ["is not a whole gzip file", "Compress the table again"]),
+    "truncated gzip": ("x.csv.gz", gzip.compress(b"a,b\n1,2\n")[:-9], [], ["is not a whole gzip file"]),
     "not an npy": ("x.npy", b"hello, world", [], ["is not an .npy file", "numpy.save"]),
     "truncated mark": ("x.npy", b"\x93NU", [], ["is not an .npy file"]),
     "truncated header": ("x.npy", FLOATS[:60], [], ["its header is damaged or truncated", "numpy.save"]),
@@ -489,7 +497,7 @@ def test_explain_refuses(case: str, capsys: Capture) -> None:
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_normalize_refuses(case: str, capsys: Capture) -> None:
     name, content, options, parts = BAD_FILES[case]
-    refused(["normalize", make(name, content), "-o", "out" + Path(name).suffix, *options], parts, capsys)
+    refused(["normalize", make(name, content), "-o", "out" + "".join(Path(name).suffixes), *options], parts, capsys)
 
 
 def test_a_pickle_is_never_run(capsys: Capture) -> None:

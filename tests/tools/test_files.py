@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import io
 import json
 import os
@@ -238,9 +239,10 @@ def test_tables_from_every_kind_to_every_kind(tmp_path: Path, rng: np.random.Gen
         csv.writer(file).writerows([["a", "b", "name"], *([*map(repr, r), f"n{i}"] for i, r in enumerate(x.tolist()))])
     y, _ = bn.batch_norm(x)
     normalize_file(Request(tmp_path / "t.csv", tmp_path / "t.tsv", columns="a"))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
     pq.write_table(pa.table({"a": x[:, 0], "b": x[:, 1], "name": [f"n{i}" for i in range(9)]}), tmp_path / "t.parquet")
-    for source in (".csv", ".tsv", ".parquet"):
-        for target in (".csv", ".tsv", ".parquet"):
+    for source in (".csv", ".tsv", ".csv.gz", ".parquet"):
+        for target in (".csv", ".tsv", ".tsv.gz", ".parquet"):
             normalize_file(Request(tmp_path / f"t{source}", tmp_path / f"out{target}", columns="b"))
             back = open_data(tmp_path / f"out{target}", columns="b").table
             assert back is not None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .bench.command import add_bench
-from .files.formats import READABLE, READABLE_OR, TABLES_OR, TEXTS
+from .files.formats import READABLE_OR, TABLES_OR, TEXTS, UNPACKED
 from .why.command import add_why
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _explain(options: argparse.Namespace) -> None:
         return
     lines = report(explanation, columns_of(sys.stdout), rows=options.rows)
     if options.file is None:
-        kinds = f"  batchnorm explain FILE   ({READABLE})"
+        kinds = f"  batchnorm explain FILE   ({UNPACKED})"
         lines.append(line(" ", ("Your own data:", "heading"), kinds))
     show(lines, sys.stdout)
 

@@ -68,7 +68,11 @@ def _write_parquet(path: Path, _: Format, data: Data, fill: Fill) -> None:
 
 def _read_text(path: Path, kind: Format, reading: Reading) -> Data:
     assert kind.form is not None
-    form = Form(reading.delimiter or kind.form.delimiter, reading.decimal or kind.form.decimal)
+    form = replace(
+        kind.form,
+        delimiter=reading.delimiter or kind.form.delimiter,
+        decimal=reading.decimal or kind.form.decimal,
+    )
     table = read_text_table(path, form, reading.columns, reading.header)
     return Data(path, table.values, table=table)
 
@@ -95,7 +99,7 @@ def _filled(data: Data, fill: Fill) -> np.ndarray:
     return y
 
 
-_TABLES = (".csv", ".tsv", ".parquet")
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 
 FORMATS = {
     known.suffix: known
@@ -104,14 +108,17 @@ FORMATS = {
         Format(".npz", _read_npz, _write_npz, "archive", (".npz", ".npy")),
         Format(".csv", _read_text, _write_text, "table", _TABLES, Form(",")),
         Format(".tsv", _read_text, _write_text, "table", _TABLES, Form("\t")),
+        Format(".csv.gz", _read_text, _write_text, "table", _TABLES, Form(",", packed=True)),
+        Format(".tsv.gz", _read_text, _write_text, "table", _TABLES, Form("\t", packed=True)),
         Format(".parquet", _read_parquet, _write_parquet, "table", _TABLES),
     )
 }
 
-#: For sentences: the files that can be read, and the text tables among them.
+#: For sentences: the files that can be read; the same without those that are another's, compressed; the text tables.
 READABLE = ", ".join(FORMATS)
 READABLE_OR = " or ".join(READABLE.rsplit(", ", 1))
-TEXTS = " or ".join(suffix for suffix, known in FORMATS.items() if known.form is not None)
+UNPACKED = ", ".join(suffix for suffix in FORMATS if not suffix.endswith(".gz"))
+TEXTS = ".csv or .tsv"
 TABLES_OR = " or ".join(", ".join(_TABLES).rsplit(", ", 1))
 
 
@@ -121,8 +128,9 @@ def format_of(path: Path) -> Format | None:
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix that tells a file's format, in small letters."""
-    return path.suffix.lower()
+    """Return the suffix that tells a file's format, in small letters; ``.gz`` tells one with the suffix before it."""
+    both = "".join(path.suffixes[-2:]).lower()
+    return both if both in FORMATS else path.suffix.lower()
 
 
 def wrong_suffix(path: Path) -> str:

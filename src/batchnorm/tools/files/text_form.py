@@ -20,11 +20,14 @@ _GROUPED_NUMBER = re.compile(r"\s*[+-]?\d{1,3}([ ,.'’\u00a0\u202f])\d{3}(\1\d{
 
 @dataclass(frozen=True)
 class Form:
-    """The delimiter of cells, the sign before decimals, and whether the text begins with a byte order mark."""
+    """The delimiter of cells, the sign before decimals, whether the text begins with a byte order mark, and whether it
+    is compressed by gzip.
+    """
 
     delimiter: str
     decimal: str = "."
     marked: bool = False
+    packed: bool = False
 
     def numbers(self, cells: Sequence[str]) -> list[float]:
         """Return the numbers that cells hold, or raise ValueError."""
@@ -79,7 +82,7 @@ def cut_up(first: Sequence[str], form: Form) -> bool:
     parts = form.delimiter.join(first).split(";")
     numbers = Form(";", ",")
     return (
-        form == Form(",", ".", form.marked)
+        (form.delimiter, form.decimal) == (",", ".")
         and len(parts) > 1
         and any("," in p for p in parts)
         and all(numbers.number(p) is not None for p in parts)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import io
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,13 +28,13 @@ def read_text_table(path: Path, form: Form, columns: str | None = None, header: 
 
     ``header`` None decides by the first row: data if every cell of it is a number or blank, else names.
     """
-    with open(path, "rb") as file, _cells_of_any_length():
+    with _open(path, form) as file, _cells_of_any_length():
         form = replace(form, marked=file.peek(3).startswith(codecs.BOM_UTF8))
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         try:
             return _read(_rows(text, form, path), path, form, columns, header)
         except UnicodeDecodeError as error:
-            raise Refused(f"{path} is not text in UTF-8{_not_utf8(path)}. Save the table as UTF-8.") from error
+            raise Refused(f"{path} is not text in UTF-8{_not_utf8(path, form)}. Save the table as UTF-8.") from error
 
 
 def write_text_table(path: Path, table: Table, values: np.ndarray, form: Form) -> None:
@@ -42,7 +44,8 @@ def write_text_table(path: Path, table: Table, values: np.ndarray, form: Form) -
     rows = zip(*(columns[i] for i in range(len(table.names))), strict=True)
     first = table.names[0] if table.header else columns[0][0]
     marked = form.marked or str(first).startswith("\ufeff")  # reading takes one mark away
-    with open(path, "w", encoding="utf-8-sig" if marked else "utf-8", newline="") as file:
+    encoding = "utf-8-sig" if marked else "utf-8"
+    with _create(path, form) as binary, io.TextIOWrapper(binary, encoding, newline="") as file:
         # A writer quotes the cells that hold a character of its line's end; before Python 3.11.9, no other CR or LF.
         writer = csv.writer(_EndedByLf(file), delimiter=form.delimiter, lineterminator="\r\n")
         try:
@@ -53,6 +56,31 @@ def write_text_table(path: Path, table: Table, values: np.ndarray, form: Form) -
             raise Refused(
                 f"{path}: a cell holds NUL, which Python 3.10 does not write ({error}). Write Parquet."
             ) from error
+
+
+@contextmanager
+def _open(path: Path, form: Form) -> Iterator[Any]:
+    """Open a table's bytes; what is damaged in a compressed one, found now or later, is refused in one sentence."""
+    with open(path, "rb") as file:
+        if not form.packed:
+            yield file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked, io.BufferedReader(unpacked) as buffered:
+                yield buffered
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise Refused(f"{path} is not a whole gzip file ({error}). Compress the table again.") from error
+
+
+@contextmanager
+def _create(path: Path, form: Form) -> Iterator[Any]:
+    """Open a new table's bytes; the same table gives the same bytes, without a name or a time in them."""
+    with open(path, "wb") as file:
+        if not form.packed:
+            yield file
+            return
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+            yield packed
 
 
 class _EndedByLf:
@@ -75,11 +103,11 @@ def _cells_of_any_length() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _not_utf8(path: Path) -> str:
+def _not_utf8(path: Path, form: Form) -> str:
     """Say where the first byte stands that is not UTF-8, line by line: no letter of UTF-8 holds a line's end."""
     if not path.is_file():  # what a pipe held is gone
         return ""
-    with open(path, "rb") as file:
+    with _open(path, form) as file:
         for number, line in enumerate(file, 1):
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 return " but in UTF-16"
