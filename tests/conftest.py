@@ -22,7 +22,7 @@ sys.path.extend(str(Path(__file__).parent / folder) for folder in ("breaks", "fu
 
 import batchnorm as bn
 
-pytest.register_assert_rewrite("chromium")
+pytest.register_assert_rewrite("chromium", "pages")
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None, max_examples=60)
 _FAST = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # what fails is not made small, nor explained

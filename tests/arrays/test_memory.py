@@ -35,7 +35,7 @@ def fresh_pool() -> Iterator[None]:
 
 
 def large(shape: tuple[int, ...] = LARGE, dtype: str = "float32") -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    return np.random.default_rng(0).standard_normal(shape, dtype="float32").astype(dtype)
 
 
 def address(x: np.ndarray) -> int:

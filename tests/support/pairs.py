@@ -1,10 +1,12 @@
-"""Cross products thinned to pairs: rows in which every two values of different axes meet at least once."""
+"""Tables of cases made shorter: products thinned to pairs, and what is left to the slow tests."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import pytest
 
 
 def pairs(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
@@ -32,3 +34,12 @@ def pairs(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
             missing.pop(pair, None)
         rows.append(tuple(values[i][a] for i, a in sorted(row.items())))
     return rows
+
+
+def rest_slow(cases: Sequence[Any], *quick: int) -> list[Any]:
+    """All cases, those marked slow that do not stand at one of these places."""
+    return [case if i in quick else _slow(case) for i, case in enumerate(cases)]
+
+
+def _slow(case: Any) -> Any:
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)

@@ -46,6 +46,7 @@ def listing() -> list[str]:
 # What comes out
 
 
+@pytest.mark.slow
 def test_the_same_bits_on_a_second_run_and_for_any_number_of_jobs(capsys: Capture) -> None:
     threads = torch.get_num_threads()
     for jobs in ("1", "2"):
@@ -573,9 +574,8 @@ def test_an_interruption_ends_all_processes_and_leaves_no_file(number: int, stat
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="child processes are looked up in Linux's /proc")
-@pytest.mark.parametrize(
-    "at_work", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["at work", "as it starts"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("at_work", [True, False], ids=["at work", "as it starts"])
 def test_a_process_that_dies_is_an_error_that_names_its_run(at_work: bool) -> None:
     process, found = start(at_work=at_work)
     os.kill(found[-1], signal.SIGKILL)
