@@ -248,12 +248,6 @@ def test_a_forked_child_has_a_pool_that_works() -> None:
     np.testing.assert_array_equal(y, kept)
 
 
-natively = pytest.mark.skipif(
-    os.environ.get("BATCHNORM_TORCH") == "python", reason="results of the Python kernels are PyTorch's memory"
-)
-
-
-@natively
 def test_results_in_pytorch_lie_in_it() -> None:
     x = torch.from_numpy(large()).requires_grad_()
     before = bn.memory_stats()
@@ -273,7 +267,6 @@ def test_results_in_pytorch_lie_in_it() -> None:
     np.testing.assert_array_equal(as_array, expected)
 
 
-@natively
 def test_large_results_cost_no_page_faults() -> None:
     x = torch.from_numpy(large((16, 64, 56, 112)))  # 24 MiB
     layer = bnt.BatchNorm2d(64)
@@ -287,7 +280,6 @@ def test_large_results_cost_no_page_faults() -> None:
     assert (faults() - before) * 4096 < x.nbytes  # ten fresh results would be ten times that, in pages of 4 KiB
 
 
-@natively
 def test_a_result_in_another_thread_and_at_exit() -> None:
     code = f"""
 import threading, torch, numpy as np, batchnorm as bn, batchnorm.torch as bnt

@@ -167,6 +167,37 @@ def test_without_pytorch_its_front_end_says_what_to_install():
     assert 'pip install "batchnorm[torch]"' in last
 
 
+def test_a_pytorch_without_the_functions_we_call_is_refused(tmp_path):
+    """As an older one is, before anything is registered: with the right one at hand the next import succeeds."""
+    pytest.importorskip("torch")
+    code = f"""
+        import os
+        import torch
+        from pathlib import Path
+
+        here, version, folder = torch.__file__, torch.__version__, Path({str(tmp_path)!r})
+        (folder / "lib").mkdir()
+        (folder / "lib" / "libtorch_cpu.so").symlink_to(Path(here).parent / "lib" / "libc10.so")
+        torch.__file__, torch.__version__ = str(folder / "__init__.py"), "2.4.1"
+        for _ in range(2):
+            try:
+                import batchnorm.torch
+            except ImportError as error:
+                print(error)
+        print(hasattr(torch.ops.batchnorm, "forward"))
+        torch.__file__, torch.__version__ = here, version
+        import batchnorm.torch
+        print(batchnorm.torch.status().torch == version)
+    """
+    run = _run(code)
+    assert run.returncode == 0, run.stderr
+    *refused, registered, works = run.stdout.splitlines()
+    assert (len(set(refused)), len(refused), registered, works) == (1, 2, "False", "True")
+    assert refused[0].startswith("batchnorm.torch needs PyTorch 2.10 or later")
+    assert "got PyTorch 2.4.1, which has no aoti_torch_library_init_impl" in refused[0]
+    assert 'pip install --upgrade "torch>=2.10"' in refused[0]
+
+
 # --- which kernels run ---
 
 _TELL = "import batchnorm; print(batchnorm._native.isa())"

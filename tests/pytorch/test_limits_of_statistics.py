@@ -16,7 +16,6 @@ import torch
 
 import batchnorm as bn
 import batchnorm.torch as bnt
-from batchnorm.torch import _operations, _python_operations
 
 NUMPY = {
     torch.float16: np.float16,
@@ -43,23 +42,10 @@ def _torch_layer(dtype, kind=bnt.BatchNorm1d, wrap=None, **options):
     return layer, lambda x: layer(torch.from_numpy(x) if wrap is None else torch.from_numpy(x).as_subclass(wrap))
 
 
-def _python_layer(dtype, **options):
-    """As where PyTorch does not take native kernels."""
-    layer, call = _torch_layer(dtype, **options)
-
-    def run(x):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_operations, "update_", _python_operations.update_)
-            return call(x)
-
-    return layer, run
-
-
 FRONT_ENDS = {
     "numpy": _numpy_layer,
     "native": _torch_layer,
     "plain": lambda dtype, **options: _torch_layer(dtype, wrap=Plain, **options),
-    "python": _python_layer,
     "sync": lambda dtype, **options: _torch_layer(
         dtype, lambda *a, **k: bnt.SyncBatchNorm(*a, reproducible=True, **k), **options
     ),
@@ -218,7 +204,7 @@ def test_a_count_that_is_too_narrow_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [("numpy", "skip"), ("numpy", "propagate"), ("native", "skip"), ("python", "propagate"), ("plain", "skip")],
+    [("numpy", "skip"), ("numpy", "propagate"), ("native", "skip"), ("native", "propagate"), ("plain", "skip")],
 )
 def test_a_count_of_batches_does_not_run_over(name, rule):
     """One less than the most is counted to the end; what cannot be counted, or weighed by, is refused."""

@@ -1,4 +1,4 @@
-"""`accelerate`: PyTorch's own functions and layers on our kernels, and back; BATCHNORM_TORCH=python: from Python."""
+"""`accelerate`: PyTorch's own functions and layers on our kernels, and back."""
 
 from __future__ import annotations
 
@@ -391,8 +391,6 @@ def test_status_says_what_runs():
     assert status.torch == torch.__version__
     assert status.isa == bn._native.isa()
     assert status.threads == torch.get_num_threads()
-    forced = os.environ.get("BATCHNORM_TORCH") == "python"
-    assert status.registration == ("python" if forced else "native")
 
 
 # --- numerics: N1, N2, N3 of design.md, through PyTorch ---
@@ -511,41 +509,3 @@ def test_a_forked_child_computes():
         same = F.batch_norm(x, None, None, training=True).numpy().tobytes() == expected.numpy().tobytes()
         os._exit(0 if same else 1)
     assert os.waitpid(pid, 0)[1] == 0
-
-
-# --- the registration for a torch without the C ABI ---
-
-_FORCED = os.environ.get("BATCHNORM_TORCH") == "python"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(_FORCED, reason="this is the forced run itself")
-@pytest.mark.parametrize("name", ["accelerate", "conformance"])
-def test_the_python_registration_passes_the_same_tests(name):
-    """Everything in this file, or in PyTorch's conformance suites, again, registered through torch.library."""
-    file = os.path.join(os.path.dirname(__file__), f"test_torch_{name}.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file]
-    environment = os.environ | {"BATCHNORM_TORCH": "python"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=880)
-    assert run.returncode == 0, run.stdout[-3000:]
-
-
-@pytest.mark.parametrize("name", ["eps of 0", "backward, eps of 0"])
-def test_a_torch_without_get_kernel_has_an_answer(name):
-    """What the Python registration then falls back on: the out= overloads and PyTorch's decompositions."""
-    from batchnorm.torch import _python_kernels
-
-    x = torch.randn(4, 3, 5, generator=_generator())
-    mean, var = torch.zeros(3), torch.ones(3)
-    if name == "eps of 0":
-        arguments = (x, None, None, mean, var, False, 0.1, 0.0)
-        expected, found = (
-            torch.native_batch_norm(*arguments),
-            _python_kernels.without_kernel("native_batch_norm", arguments),
-        )
-    else:
-        arguments = (x, x, None, mean, var, None, None, False, 0.0, [True, False, False])
-        expected = aten.native_batch_norm_backward(*arguments)
-        found = _python_kernels.without_kernel("native_batch_norm_backward", arguments)
-    torch.testing.assert_close(found[0], expected[0])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import batchnorm as bn
 import batchnorm.torch as bnt
+from batchnorm.torch import _plain
 from batchnorm.torch.functional import Statistics, batch_norm
 
 C = 3
@@ -633,49 +634,41 @@ def test_calls_of_the_function_that_do_not_fit_are_refused(name):
         call(_randn(4, C, 2))
 
 
-# --- our operations on tables, registered natively and from Python ---
-
-
-def _operations():
-    from batchnorm.torch import _plain, _python_operations
-
-    return torch.ops.batchnorm, _python_operations, _plain
+# --- our operations on tables, and the same in PyTorch's own ---
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", SELECTIONS)
 @pytest.mark.parametrize("group", [0, 1, 3, 50])
 def test_tables_are_the_same_whoever_makes_them(group, kind, dtype):
-    native, python, plain = _operations()
+    native = torch.ops.batchnorm
     x, g, r = (_randn(7, C, 4, seed=s, dtype=dtype) for s in range(3))
     weight, bias = torch.linspace(0.5, 2, C), torch.linspace(-1, 1, C)
     w = _selection(kind, 7, 4)[1]
     options = (1e-5, 4, 0.0)
     near = {"rtol": 2e-2, "atol": 2e-2} if dtype is torch.float16 else {"rtol": 1e-4, "atol": 1e-4}
     table = native.moments(x, w, group)
-    assert torch.equal(python.moments(x, w, group), table)
-    torch.testing.assert_close(plain.moments(x, w, group), table, **near)
+    torch.testing.assert_close(_plain.moments(x, w, group), table, **near)
     whole = native.moments(x, w)
     if group:
         merged = native.merge(table)
-        assert torch.equal(python.merge(table), merged)
         assert torch.equal(bnt._tables.merge_moments(table), merged), "the same tree in tensor operations"
         torch.testing.assert_close(merged, whole, rtol=1e-6, atol=1e-6)  # sums of cells are float's
         y, stats = native.forward(x, weight, bias, None, None, w, r, *options, None, group)
         assert torch.equal(stats, table)
-        assert _same(python.forward(x, weight, bias, None, None, w, r, *options, table, group), (y, stats))
-        grads = native.backward(g, x, stats, weight, bias, w, r, *options, True, group)
-        assert _same(python.backward(g, x, stats, weight, bias, w, r, *options, True, group), grads)
+        given = native.forward(x, weight, bias, None, None, w, r, *options, table, group)
+        assert _same(given, (y, stats)), "a table that is given"
+        torch.testing.assert_close(
+            _plain.forward(x, weight, bias, None, None, w, r, *options, None, group)[0], y, **near
+        )
     sums = native.sums(g, x, whole, weight, bias, r, *options, group)
-    assert torch.equal(python.sums(g, x, whole, weight, bias, r, *options, group), sums)
-    torch.testing.assert_close(plain.sums(g, x, whole, weight, bias, r, *options, group), sums, **near)
+    torch.testing.assert_close(_plain.sums(g, x, whole, weight, bias, r, *options, group), sums, **near)
     if group:
         sums = native.merge(sums)
         assert torch.equal(bnt._tables.add_sums(native.sums(g, x, whole, weight, bias, r, *options, group)), sums)
     sums = 2 * sums  # as those of a larger batch: they are given, not gathered again
-    expected = plain.input_gradients(g, x, whole, sums, weight, bias, w, r, *options)
+    expected = _plain.input_gradients(g, x, whole, sums, weight, bias, w, r, *options)
     parts = native.input_gradients(g, x, whole, sums, weight, bias, w, r, *options)
-    assert _same(python.input_gradients(g, x, whole, sums, weight, bias, w, r, *options), parts)
     for ours, other in zip(parts, expected, strict=True):
         torch.testing.assert_close(other, ours, **near)
 
@@ -695,14 +688,13 @@ OUT_OF_MEMORY = {
 }
 
 
-@pytest.mark.parametrize("registered", ["natively", "from Python"])
 @pytest.mark.parametrize("name", OUT_OF_MEMORY)
-def test_operations_on_tables_refuse_what_would_lead_out_of_memory(name, registered):
-    native, python, _ = _operations()
+def test_operations_on_tables_refuse_what_would_lead_out_of_memory(name):
+    native = torch.ops.batchnorm
     call, words = OUT_OF_MEMORY[name]
     x = _randn(4, C)
     with pytest.raises(ValueError, match=words):
-        call(native if registered == "natively" else python, x, native.moments(x, None))
+        call(native, x, native.moments(x, None))
 
 
 def test_a_frozen_layer_takes_one_sample_in_training():

@@ -4,14 +4,87 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import Counter
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import torch
 
 from .. import _native
-from . import _registration
+from . import _backend, _operations
+
+# --- kernels in PyTorch's dispatcher ---
+
+
+class Original:
+    """PyTorch's own kernel of an operation, as it was before ours."""
+
+    def __init__(self, name: str, key: str = "CPU") -> None:
+        of = torch._C.DispatchKey
+        self.keys = torch._C.DispatchKeySet(of.CPU) | torch._C.DispatchKeySet(getattr(of, key))
+        self.kernel = torch.library.get_kernel(f"aten::{name}", key)
+
+    def __call__(self, *args: Any) -> tuple[torch.Tensor | None, ...]:
+        return tuple(self.kernel.call_boxed(self.keys, *args))
+
+
+_ATEN = tuple(_native.torch.names())
+_originals: dict[str, Callable[..., Any]] = {}  # while `accelerate` holds
+# A call that is still inside a removed kernel needs the object it runs in: the last few stay.
+_alive: deque[list[Any]] = deque(maxlen=16)
+
+
+def _answer(name: str, args: Sequence[Any]) -> list[Any]:
+    """Call PyTorch's own kernel; tensors come and go as owning pointers."""
+    aoti = torch._C._aoti
+    given = [aoti.alloc_tensor_by_stealing_from_void_ptr(a) if type(a).__name__ == "PyCapsule" else a for a in args]
+    try:
+        results = (_answers.get(name) or _originals[name])(*given)
+    except BaseException:
+        raise  # as an exception: before Python 3.11 what C++ raised may be but the words for one until it is caught
+    return [None if t is None else aoti.unsafe_alloc_void_ptr_from_tensor(t) for t in results]
+
+
+class _Raiser:
+    """Raises what it holds when PyTorch's C++ calls it, so that a Python exception passes through C++ as it is."""
+
+    def __init__(self, exception: BaseException) -> None:
+        self.exception = exception
+
+    def __torch_dispatch__(self, *_: object, **__: object) -> object:
+        raise self.exception
+
+
+def _silence_first_override() -> None:
+    """Let PyTorch say here, where it is not heard, what it says once in a process when a kernel is overridden."""
+    library = torch.library.Library("batchnorm_once", "DEF")
+    library.define("override() -> ()")
+    assert library.m is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):  # by `m`, since `impl` refuses the second one before PyTorch 2.13
+            library.m.impl("override", "CPU", lambda: None, False)
+
+
+_silence_first_override()
+_native.torch.use_python(_answer, _Raiser, _backend.library("libtorch_python"))
+# Steps of our modules have autograd's own node (`_operations.step`), by two operations of ATen's whose kernels are ours
+# from now on. PyTorch's go on answering everybody else.
+_answers: dict[str, Callable[..., Any]] = {name: Original(name) for name in _native.torch.of_steps()}
+_answers |= {"autograd": Original("batch_norm_backward", "AutogradCPU"), "step": _operations.step_backward_of_record}
+_native.torch.add_steps()
+
+
+def _add_aten() -> None:
+    _originals.update({name: Original(name) for name in _ATEN if name not in _answers})
+    _native.torch.add_aten()
+    _alive.append([torch.library.get_kernel(f"aten::{name}", "CPU") for name in _ATEN])
+
+
+# --- who asks for them ---
 
 _lock = threading.Lock()
 _holders: list[Acceleration] = []  # whoever asks for our kernels, whether or not anybody else holds the handle
@@ -24,7 +97,7 @@ class Acceleration:
         self._where = _place_outside()
         with _lock:
             if not _holders:
-                _registration.registration.add_aten()
+                _add_aten()
             _holders.append(self)
 
     @property
@@ -43,7 +116,7 @@ class Acceleration:
             if not self.active:
                 return
             if len(_holders) == 1:
-                _registration.registration.remove_aten()
+                _native.torch.remove_aten()
             _holders.remove(self)
 
     def __enter__(self) -> Acceleration:
@@ -112,10 +185,6 @@ class Status:
         Who asks for it: every handle that was not removed, in the order in which they were taken.
     torch
         PyTorch's version.
-    registration
-        "native" (C++ kernels through LibTorch's stable C ABI) or "python".
-    why
-        Why the registration is not native; empty where it is.
     isa
         Instruction set of the kernels.
     threads
@@ -129,8 +198,6 @@ class Status:
     active: bool
     handles: tuple[Acceleration, ...]
     torch: str
-    registration: str
-    why: str
     isa: str
     threads: int
     served: dict[str, int]
@@ -139,8 +206,7 @@ class Status:
     def __str__(self) -> str:
         lines = [
             f"batchnorm.torch: {'active' if self.active else 'not active'}",
-            f"  PyTorch {self.torch}, {self.registration} registration" + (f" ({self.why})" if self.why else ""),
-            f"  {self.isa} kernels, {self.threads} thread{'s' * (self.threads != 1)}",
+            f"  PyTorch {self.torch}, {self.isa} kernels, {self.threads} thread{'s' * (self.threads != 1)}",
         ]
         for where, times in Counter(handle.where for handle in self.handles).items():
             lines.append(f"  asked for at {where}" + (f", {times} times" if times > 1 else ""))
@@ -159,17 +225,15 @@ def status() -> Status:
             handle.remove()
 
     >>> import batchnorm.torch as bnt
-    >>> bnt.status().registration
-    'native'
+    >>> bnt.status().active
+    False
     """
-    counts = _registration.registration.counts()
+    counts = _native.torch.counts()
     handles = tuple(_holders)
     return Status(
         active=bool(handles),
         handles=handles,
         torch=torch.__version__,
-        registration="native" if _registration.NATIVE else "python",
-        why=_registration.WHY_PYTHON,
         isa=_native.isa(),
         threads=torch.get_num_threads(),
         served={name: served for name, (served, _) in counts.items()},

@@ -1,10 +1,33 @@
-"""Which way a call goes: through our CPU kernels, or through PyTorch's own operations; and from where it comes."""
+"""The PyTorch that this is; and of each call where it comes from, and who computes it: our CPU kernels, or PyTorch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from .. import _native
+
+
+def library(name: str) -> str:
+    """Path of one of PyTorch's shared libraries."""
+    folder = Path(torch.__file__).parent / "lib"
+    suffix = ".dylib" if (folder / "libtorch_cpu.dylib").exists() else ".so"
+    return str(folder / (name + suffix))
+
+
+def connect() -> None:
+    """Connect `_native` with the libtorch of this process; ImportError where that lacks what our kernels call."""
+    if missing := _native.torch.connect(library("libtorch_cpu")):
+        raise ImportError(
+            "batchnorm.torch needs PyTorch 2.10 or later, whose libtorch has the C functions that our kernels call; "
+            f"got PyTorch {torch.__version__}, which has no {missing}. Install it with: "
+            'pip install --upgrade "torch>=2.10" batchnorm'
+        )
+
+
+connect()
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -41,12 +64,9 @@ def sizes(x: torch.Tensor) -> tuple[int, ...]:
         _set_tracing_state(state)
 
 
-def is_exporting(default: bool) -> bool:
-    """`torch.compiler.is_exporting`, whose flag is read because torch.compile of 2.11 takes the function as True.
-
-    Before there was a flag nothing told torch.export and torch.compile apart: the default is the answer.
-    """
-    return bool(getattr(torch.compiler, "_is_exporting_flag", default))
+def is_exporting() -> bool:
+    """`torch.compiler.is_exporting`, whose flag is read because torch.compile of 2.11 takes the function as True."""
+    return torch.compiler._is_exporting_flag
 
 
 def is_ours(x: torch.Tensor) -> bool:
@@ -54,17 +74,13 @@ def is_ours(x: torch.Tensor) -> bool:
     if not x.is_cpu or x.dtype not in DTYPES or x.layout is not torch.strided:
         return False
     if _is_compiling():
-        return not is_exporting(default=True)  # an exported model must not need us
+        return not is_exporting()  # an exported model must not need us
     return type(x) in _PLAIN and not _is_transformed() and _forward_ad._current_level < 0 and _tracing_state() is None
-
-
-# Whether a step may have a node of autograd's own: `_registration` says it.
-has_steps = False
 
 
 def is_unwatched(*parameters: torch.Tensor | None) -> bool:
     """Whether nobody listens to operations or to what is saved for the backward, and parameters are no subclasses."""
-    if not has_steps or _is_compiling() or _dispatch_modes() or _function_modes() or _saved_hooks(False) is not None:
+    if _is_compiling() or _dispatch_modes() or _function_modes() or _saved_hooks(False) is not None:
         return False
     for p in parameters:  # noqa: SIM110, a third of the time of all()
         if p is not None and not (type(p) in _PLAIN and p.is_cpu):
@@ -93,7 +109,7 @@ def recorder(*tensors: torch.Tensor | None) -> str:
     """
     if is_jit_trace():
         return "torch.jit.trace"
-    if is_exporting(default=False):
+    if is_exporting():
         return "torch.export"
     return "torch.vmap" if _is_transformed() and any(t is not None and _is_mapped(t) for t in tensors) else ""
 

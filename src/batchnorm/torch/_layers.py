@@ -19,7 +19,7 @@ from .._options import (
     check_without_running,
 )
 from .._renorm import Renorm
-from . import _operands, _operations, _options, _plain, _positions, _running, _table_operations
+from . import _operands, _operations, _options, _plain, _positions, _running
 from ._backend import (
     has_values,
     is_jit_trace,
@@ -331,7 +331,7 @@ class _Extended(_BatchNorm):
     ) -> tuple[Tensor, Tensor]:
         """y, and the moments that move the running statistics."""
         forward = _operations.differentiable_forward if ours else _plain.forward
-        moments = _table_operations.moments if ours else _plain.moments
+        moments = _operations.moments if ours else _plain.moments
         weight, bias = self._affine()
         options = (self.eps, *activation)
         if not batch:

@@ -1,7 +1,9 @@
-"""Our operations in PyTorch's dispatcher: `batchnorm::forward`, `backward` and `update_`, with shapes and derivatives.
+"""Our operations in PyTorch's dispatcher: schemas, shapes and derivatives. Their CPU kernels are C++ (cpp/libtorch).
 
 They take and return tensors only, so that autograd, torch.compile, autocast and fake tensors treat them as they treat
-PyTorch's own. Their CPU kernels come from `_registration`.
+PyTorch's own. `moments`, `sums`, `input_gradients` and `merge` are the halves of a forward and of a backward, for
+statistics that are merged with others in between: parts of a batch, ranks, renormalization. They have no derivatives:
+who uses them knows what they are part of (`_shared.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from typing import Any
 
 import torch
 
+from .. import _native
 from . import _backend, _operands, _options, _plain
 
 Tensor = torch.Tensor
 
 LIBRARY = torch.library.Library("batchnorm", "DEF")
-TAGS = (torch.Tag.pt2_compliant_tag,)
+_TAGS = (torch.Tag.pt2_compliant_tag,)
 
 # With running_mean and running_var: evaluation. `weights` is bool or float and broadcasts to x, with one channel. The
 # second result is a (4, C) float64 table: count, mean, what rounding the mean left out, sum of squared deviations.
@@ -27,7 +30,7 @@ TAGS = (torch.Tag.pt2_compliant_tag,)
 LIBRARY.define(
     "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? weights, "
     "Tensor? residual, float eps, int activation, float slope, Tensor? stats=None, int group=0) -> (Tensor, Tensor)",
-    tags=TAGS,
+    tags=_TAGS,
 )
 # Gradients by x, weight, bias and residual; the last is empty where there is no residual. `y`, what came out,
 # may stand for a residual where it tells the derivative of the activation: see `_options.is_told_by_y`.
@@ -35,26 +38,44 @@ LIBRARY.define(
     "backward(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? weights, Tensor? residual, "
     "float eps, int activation, float slope, bool training, int group=0, Tensor? y=None) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    tags=TAGS,
+    tags=_TAGS,
 )
 # `backward` without residual, activation or derivatives: that of a step under autograd's own node, see `step`. Weight
 # may be undefined; `wanted` has a bit for each result, and others are undefined.
 LIBRARY.define(
     "step_backward(Tensor grad_y, Tensor x, Tensor stats, Tensor weight, float eps, bool training, int wanted) "
     "-> (Tensor, Tensor, Tensor)",
-    tags=TAGS,
+    tags=_TAGS,
 )
 LIBRARY.define(
     "update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, Tensor stats, "
     "float? momentum, int correction, int on_nonfinite, Tensor(d!)? running_count=None) -> ()",
-    tags=TAGS,
+    tags=_TAGS,
 )
+# The table of `forward`; each group of so many samples has a row of its own, (4, G, C).
+LIBRARY.define("moments(Tensor x, Tensor? weights, int group=0) -> Tensor", tags=_TAGS)
+# Of g·xhat and of g, where g is the gradient before the activation: (2, C) or (2, G, C).
+LIBRARY.define(
+    "sums(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
+    "int activation, float slope, int group=0, Tensor? y=None) -> Tensor",
+    tags=_TAGS,
+)
+# By x, and by the residual (empty where there is none), with the sums of a batch that x is a part of.
+LIBRARY.define(
+    "input_gradients(Tensor grad_y, Tensor x, Tensor stats, Tensor sums, Tensor? weight, Tensor? bias, "
+    "Tensor? weights, Tensor? residual, float eps, int activation, float slope, Tensor? y=None) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
+# Up the canonical tree: moments (4, G, C) to (4, C), sums (2, G, C) to (2, C).
+LIBRARY.define("merge(Tensor parts) -> Tensor", tags=_TAGS)
 # A copy that torch.compile does not make again: see `as_they_are`.
-LIBRARY.define("snapshot(Tensor t) -> Tensor", tags=TAGS)
+LIBRARY.define("snapshot(Tensor t) -> Tensor", tags=_TAGS)
 LIBRARY.impl("snapshot", torch.clone, "CompositeExplicitAutograd")
+LIBRARY.impl("step_backward", torch.library.fallthrough_kernel, "Autograd")
+_native.torch.add_ours()
 
 
-def refuse_devices(*args: Any, **kwargs: Any) -> Any:
+def _refuse_devices(*args: Any, **kwargs: Any) -> Any:
     """Say what is wrong where the dispatcher would say that there is no kernel of ours."""
     _operands.check_apart(*args, **kwargs)
     raise ValueError(
@@ -63,14 +84,12 @@ def refuse_devices(*args: Any, **kwargs: Any) -> Any:
     )
 
 
-def refuse_elsewhere(*names: str) -> None:
-    """Let operations refuse other devices than the CPU."""
-    for name in names:
-        for key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
-            LIBRARY.impl(name, refuse_devices, key)
+for _name in ("forward", "backward", "step_backward", "moments", "sums", "input_gradients", "merge", "update_"):
+    for _key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
+        LIBRARY.impl(_name, _refuse_devices, _key)
 
 
-def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the shapes that an operation returns, for meta and fake tensors, which have no values.
 
     One tensor without values among others that have some comes here, too: it is refused.
@@ -88,15 +107,16 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
-LIBRARY.impl("step_backward", torch.library.fallthrough_kernel, "Autograd")
-refuse_elsewhere("forward", "backward", "step_backward", "update_")
-
 forward = torch.ops.batchnorm.forward.default
 backward = torch.ops.batchnorm.backward.default
+moments = torch.ops.batchnorm.moments.default
+sums = torch.ops.batchnorm.sums.default
+input_gradients = torch.ops.batchnorm.input_gradients.default
+merge = torch.ops.batchnorm.merge.default
 update_ = torch.ops.batchnorm.update_.default
 
 
-def fake_table(x: Tensor, rows: int, group: Any) -> Tensor:
+def _fake_table(x: Tensor, rows: int, group: Any) -> Tensor:
     """A table of statistics of x, without values."""
     groups = (-(-x.shape[0] // group),) if group else ()
     return x.new_empty((rows, *groups, x.shape[1]), dtype=torch.float64)
@@ -108,12 +128,12 @@ def _with_defaults(inputs: tuple[Any, ...], defaults: tuple[Any, ...], n: int) -
     return inputs + defaults[len(defaults) - missing :]
 
 
-@fake("forward")
+@_fake("forward")
 def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), fake_table(x, 4, rest[10] if len(rest) > 10 else 0)
+    return torch.empty_like(x), _fake_table(x, 4, rest[10] if len(rest) > 10 else 0)
 
 
-@fake("backward")
+@_fake("backward")
 def _(
     grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
     residual: Tensor | None, *rest: object,
@@ -126,18 +146,39 @@ def _(
     return torch.empty_like(x), by_weight, by_bias, by_residual
 
 
-@fake("step_backward")
+@_fake("step_backward")
 def _(grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, *rest: object) -> tuple[Tensor, ...]:
     dtype = torch.float64 if weight is None else weight.dtype
     return torch.empty_like(x), x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
 
-@fake("update_")
+@_fake("moments")
+def _(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:
+    return _fake_table(x, 4, group)
+
+
+@_fake("sums")
+def _(grad_y: Tensor, x: Tensor, *rest: object, group: int = 0, y: Tensor | None = None) -> Tensor:
+    return _fake_table(x, 2, rest[7] if len(rest) > 7 else group)
+
+
+@_fake("input_gradients")
+def _(grad_y: Tensor, x: Tensor, *rest: object, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    given = [t for t in (rest[5], *rest[9:], y) if t is not None]  # the residual, or y
+    return torch.empty_like(x), torch.empty_like(x) if given else x.new_empty(0)
+
+
+@_fake("merge")
+def _(parts: Tensor) -> Tensor:
+    return parts.new_empty(parts.shape[0], parts.shape[2])
+
+
+@_fake("update_")
 def _(*_: object) -> None:
     return None
 
 
-@fake("snapshot")
+@_fake("snapshot")
 def _(t: Tensor) -> Tensor:
     return torch.empty_like(t)
 
@@ -148,7 +189,7 @@ def as_they_are(statistics: Tensor) -> Tensor:
     Such a backward computes cheap parts of the forward again, from buffers that have been written to meanwhile: its
     gradients would be wrong without a word (PyTorch 2.11 and 2.13). What our operations return it keeps.
     """
-    if not torch.compiler.is_compiling() or _backend.is_exporting(default=False):
+    if not torch.compiler.is_compiling() or _backend.is_exporting():
         return statistics
     found: Tensor = torch.ops.batchnorm.snapshot.default(statistics)
     return found

@@ -8,7 +8,7 @@ import torch
 
 from .. import _formulas
 from .._options import NONFINITE_CODES
-from . import _backend, _moving, _operands, _operations, _table_operations, _tables
+from . import _backend, _moving, _operands, _operations, _tables
 
 Tensor = torch.Tensor
 
@@ -19,7 +19,7 @@ def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
     `weighted`: the counts may be anything.
     """
     if table.dim() == 3:
-        table = _table_operations.merge(table) if ours else _tables.merge_moments(table)
+        table = _operations.merge(table) if ours else _tables.merge_moments(table)
     mean, var, count = statistics(layer)
     update = _move_by_kernel if ours else _move
     if mean is None or var is None:

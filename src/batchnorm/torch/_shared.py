@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from . import _operations, _options, _plain, _positions, _table_operations, _tables
+from . import _operations, _options, _plain, _positions, _tables
 from ._backend import is_ours
 
 Tensor = torch.Tensor
@@ -36,7 +36,7 @@ class Exchange(Protocol):
 def merged(parts: Tensor) -> Tensor:
     """Moments (4, G, C) or sums (2, G, C) of parts as those of the whole."""
     if is_ours(parts) and parts.numel():
-        whole: Tensor = _table_operations.merge(parts.contiguous())
+        whole: Tensor = _operations.merge(parts.contiguous())
         return whole
     return (_tables.merge_moments if parts.shape[0] == 4 else _tables.add_sums)(parts)
 
@@ -93,7 +93,7 @@ def gather(part: Part, group: int = 0) -> Tensor:
         shape = (4, 0, x.shape[1]) if group else (4, x.shape[1])
         return x.new_zeros(shape, dtype=_plain.table_dtype(x))
     if is_ours(x):
-        table: Tensor = _table_operations.moments(x, part.weights, group)
+        table: Tensor = _operations.moments(x, part.weights, group)
         return table
     _positions.check(x, part.weights, group, 0)
     return _plain.moments(x, part.weights, group)
@@ -200,7 +200,7 @@ def _sums(
     if x.numel() == 0:
         return stats.new_zeros((2, 0, x.shape[1]) if group else (2, x.shape[1]))
     if is_ours(x):
-        sums: Tensor = _table_operations.sums(grad.to(x.dtype), x, stats, weight, bias, residual, *options, group, y)
+        sums: Tensor = _operations.sums(grad.to(x.dtype), x, stats, weight, bias, residual, *options, group, y)
         return sums
     return _plain.sums(grad, x, stats, weight, bias, residual, *options, group, y)
 
@@ -214,7 +214,7 @@ def _inputs(
     else:
         arguments = (grad.to(x.dtype), x, stats, sums, weight, bias, weights, residual, *options, y)
         ours = is_ours(x)
-        by_x, by_residual = (_table_operations if ours else _plain).input_gradients(*arguments)
+        by_x, by_residual = (_operations if ours else _plain).input_gradients(*arguments)
     return by_x, None if residual is None and y is None else by_residual
 
 
