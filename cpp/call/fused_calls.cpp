@@ -58,16 +58,16 @@ class Call {
 };
 
 // Sums to the gradients of parameters, a row for each group where they have that, else all groups in one.
-void set_parameters(const Groups& groups, const std::vector<double>& sums, const FusedGradients& grads) {
+void set_parameters(const Groups& groups, const double* sums, const FusedGradients& grads) {
   const int64_t C = groups.channels;
-  std::vector<double> merged(groups.count > 1 ? static_cast<size_t>(2 * C) : 0);
-  if (groups.count > 1) merge_sums(sums.data(), groups.count, C, merged.data());
+  const Scratch<double> merged(groups.count > 1 ? 2 * C : 0);
+  if (groups.count > 1) merge_sums(sums, groups.count, C, merged);
   const View* const to[] = {&grads.weight, &grads.bias};
   for (int i = 0; i < 2; ++i) {
     if (!*to[i]) continue;
     const bool each = to[i]->ndim == 2 || groups.count == 1;
-    const double* from = each ? sums.data() + i * groups.row() : merged.data() + i * C;
-    for (int64_t j = 0; j < (each ? groups.row() : C); ++j) write(*to[i], j, from[j]);
+    active_kernels().from_doubles(to[i]->dtype, to[i]->data, each ? sums + i * groups.row() : merged + i * C,
+                                  each ? groups.row() : C);
   }
 }
 
@@ -150,10 +150,11 @@ std::string said(double value) {
 int64_t groups_of(const View& x, int64_t group) { return Groups(x, kChannelsOnAxis1, group).count; }
 
 void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, const Run& run, double* stats,
-                   bool known) {
+                   bool known, double* rstd) {
   Call call(x, channels, extras, run);
   call.add(&Problem::y, y);
   call.p.stats = call.groups.statistics(stats);
+  call.p.stats.new_rstd = rstd;
   call.p.compute_stats = !channels.mean && !known;
   if (call.p.compute_stats) call.add_weights();
   if (channels.mean) set_given(call.p.stats, channels, x.sizes[1]);
@@ -167,8 +168,8 @@ void fused_backward(const View& grad_y, const View& x, const double* stats, cons
   if (training) call.add_weights();
   call.p.stats = call.groups.statistics(const_cast<double*>(stats));  // only read in a backward
   call.p.training = training;
-  std::vector<double> sums(static_cast<size_t>(2 * call.groups.row()));
-  call.p.grad_weight = sums.data(), call.p.grad_bias = sums.data() + call.groups.row();
+  const Scratch<double> sums(2 * call.groups.row());
+  call.p.grad_weight = sums, call.p.grad_bias = sums + call.groups.row();
   call.backward();
   set_parameters(call.groups, sums, grads);
 }
@@ -275,13 +276,13 @@ struct Moved {
   double count;
 };
 
-// A channel's running statistics after a batch, before they are rounded.
-Moved moved(const Running& running, const double* stats, int64_t C, int64_t c, double a, int correction) {
-  const double n = stats[c], mean = stats[C + c], m2 = stats[3 * C + c], var = channel(running.var, c);
-  Moved to{a * mean + (1 - a) * channel(running.mean, c), a * (m2 / (n - correction)) + (1 - a) * var, 0, 0};
-  if (!running.count) return to;
+// A channel's running statistics after a batch, before they are rounded; `var` and `count` are those before.
+Moved moved(const double* stats, int64_t C, int64_t c, double a, int correction, double mean, double var, const double* count) {
+  const double n = stats[c], m2 = stats[3 * C + c];
+  Moved to{a * stats[C + c] + (1 - a) * mean, a * (m2 / (n - correction)) + (1 - a) * var, 0, 0};
+  if (count == nullptr) return to;
   const int rest = 1 - correction;
-  to.gap = a * (m2 / (n * (n - 1))) + (1 - a) * (var / (channel(running.count, c) - rest));
+  to.gap = a * (m2 / (n * (n - 1))) + (1 - a) * (var / (count[c] - rest));
   to.count = to.gap == 0 ? std::numeric_limits<double>::infinity() : to.var / to.gap + rest;
   return to;
 }
@@ -335,19 +336,19 @@ std::string update_running(const View& stats, const Running& running, const doub
   const int64_t C = stats.sizes[1];
   const auto* table = reinterpret_cast<const double*>(stats.data);
   const double a = momentum ? *momentum : 1 / static_cast<double>(*running.batches + 1);
-  for (int64_t c = 0; on != OnNonfinite::propagate && c < C; ++c) {
-    const Moved to = moved(running, table, C, c, a, correction);
-    if (std::isfinite(stored(running.mean, to.mean)) && std::isfinite(stored(running.var, to.var)) && std::isfinite(to.gap))
+  const Doubles mean(running.mean), var(running.var), count(running.count);
+  Scratch<double> means(C), vars(C), counts(C);
+  for (int64_t c = 0; c < C; ++c) {
+    const Moved to = moved(table, C, c, a, correction, mean.get()[c], var.get()[c], count.get());
+    means[c] = to.mean, vars[c] = to.var, counts[c] = to.count;
+    if (on == OnNonfinite::propagate ||
+        (std::isfinite(stored(running.mean, to.mean)) && std::isfinite(stored(running.var, to.var)) && std::isfinite(to.gap)))
       continue;
     return on == OnNonfinite::skip ? "" : not_finite(table, C, c, running, to);
   }
   ++*running.batches;
-  for (int64_t c = 0; c < C; ++c) {
-    const Moved to = moved(running, table, C, c, a, correction);
-    set_channel(running.mean, c, to.mean);
-    set_channel(running.var, c, to.var);
-    if (running.count) set_channel(running.count, c, to.count);
-  }
+  write_channels(running.mean, means), write_channels(running.var, vars);
+  if (running.count) write_channels(running.count, counts);
   return "";
 }
 

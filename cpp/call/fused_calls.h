@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "core/channel_views.h"
+#include "call/channel_views.h"
 
 namespace batchnorm {
 
@@ -29,7 +29,7 @@ int64_t groups_of(const View& x, int64_t group);  // how many there are
 
 // With a mean and var given they normalise (evaluation), and the table becomes theirs; with `known` the table's do; else x's own.
 void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, const Run& run, double* stats,
-                   bool known);
+                   bool known, double* rstd = nullptr);
 
 struct FusedGradients {  // those that are wanted
   View x, residual, weight, bias;

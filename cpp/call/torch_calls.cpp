@@ -12,13 +12,13 @@ namespace {
 // Rows count, mean, mean_low, m2 and, where the caller knows it, 1/std.
 class Table {
  public:
-  explicit Table(int64_t C) : C_(static_cast<size_t>(C)), values_(5 * C_) {}
-  double* row(int i) { return values_.data() + static_cast<size_t>(i) * C_; }
-  Statistics statistics() { return {row(0), row(1), row(2), row(3), nullptr}; }
+  explicit Table(int64_t C) : C_(C), values_(5 * C) {}
+  double* row(int i) { return values_ + i * C_; }
+  Statistics statistics() { return {row(0), row(1), row(2), row(3)}; }
 
  private:
-  size_t C_;
-  std::vector<double> values_;
+  int64_t C_;
+  Scratch<double> values_;
 };
 
 // What stands behind a saved mean: a mark, the eps and the table of the forward, and what was saved, to be known again.
@@ -88,15 +88,17 @@ void aten_forward_training(const View& x, const View& y, const ChannelViews& cha
   Table table(C);
   ChannelViews parameters = channels;
   parameters.mean = parameters.var = View();
-  fused_forward(x, y, parameters, {}, {eps, 0, threads}, table.row(0), false);
+  fused_forward(x, y, parameters, {}, {eps, 0, threads}, table.row(0), false, table.row(4));
   const double *count = table.row(0), *mean = table.row(1), *m2 = table.row(3);
-  set_channels(save_mean, C, [&](int64_t c) { return mean[c]; });
-  set_channels(save_invstd, C, [&](int64_t c) { return 1 / std::sqrt(m2[c] / count[c] + eps); });
+  write_channels(save_mean, mean), write_channels(save_invstd, table.row(4));
   Tail(save_mean, save_invstd, C).write(eps, count);
   if (!channels.mean) return;
   const Doubles old_mean(channels.mean), old_var(channels.var);
-  set_channels(channels.mean, C, [&](int64_t c) { return momentum * mean[c] + (1 - momentum) * old_mean.get()[c]; });
-  set_channels(channels.var, C, [&](int64_t c) { return momentum * (m2[c] / (count[c] - 1)) + (1 - momentum) * old_var.get()[c]; });
+  Scratch<double> moved(2 * C);
+  double *const new_mean = moved, *const new_var = new_mean + C;
+  for (int64_t c = 0; c < C; ++c) new_mean[c] = momentum * mean[c] + (1 - momentum) * old_mean.get()[c];
+  for (int64_t c = 0; c < C; ++c) new_var[c] = momentum * (m2[c] / (count[c] - 1)) + (1 - momentum) * old_var.get()[c];
+  write_channels(channels.mean, new_mean), write_channels(channels.var, new_var);
 }
 
 void aten_forward_evaluation(const View& x, const View& y, const ChannelViews& channels, double eps, int threads) {
@@ -117,19 +119,18 @@ void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved,
   p.stats = table.statistics();
   if (!(training && has_tail && Tail(saved.mean, saved.var, C).read(m, eps, table.row(0)))) {
     set_given(p.stats, saved, C);
-    for (int64_t c = 0; training && c < C; ++c) table.row(0)[c] = static_cast<double>(m), table.row(4)[c] = channel(saved.var, c);
-    if (training) p.stats.rstd = table.row(4);
+    if (training) std::fill_n(table.row(0), C, static_cast<double>(m)), p.stats.rstd = p.stats.m2;
   }
   const Doubles weight(saved.weight);
-  std::vector<double> sums(static_cast<size_t>(2 * C));
+  const Scratch<double> sums(2 * C);
   p.weight = weight.get();
   p.eps = eps;
   p.training = training;
-  p.grad_weight = sums.data(), p.grad_bias = sums.data() + C;
+  p.grad_weight = sums, p.grad_bias = sums + C;
   p.threads = threads;
   active_kernels().backward(p);
-  if (grads.weight) set_channels(grads.weight, C, [&](int64_t c) { return p.grad_weight[c]; });
-  if (grads.bias) set_channels(grads.bias, C, [&](int64_t c) { return p.grad_bias[c]; });
+  if (grads.weight) write_channels(grads.weight, p.grad_weight);
+  if (grads.bias) write_channels(grads.bias, p.grad_bias);
 }
 
 }  // namespace batchnorm

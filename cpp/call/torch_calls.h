@@ -2,7 +2,7 @@
 // moved as PyTorch does it. Knows nothing of tensors. Channels are on axis 1.
 #pragma once
 
-#include "core/channel_views.h"
+#include "call/channel_views.h"
 
 namespace batchnorm {
 

@@ -25,8 +25,8 @@ constexpr int64_t kScattered = 128;  // positions of a block at which its shift 
 struct Array {
   char* data = nullptr;
   DType dtype = DType::f32;
-  int64_t reduced[kMaxDims] = {};
-  int64_t channel[kMaxDims] = {};
+  int64_t reduced[kMaxDims];  // only those of the problem's dimensions have values
+  int64_t channel[kMaxDims];
   const char* end = nullptr;  // one past the highest byte that belongs to the array
 
   explicit operator bool() const { return data != nullptr; }
@@ -39,12 +39,13 @@ struct Statistics {
   double* mean_low = nullptr;  // mean + mean_low is the mean to about 106 bits
   double* m2 = nullptr;
   const double* rstd = nullptr;  // 1 / sqrt(var + eps) where it is known already; else it comes from m2 and count
+  double* new_rstd = nullptr;    // forward with y: where it is written
 };
 
 struct Problem {
   // Collapsed logical sizes. Positions of a channel are numbered row-major over `reduced`, channels over `channel`.
   int reduced_dims = 0, channel_dims = 0;
-  int64_t reduced[kMaxDims] = {}, channel[kMaxDims] = {};
+  int64_t reduced[kMaxDims], channel[kMaxDims];
   int64_t m = 1, C = 1;
 
   DType dtype = DType::f32;
@@ -74,6 +75,8 @@ struct Kernels {
   void (*backward)(const Problem&);
   void (*copy)(char* to, const char* from, int64_t bytes, int threads, bool streaming);  // the yardsticks of benchmarks
   uint64_t (*read)(const char* from, int64_t bytes, int threads);
+  void (*to_doubles)(DType dtype, double* to, const char* from, int64_t n);  // values of channels
+  void (*from_doubles)(DType dtype, char* to, const double* from, int64_t n);
 };
 
 namespace reference {

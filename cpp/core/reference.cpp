@@ -21,26 +21,27 @@ int64_t offset_of(const Problem& p, const Array& a, int64_t c, int64_t r) {
   return offset;
 }
 
-double get(const Problem& p, const Array& a, int64_t c, int64_t r) {
-  const int64_t i = offset_of(p, a, c, r);
-  switch (a.dtype) {
-    case DType::f64: return reinterpret_cast<const double*>(a.data)[i];
-    case DType::f32: return reinterpret_cast<const float*>(a.data)[i];
-    case DType::f16: return to_float(reinterpret_cast<const Half*>(a.data)[i]);
-    case DType::bf16: return to_float(reinterpret_cast<const BFloat16*>(a.data)[i]);
-    case DType::boolean: return reinterpret_cast<const uint8_t*>(a.data)[i] != 0;
+double value_at(DType dtype, const char* from, int64_t i) {
+  switch (dtype) {
+    case DType::f64: return reinterpret_cast<const double*>(from)[i];
+    case DType::f32: return reinterpret_cast<const float*>(from)[i];
+    case DType::f16: return to_float(reinterpret_cast<const Half*>(from)[i]);
+    case DType::bf16: return to_float(reinterpret_cast<const BFloat16*>(from)[i]);
+    case DType::boolean: return reinterpret_cast<const uint8_t*>(from)[i] != 0;
   }
   return NAN;
 }
-
-void set(const Problem& p, const Array& a, int64_t c, int64_t r, double value) {
-  const int64_t i = offset_of(p, a, c, r);
-  switch (a.dtype) {
-    case DType::f64: reinterpret_cast<double*>(a.data)[i] = value; break;
-    case DType::f16: reinterpret_cast<Half*>(a.data)[i] = to_half(static_cast<float>(value)); break;
-    case DType::bf16: reinterpret_cast<BFloat16*>(a.data)[i] = to_bfloat16(static_cast<float>(value)); break;
-    default: reinterpret_cast<float*>(a.data)[i] = static_cast<float>(value);
+void put_value(DType dtype, char* to, int64_t i, double value) {
+  switch (dtype) {
+    case DType::f64: reinterpret_cast<double*>(to)[i] = value; break;
+    case DType::f16: reinterpret_cast<Half*>(to)[i] = to_half(static_cast<float>(value)); break;
+    case DType::bf16: reinterpret_cast<BFloat16*>(to)[i] = to_bfloat16(static_cast<float>(value)); break;
+    default: reinterpret_cast<float*>(to)[i] = static_cast<float>(value);
   }
+}
+double get(const Problem& p, const Array& a, int64_t c, int64_t r) { return value_at(a.dtype, a.data, offset_of(p, a, c, r)); }
+void set(const Problem& p, const Array& a, int64_t c, int64_t r, double value) {
+  put_value(a.dtype, a.data, offset_of(p, a, c, r), value);
 }
 
 float madd(float a, float b, float c) { return std::fmaf(a, b, c); }
@@ -236,8 +237,8 @@ template <class C> void forward_in(const Problem& p) {
       p.stats.count[c] = m.count, p.stats.mean[c] = m.mean, p.stats.mean_low[c] = m.mean_low, p.stats.m2[c] = m.m2;
     }
     if (!p.y) continue;
-    Coefficients k;
-    forward_coefficients(p, c, k);
+    const Coefficients k = forward_coefficients<double>(p, c);
+    if (p.stats.new_rstd) p.stats.new_rstd[c] = k.rstd;
     for (int64_t r = 0; r < p.m; ++r) set(p, p.y, c, r, activate(p, z_of<C>(p, k, c, r)));
   }
 }
@@ -258,11 +259,10 @@ template <class C> C grad_x_of(const Problem& p, const Coefficients& k, int64_t 
 
 template <class C> void backward_in(const Problem& p) {
   for (int64_t c = 0; c < p.C; ++c) {
-    Coefficients k;
-    forward_coefficients(p, c, k);
-    Sums s{};
-    if (p.compute_sums) s = over_blocks<Sums>(p, [&](int64_t r0, int64_t r1) { return sums_of_block<C>(p, k, c, r0, r1); });
-    backward_coefficients(p, c, s, k);
+    Coefficients k = forward_coefficients<double>(p, c);
+    if (p.compute_sums)
+      put_sums(p, c, over_blocks<Sums>(p, [&](int64_t r0, int64_t r1) { return sums_of_block<C>(p, k, c, r0, r1); }), k);
+    if (p.training) add_backward(p, c, k);
     if (!p.grad_x) continue;
     for (int64_t r = 0; r < p.m; ++r) {
       const C g = grad_z<C>(p, k, c, r);
@@ -282,9 +282,16 @@ uint64_t read(const char* from, int64_t bytes, int) {
   return total;
 }
 
+void to_doubles(DType dtype, double* to, const char* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = value_at(dtype, from, i);
+}
+void from_doubles(DType dtype, char* to, const double* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) put_value(dtype, to, i, from[i]);
+}
+
 }  // namespace
 
-const Kernels kernels = {"reference", forward, backward, copy, read};
+const Kernels kernels = {"reference", forward, backward, copy, read, to_doubles, from_doubles};
 
 }  // namespace reference
 }  // namespace batchnorm

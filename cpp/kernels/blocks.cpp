@@ -1,6 +1,7 @@
 // A block's sums, in each layout: cells that stand together where they are, what does not through a small tile; and what float sums
 // cannot be trusted with, again in double.
 #include <algorithm>
+#include <optional>
 
 #include "kernels/tile.h"
 
@@ -28,10 +29,7 @@ struct Block {
 
 double fold(const double* v, int64_t step) { return (v[0] + v[step]) + (v[2 * step] + v[3 * step]); }
 
-// Sums in float are good: no overflow, no underflow, and K near enough to the mean.
-bool is_trusted(const Call& call, double n, double s, double q) {
-  return call.data.compute == 8 || (std::isfinite(q) && q >= n * 0x1p-90 && q - s * (s / n) >= q / 2);
-}
+bool is_trusted(const Call& call, double n, double s, double q) { return call.data.compute == 8 || are_good_moments(n, s, q) != 0; }
 double value_at(const Call& call, int64_t c, int64_t r) {
   alignas(64) char raw[kLanes * 8] = {};
   double values[kLanes];
@@ -229,7 +227,7 @@ void add_channel_moments(const Call& call, Cells& cells, const Block& block, dou
 void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i, double* acc) {
   const Coefs k = call.table.at(c);
   const Activation act = call.p.activation;
-  const Value center(call, call.coefs[c].center), zero(call, 0);
+  const Value center(call, rounded(call.p, call.p.stats.mean[c])), zero(call, 0);
   const int64_t size = call.data.compute;
   Cells(call, c, block, i, &call.p.x, &call.p.grad_y)
       .each([&](const char* x, const char* g, int64_t cells, Joints joints,
@@ -291,8 +289,14 @@ struct SumsOfTile {
   Sums of(int64_t i) const { return {fold(acc + i, step), fold(acc + 4 * step + i, step)}; }
 };
 
+// Where no gradient is left, all are zero, or so small that nothing but the smallest standard deviations could make them count.
+bool are_trusted(const Call& call, int64_t c, const Block& block, const Sums& s) {
+  if (call.data.compute == 8) return true;
+  if (call.table.is_wide(c)) return false;
+  return are_good_sums(static_cast<double>(block.n), s) != 0 || (s.g == 0 && s.gd == 0 && rstd_of<double>(call.p, c) <= 0x1p20);
+}
 Sums settle(const Call& call, int64_t c, const Block& block, const Sums& s) {
-  if (are_trusted(call.p, call.coefs[c], static_cast<double>(block.n), s)) return s;
+  if (are_trusted(call, c, block, s)) return s;
   return SumsOfTile(call, block, c, 1, false, true).of(0);
 }
 
@@ -403,6 +407,11 @@ template <class F> void each_strip(int64_t width, const F& f) {
   for (int64_t i = 0; i < width; i += kLanes) f(i, std::min(kLanes, width - i));
 }
 
+// f(i, at): sixteen channels from i on, whose sums are from `at` on; the last ones overlap those before.
+template <class F> void each_unit(int64_t width, const F& f) {
+  for (int64_t at = 0; at < width; at += kLanes) f(std::min(at, width - kLanes), at);
+}
+
 void put(const Call& call, char* row, int64_t i, double v) {
   if (call.data.compute == 4) reinterpret_cast<float*>(row)[i] = static_cast<float>(v);
   else reinterpret_cast<double*>(row)[i] = v;
@@ -410,9 +419,14 @@ void put(const Call& call, char* row, int64_t i, double v) {
 
 }  // namespace
 
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moments* out) {
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out) {
   const Block block(call, b);
-  if (block.weights.counted == Counted::none) return std::fill_n(out, width, Moments{}), void();
+  if (block.weights.counted == Counted::none) {
+    for (double* row : out.rows) std::fill_n(row, width, 0.0);
+    return;
+  }
+  const PerChannel& channels = *call.isa.channels;
+  const double count = block.weights.total;
   RowsOf rows(call, c, width);
   if (block.weights.counted == Counted::weighted) {
     for (int64_t i = 0; i < width; ++i) rows.values[i] = first_weighted(call, c + i, block);
@@ -421,82 +435,88 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moment
       const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
       call.data.moments_weighted_rows(x, step, block.weights.values + i, width, rows.values, rows.acc);
     }
-    for (int64_t i = 0; i < width; ++i)
-      out[i] = block_moments(block.weights.total, rows.values[i], fold(rows.of(i), rows.step()),
-                             fold(rows.of(i) + 4 * rows.step(), rows.step()));
-    return;
+    return each_unit(width, [&](int64_t i, int64_t at) {
+      channels.end_moments(rows.acc + at, rows.step(), count, rows.values + i, out.from(i).rows);
+    });
   }
   int64_t sample[kLanes];
   const char* sampled[kLanes];
   const int64_t n = sample_of(block, sample);
   for (int64_t i = 0; i < n; ++i) sampled[i] = at(call.p, call.p.x, c, block.r + sample[i]);
   call.data.fold_rows(sampled, n, width, rows.values);
-  for (int64_t i = 0; i < width; ++i) {
-    rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, block.r + sample[0]); });
-    put(call, rows.K, i, rows.values[i]);
-  }
+  each_strip(width, [&](int64_t from, int64_t some) {
+    const int64_t size = call.data.compute;
+    if (some == kLanes && channels.end_shifts(rows.values + from, static_cast<double>(n), size, rows.K + from * size)) return;
+    for (int64_t i = from; i < from + some; ++i) {
+      rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, block.r + sample[0]); });
+      put(call, rows.K, i, rows.values[i]);
+    }
+  });
   for (int64_t i = 0; i < block.n; i += kCell) {
     int64_t step;
     uint16_t some[8];
     const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
     call.data.moments_rows(x, step, counts_of(block, i, some), width, rows.K, rows.scratch, rows.acc);
   }
-  each_strip(width, [&](int64_t from, int64_t some) {
-    bool trusted = true;
-    for (int64_t i = from; i < from + some; ++i) {
-      const double s = fold(rows.of(i), rows.step()), q = fold(rows.of(i) + 4 * rows.step(), rows.step());
-      trusted = is_trusted(call, block.weights.total, s, q) && trusted;
-      out[i] = block_moments(block.weights.total, rows.values[i], s, q);
-    }
-    if (trusted) return;
-    const InDouble again(call, block, c + from, some, true);
-    for (int64_t i = from; i < from + some; ++i) {
-      const double s = fold(rows.of(i), rows.step()), q = fold(rows.of(i) + 4 * rows.step(), rows.step());
-      if (!is_trusted(call, block.weights.total, s, q)) out[i] = again.of(block, i - from);
-    }
+  each_unit(width, [&](int64_t from, int64_t at) {
+    const double *acc = rows.acc + at, *K = rows.values + from;
+    if (channels.end_moments(acc, rows.step(), count, K, out.from(from).rows) || call.data.compute == 8) return;
+    const InDouble again(call, block, c + from, kLanes, true);
+    for (int64_t i = 0; i < kLanes; ++i)
+      if (!is_trusted(call, count, fold(acc + i, rows.step()), fold(acc + 4 * rows.step() + i, rows.step())))
+        out.put(from + i, again.of(block, i));
   });
 }
 
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* out) {
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out) {
   const Block block(call, b);
   const bool simple = is_simple(call.p);
-  if (simple) {
-    RowsOf rows(call, c, width);
-    for (int64_t i = 0; i < block.n; i += kCell) {
-      int64_t x_step, g_step;
-      uint16_t some[8];
-      const int64_t n = std::min(kCell, block.n - i);
-      const char *x = rows.cell(call.p.x, block.r + i, n, 0, &x_step), *g = rows.cell(call.p.grad_y, block.r + i, n, 1, &g_step);
-      call.data.sums_rows(x, x_step, g, g_step, counts_of(block, i, some), width, call.table.at(c), call.p.activation, rows.scratch,
-                          rows.acc);
-    }
-    for (int64_t i = 0; i < width; ++i) out[i] = {fold(rows.of(i), rows.step()), fold(rows.of(i) + 4 * rows.step(), rows.step())};
+  RowsOf rows(call, c, width);
+  for (int64_t i = 0; simple && i < block.n; i += kCell) {
+    int64_t x_step, g_step;
+    uint16_t some[8];
+    const int64_t n = std::min(kCell, block.n - i);
+    const char *x = rows.cell(call.p.x, block.r + i, n, 0, &x_step), *g = rows.cell(call.p.grad_y, block.r + i, n, 1, &g_step);
+    call.data.sums_rows(x, x_step, g, g_step, counts_of(block, i, some), width, call.table.at(c), call.p.activation, rows.scratch,
+                        rows.acc);
   }
-  each_strip(width, [&](int64_t from, int64_t some) {
-    if (!simple) {
-      const SumsOfTile sums(call, block, c + from, some, true, false);
-      for (int64_t i = 0; i < some; ++i) out[from + i] = sums.of(i);
-    }
-    const auto trusted = [&](int64_t i) { return are_trusted(call.p, call.coefs[c + i], static_cast<double>(block.n), out[i]); };
-    int64_t i = from;
-    while (i < from + some && trusted(i)) ++i;
-    if (i == from + some) return;
-    const SumsOfTile again(call, block, c + from, some, true, true);
-    for (; i < from + some; ++i)
-      if (!trusted(i)) out[i] = again.of(i - from);
+  each_unit(width, [&](int64_t from, int64_t at) {
+    const Parts<Sums> to = out.from(from);
+    const double* acc = rows.acc + at;
+    int64_t step = rows.step();
+    std::optional<SumsOfTile> of_tile;
+    if (!simple) of_tile.emplace(call, block, c + from, kLanes, true, false), acc = of_tile->acc, step = of_tile->step;
+    const bool good = call.isa.channels->end_sums(acc, step, static_cast<double>(block.n), to.rows);
+    if (call.data.compute == 8 || (good && !call.any_wide(c + from, c + from + kLanes))) return;
+    const auto trusted = [&](int64_t i) { return are_trusted(call, c + from + i, block, Sums{to.rows[0][i], to.rows[1][i]}); };
+    int64_t i = 0;
+    while (i < kLanes && trusted(i)) ++i;
+    if (i == kLanes) return;
+    const SumsOfTile again(call, block, c + from, kLanes, true, true);
+    for (; i < kLanes; ++i)
+      if (!trusted(i)) to.put(i, again.of(i));
   });
 }
 
 // ---- narrow rows
 // -------------------------------------------------------------------------------------------------------------------
 
-void block_of_narrow(const Call& call, int64_t b, Moments* out) {
+namespace {
+
+template <class P> void each_block_of_channel(const Call& call, int64_t b, Parts<P> out) {
+  for (int64_t c = 0; c < call.p.C; ++c) {
+    P one;
+    block_of_channel(call, c, b, &one);
+    out.put(c, one);
+  }
+}
+
+}  // namespace
+
+void block_of_narrow(const Call& call, int64_t b, Parts<Moments> out) {
   const Block block(call, b);
   const int64_t C = call.p.C;
-  if (block.weights.counted != Counted::all) {
-    for (int64_t c = 0; c < C; ++c) block_of_channel(call, c, b, out + c);
-    return;
-  }
+  if (block.weights.counted != Counted::all) { return each_block_of_channel(call, b, out); }
   alignas(64) char shifts[kLanes * kLanes * 8], scratch[kLanes * 160 * 8];
   double K[kLanes], acc[8 * kLanes] = {};
   for (int64_t c = 0; c < C; ++c) {
@@ -510,21 +530,18 @@ void block_of_narrow(const Call& call, int64_t b, Moments* out) {
     for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];
     Cells rest(call, c, block, cells * kCell, &call.p.x, nullptr);
     add_channel_moments(call, rest, block, K[c], own);
-    out[c] = settle(call, c, block, K[c], own, 1);
+    out.put(c, settle(call, c, block, K[c], own, 1));
   }
 }
 
-void block_of_narrow(const Call& call, int64_t b, Sums* out) {
+void block_of_narrow(const Call& call, int64_t b, Parts<Sums> out) {
   const Block block(call, b);
   const int64_t C = call.p.C;
-  if (!is_simple(call.p)) {
-    for (int64_t c = 0; c < C; ++c) block_of_channel(call, c, b, out + c);
-    return;
-  }
+  if (!is_simple(call.p)) { return each_block_of_channel(call, b, out); }
   alignas(64) char scratch[kLanes * 160 * 8];
   double acc[8 * kLanes] = {};
   Table repeated(kLanes * C, call.data.compute);
-  repeated.repeat(call.table, C, kLanes * C);
+  repeated.repeat(call.table, call.rows(), C, kLanes * C);
   const int64_t cells = block.n / kCell;
   call.data.sums_narrow(at(call.p, call.p.x, 0, block.r), at(call.p, call.p.grad_y, 0, block.r), cells, C, repeated.at(0),
                         call.p.activation, scratch, acc);
@@ -532,7 +549,7 @@ void block_of_narrow(const Call& call, int64_t b, Sums* out) {
     double own[8];
     for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];
     add_channel_sums(call, c, block, cells * kCell, own);
-    out[c] = settle(call, c, block, Sums{fold(own, 1), fold(own + 4, 1)});
+    out.put(c, settle(call, c, block, Sums{fold(own, 1), fold(own + 4, 1)}));
   }
 }
 

@@ -21,44 +21,56 @@ constexpr int64_t kTaskBytes = int64_t(128) << 10;  // of an array, in one task 
 // Coefficients as leaves take them: in the compute type, a value for each of n channels or columns, and 16 more.
 class Table {
  public:
-  Table(int64_t n, int64_t size) : size_(size), stride_((n + kLanes) * size), memory_(kRows * stride_) {}
+  Table(int64_t n, int64_t size) : size_(size), stride_((n + kLanes) * size), memory_(CoefficientRows::count * stride_) {}
 
-  void put(int64_t i, const Coefficients& k) {
-    if (size_ == 4) put_as<float>(i, k);
-    else put_as<double>(i, k);
-  }
   // Coefficients of channels from c on, each `times` times, for one run of columns.
-  void spread(const Table& from, int64_t c, int64_t channels, int64_t times) {
-    for (int row = 0; row < kRows; ++row) {
+  void spread(const Table& from, int rows, int64_t c, int64_t channels, int64_t times) {
+    for (int row = 0; row < rows; ++row) {
       if (size_ == 4) spread_row<float>(from, row, c, channels, times);
       else spread_row<double>(from, row, c, channels, times);
     }
   }
   // The first n values of a table, over and over, for a period of columns and 16 more.
-  void repeat(const Table& of, int64_t n, int64_t period) {
-    for (int row = 0; row < kRows; ++row)
+  void repeat(const Table& of, int rows, int64_t n, int64_t period) {
+    for (int row = 0; row < rows; ++row)
       for (int64_t i = 0, end = period + kLanes; i < end; i += n)
         std::memcpy(memory_ + row * stride_ + i * size_, of.memory_ + row * of.stride_,
                     static_cast<size_t>(std::min(n, end - i) * size_));
   }
+  CoefficientRows rows() const { return {memory_, stride_, size_}; }
   Coefs at(int64_t i) const {
     const char* first = memory_ + i * size_;
     return {first, first + stride_, first + 2 * stride_, first + 3 * stride_, first + 4 * stride_};
   }
+  bool is_wide(int64_t i) const {
+    return size_ == 4 && reinterpret_cast<const float*>(memory_ + CoefficientRows::wide * stride_)[i] != 0;
+  }
 
  private:
-  static constexpr int kRows = 5;
   int64_t size_, stride_;
   Scratch<char> memory_;
 
   template <class C> C* row(int row) const { return reinterpret_cast<C*>(memory_ + row * stride_); }
-  template <class C> void put_as(int64_t i, const Coefficients& k) {
-    const double values[kRows] = {k.center, k.scale, k.shift, k.k1, k.k0};
-    for (int r = 0; r < kRows; ++r) row<C>(r)[i] = static_cast<C>(values[r]);
-  }
   template <class C> void spread_row(const Table& from, int r, int64_t c, int64_t channels, int64_t times) {
     const C* values = from.row<C>(r) + c;
     for (int64_t i = 0; i < channels; ++i) std::fill_n(row<C>(r) + i * times, times, values[i]);
+  }
+};
+
+// Moments or sums of channels side by side: a row for each of their values.
+template <class P> struct Parts {
+  static constexpr int kValues = sizeof(P) / sizeof(double);
+  double* rows[kValues];
+
+  Parts from(int64_t c) const {
+    Parts some = *this;
+    for (double*& row : some.rows) row += c;
+    return some;
+  }
+  void put(int64_t i, const P& values) const {
+    double each[kValues];
+    std::memcpy(each, &values, sizeof values);
+    for (int k = 0; k < kValues; ++k) rows[k][i] = each[k];
   }
 };
 
@@ -77,7 +89,7 @@ struct Call {
   const bool backward, reduces, applies, past_cache;
   Scratch<Sample> samples;  // of the first blocks, the same for all channels
   int64_t sampled = 0;
-  Scratch<Coefficients> coefs;
+  Scratch<double> sums;  // of gradients, two rows
   Table table;
   const char* factors = nullptr;  // of positions, where a backward has weights
 
@@ -94,28 +106,23 @@ struct Call {
         applies(static_cast<bool>(backward ? p.grad_x : p.y)),
         past_cache(p.m * p.C * data.size >= kStreamFrom),
         samples(std::min(kMostSamples, blocks_of(p))),
-        coefs(p.C),
+        sums(backward ? 2 * p.C : 0),
         table(p.C, data.compute) {}
 
-  // A channel, before its sums are known, and after. Backward: the sums take coefficients of the forward.
-  void prepare(int64_t c) {
-    if (backward) take(c, [&](Coefficients& k) { forward_coefficients(p, c, k); });
-  }
-  void finish(int64_t c, const Moments& m) {
-    if (reduces) p.stats.count[c] = m.count, p.stats.mean[c] = m.mean, p.stats.mean_low[c] = m.mean_low, p.stats.m2[c] = m.m2;
-    if (applies) take(c, [&](Coefficients& k) { forward_coefficients(p, c, k); });
-  }
-  void finish(int64_t c, const Sums& s) {
-    backward_coefficients(p, c, s, coefs[c]);
-    table.put(c, applied(c));
-  }
+  // Where the moments or sums of all positions belong.
+  Parts<Moments> whole(Moments) const { return {{p.stats.count, p.stats.mean, p.stats.mean_low, p.stats.m2}}; }
+  Parts<Sums> whole(Sums) const { return {{sums, sums + p.C}}; }
 
-  // What elements are multiplied with and moved by. Of a frozen backward without activation that is g * scale, whatever x is.
-  Coefficients applied(int64_t c) const {
-    Coefficients k = coefs[c];
-    if (backward && !p.training && p.activation == Activation::none) k.center = 0, k.shift = -0.0;
-    return k;
+  // Channels, before their sums are known, and after. Backward: the sums take coefficients of the forward.
+  void prepare(int64_t c0, int64_t c1) const {
+    if (backward) isa.channels->put_forward(p, c0, c1 - c0, table.rows());
   }
+  void finish(int64_t c0, int64_t c1) const {
+    double* const rows[] = {sums, sums + p.C};
+    if (backward) isa.channels->put_backward(p, c0, c1 - c0, rows, table.rows());
+    else if (applies) isa.channels->put_forward(p, c0, c1 - c0, table.rows());
+  }
+  int rows() const { return backward ? CoefficientRows::wide : CoefficientRows::k1; }  // those that elements take
 
   // Whether elements go through leaves where they are: a forward, a gradient before an activation, and a backward of no more than a
   // clip of x.
@@ -126,10 +133,11 @@ struct Call {
 
   // here(array), step(array): where runs begin, at position r0, and how far they are apart.
   template <class Here, class Step> Runs runs(const Here& here, const Step& step, int64_t r0, int64_t count, int64_t length) const {
-    const Array none, &out = backward ? p.grad_x : p.y, &residual = backward && !p.only_activation ? none : p.residual;
+    const Array none{}, &out = backward ? p.grad_x : p.y, &residual = backward && !p.only_activation ? none : p.residual;
     const auto from = [&](const Array& a) -> char* { return a ? here(a) : nullptr; };
+    const auto by = [&](const Array& a) { return a ? step(a) : 0; };
     Runs r{from(out), from(p.x), from(p.grad_y), from(residual), count, length,
-           step(out), step(p.x), step(p.grad_y), step(residual), false};
+           by(out),   by(p.x),   by(p.grad_y),   by(residual),   false};
     r.slope = p.slope, r.weights = factors_from(r0);
     r.past_cache = past_cache && length * data.size >= kStreamRun && r.out != r.x && r.out != r.g && r.out != r.residual;
     return r;
@@ -150,23 +158,18 @@ struct Call {
   void take_samples();
   bool any_wide(int64_t c0, int64_t c1) const {
     for (int64_t c = c0; c < c1; ++c)
-      if (coefs[c].wide) return true;
+      if (table.is_wide(c)) return true;
     return false;
   }
 
-  // f(c) for all channels.
-  template <class F> void each_channel(const F& f) const {
-    constexpr int64_t some = 128;
-    parallel_for((p.C + some - 1) / some, threads, [&](int64_t t) {
-      for (int64_t c = t * some; c < p.C && c < (t + 1) * some; ++c) f(c);
-    });
+  // f(c0, c1) for all channels, in parts that are worth a thread where each takes about so many operations.
+  template <class F> void each_channels(int64_t operations, const F& f) const {
+    const int64_t some = std::max<int64_t>(kLanes, kPart / std::max<int64_t>(operations, 1) / kLanes * kLanes);
+    parallel_for((p.C + some - 1) / some, threads, [&](int64_t t) { f(t * some, std::min((t + 1) * some, p.C)); });
   }
 
  private:
-  template <class F> void take(int64_t c, const F& compute_them) {
-    compute_them(coefs[c]);
-    table.put(c, coefs[c]);
-  }
+  static constexpr int64_t kPart = 8192;
 };
 
 // The sums of a block (blocks.cpp): of one channel, or of `width` channels side by side from c on, all of them where rows are
@@ -174,10 +177,10 @@ struct Call {
 Sample sample_of_block(const Call& call, int64_t b);
 void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out);
 void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out);
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Moments* out);
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Sums* out);
-void block_of_narrow(const Call& call, int64_t b, Moments* out);
-void block_of_narrow(const Call& call, int64_t b, Sums* out);
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out);
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out);
+void block_of_narrow(const Call& call, int64_t b, Parts<Moments> out);
+void block_of_narrow(const Call& call, int64_t b, Parts<Sums> out);
 
 // The two passes, in the order of memory that suits the layout.
 void walk_channels(Call& call);

@@ -23,9 +23,9 @@ class Channels {
     const int64_t blocks = blocks_of(p_), C = p_.C;
     const bool many = threads == 1 || C >= 4 * threads;  // channels enough to share them out whole
     if (call_.reduces && !call_.backward) call_.take_samples();
-    if (!call_.reduces || !many) call_.each_channel([&](int64_t c) { call_.prepare(c); });
+    if (!call_.reduces || !many) call_.each_channels(1, [&](int64_t c0, int64_t c1) { call_.prepare(c0, c1); });
     if (!call_.reduces) {
-      call_.each_channel([&](int64_t c) { call_.finish(c, P{}); });
+      call_.each_channels(1, [&](int64_t c0, int64_t c1) { call_.finish(c0, c1); });
     } else if (many) {
       const int64_t bytes = call_.data.size * (call_.backward ? 2 : 1) * p_.m;
       const bool both = call_.applies && C * bytes >= kStreamFrom;
@@ -40,7 +40,7 @@ class Channels {
     } else {
       Scratch<P> parts(C * blocks);
       parallel_for(C * blocks, threads, [&](int64_t t) { parts[t] = block<P>(t / blocks, t % blocks); });
-      call_.each_channel([&](int64_t c) { call_.finish(c, merged(parts + c * blocks, blocks)); });
+      call_.each_channels(blocks, [&](int64_t c0, int64_t c1) { finish_group(parts + c0 * blocks, c0, c1); });
     }
     if (call_.applies) apply_all();
   }
@@ -54,19 +54,22 @@ class Channels {
   // In the order of memory: the blocks that begin in one run, channel by channel, then those of the next run.
   template <class P> void sum_group(int64_t c0, int64_t c1) {
     const int64_t blocks = blocks_of(p_);
-    for (int64_t c = c0; c < c1; ++c) call_.prepare(c);
+    call_.prepare(c0, c1);
     Scratch<P> parts((c1 - c0) * blocks);
     for (int64_t b0 = 0, b1; b0 < blocks; b0 = b1) {
       for (b1 = b0 + 1; b1 < blocks && b1 * kBlock / inner_ == b0 * kBlock / inner_;) ++b1;
       for (int64_t c = c0; c < c1; ++c)
         for (int64_t b = b0; b < b1; ++b) parts[(c - c0) * blocks + b] = block<P>(c, b);
     }
-    for (int64_t c = c0; c < c1; ++c) call_.finish(c, merged(parts + (c - c0) * blocks, blocks));
+    finish_group<P>(parts, c0, c1);
   }
-  template <class P> static P merged(const P* parts, int64_t blocks) {
-    Tree<P> tree;
-    for (int64_t b = 0; b < blocks; ++b) tree.push(parts[b]);
-    return tree.finish();
+  template <class P> void finish_group(const P* parts, int64_t c0, int64_t c1) const {
+    for (int64_t c = c0; c < c1; ++c) {
+      Tree<P> tree;
+      for (int64_t b = 0, blocks = blocks_of(p_); b < blocks; ++b) tree.push(*parts++);
+      call_.whole(P()).put(c, tree.finish());
+    }
+    call_.finish(c0, c1);
   }
 
   template <class P> P block(int64_t c, int64_t b) const {
@@ -154,7 +157,7 @@ class Channels {
     for (int64_t c = c0; c < c1; c += most) {
       const int64_t channels = std::min(most, c1 - c), width = channels * inner_;
       Table columns(width, call_.data.compute);
-      columns.spread(call_.table, c, channels, inner_);
+      columns.spread(call_.table, call_.rows(), c, channels, inner_);
       for (int64_t n = n1 - 1; n >= n0; --n) call_.elements(runs_at(n, c, 0, 1, width), columns.at(0), width);
     }
   }

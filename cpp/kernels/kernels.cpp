@@ -11,9 +11,9 @@ namespace batchnorm {
 namespace {
 
 void run(const Problem& given, const Isa& isa, bool backward) {
-  Problem joined;
-  if (given.weights) joined = given, join_positions(joined);
-  const Problem& p = given.weights ? joined : given;
+  std::optional<Problem> joined;
+  if (given.weights) join_positions(joined.emplace(given));
+  const Problem& p = joined ? *joined : given;
   Call call(p, given, isa, backward);
   std::optional<Weights> weights;
   if (given.weights && call.reduces && !backward) weights.emplace(given, call.threads), call.weights = &*weights;

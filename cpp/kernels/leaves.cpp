@@ -4,6 +4,9 @@
 
 #include "kernels/activation.h"
 #include "kernels/apply.h"
+#ifndef BN_OTHER_TYPES
+#include "kernels/per_channel.h"
+#endif
 #include "kernels/sums.h"
 
 namespace batchnorm {
@@ -166,11 +169,12 @@ constexpr Leaves f64 = leaves_of<double>(), f32 = leaves_of<float>(), f16 = leav
 namespace BN_ISA {
 #ifdef BN_OTHER_TYPES  // an instruction set that has something for bfloat16, and is another for all else
 extern const Isa isa = {{BN_OTHER_TYPES::isa.leaves[0], BN_OTHER_TYPES::isa.leaves[1], BN_OTHER_TYPES::isa.leaves[2], &bf16},
+                        BN_OTHER_TYPES::isa.channels,
                         copy_runs,
                         stream,
                         add_words};
 #else
-extern const Isa isa = {{&f64, &f32, &f16, &bf16}, copy_runs, stream, add_words};
+extern const Isa isa = {{&f64, &f32, &f16, &bf16}, &per_channel, copy_runs, stream, add_words};
 #endif
 }  // namespace BN_ISA
 

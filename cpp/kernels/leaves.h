@@ -87,8 +87,38 @@ struct Leaves {
   void (*choose)(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n);  // columns that are wide
 };
 
+// Rows of coefficients in the compute type, of `size` bytes, `stride` bytes apart; a value for each channel. `wide` is not 0 where
+// they leave float's range.
+struct CoefficientRows {
+  enum { center, scale, shift, k1, k0, wide, count };
+  char* memory;
+  int64_t stride, size;
+};
+
+// Values of channels, in double. Rows of moments are count, mean, mean_low and m2, those of sums Σg and Σg(x - center).
+struct PerChannel {
+  // Of channels c … c + n - 1, before their sums are known, and after.
+  void (*put_forward)(const Problem& p, int64_t c, int64_t n, CoefficientRows to);
+  void (*put_backward)(const Problem& p, int64_t c, int64_t n, const double* const* sums, CoefficientRows to);
+
+  // Sixteen channels of a block: sums of n values become shifts, there and in the compute type, if all are finite; acc[8][step],
+  // sums of lanes mod 4, become moments or sums. True where all are good.
+  bool (*end_shifts)(double* sums, double n, int64_t size, char* to);
+  bool (*end_moments)(const double* acc, int64_t step, double count, const double* K, double* const* to);
+  bool (*end_sums)(const double* acc, int64_t step, double count, double* const* to);
+
+  // a = a and b, of n channels.
+  void (*merge_moments)(double* const* a, double* const* b, int64_t n);
+  void (*merge_sums)(double* const* a, double* const* b, int64_t n);
+
+  // Parameters, whatever type they have.
+  void (*to_doubles)(DType dtype, double* to, const char* from, int64_t n);
+  void (*from_doubles)(DType dtype, char* to, const double* from, int64_t n);
+};
+
 struct Isa {
   const Leaves* leaves[4];  // by DType
+  const PerChannel* channels;
   // Pieces of so many bytes, `step` bytes apart, one behind another; by whole lines where the array, which ends at `end`, goes on
   // that far: `to` has room for one more.
   void (*copy_runs)(char* to, const char* from, int64_t bytes, int64_t step, int64_t count, const char* end);

@@ -20,22 +20,26 @@ class Rows {
 
   template <class P> void run() {
     const int64_t blocks = blocks_of(p_), C = p_.C;
-    call_.each_channel([&](int64_t c) { call_.prepare(c); });
+    call_.each_channels(1, [&](int64_t c0, int64_t c1) { call_.prepare(c0, c1); });
     const int64_t panels = panels_for(blocks);
-    Scratch<P> parts(call_.reduces ? blocks * C : 0);
+    Scratch<double> others(call_.reduces ? (blocks - 1) * C * Parts<P>::kValues : 0);
+    const auto part = [&](int64_t b) {  // the first block's are where all are merged
+      Parts<P> of = call_.whole(P());
+      for (int k = 0; b > 0 && k < Parts<P>::kValues; ++k) of.rows[k] = others + ((b - 1) * Parts<P>::kValues + k) * C;
+      return of;
+    };
     if (call_.reduces) {
       parallel_for(blocks * panels, call_.threads, [&](int64_t t) {
         const int64_t b = t / panels, c0 = begin(t % panels, panels), c1 = begin(t % panels + 1, panels);
-        P* const out = parts + b * C + c0;
-        if (narrow_) block_of_narrow(call_, b, out);
-        else block_of_rows(call_, c0, c1 - c0, b, out);
+        if (narrow_) block_of_narrow(call_, b, part(b));
+        else block_of_rows(call_, c0, c1 - c0, b, part(b).from(c0));
       });
     }
-    call_.each_channel([&](int64_t c) {
-      Tree<P> tree;
-      if (call_.reduces)
-        for (int64_t b = 0; b < blocks; ++b) tree.push(parts[b * C + c]);
-      call_.finish(c, tree.finish());
+    call_.each_channels(call_.reduces ? blocks : 1, [&](int64_t c0, int64_t c1) {
+      // Up the canonical tree: neighbors, then neighbors of these, …
+      for (int64_t step = 1; call_.reduces && step < blocks; step *= 2)
+        for (int64_t b = 0; b + step < blocks; b += 2 * step) merge(part(b).from(c0), part(b + step).from(c0), c1 - c0);
+      call_.finish(c0, c1);
     });
     if (call_.applies) apply_all();
   }
@@ -44,6 +48,9 @@ class Rows {
   Call& call_;
   const Problem& p_;
   bool narrow_, simple_, dense_;
+
+  void merge(Parts<Moments> a, Parts<Moments> b, int64_t n) const { call_.isa.channels->merge_moments(a.rows, b.rows, n); }
+  void merge(Parts<Sums> a, Parts<Sums> b, int64_t n) const { call_.isa.channels->merge_sums(a.rows, b.rows, n); }
 
   // Tasks as many for each thread, or many of them.
   int64_t panels_for(int64_t blocks) const {
@@ -68,7 +75,7 @@ class Rows {
     // Rows one behind another are one run, whose columns begin again; `repeat` rows have columns enough.
     const int64_t repeat = dense_ ? std::min((kRun + p_.C - 1) / p_.C, p_.m) : 1, period = repeat * p_.C;
     Table columns(period, call_.data.compute);
-    columns.repeat(call_.table, p_.C, period);
+    columns.repeat(call_.table, call_.rows(), p_.C, period);
     const int64_t rows = std::max(repeat, kTaskBytes / bytes / repeat * repeat);
     parallel_for((p_.m + rows - 1) / rows, call_.threads,
                  [&](int64_t t) {

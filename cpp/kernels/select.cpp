@@ -27,11 +27,15 @@ namespace {
 
 // The kernels of an instruction set: the one driver, with its leaves.
 template <const Isa& isa> constexpr Kernels kernels_of(const char* name) {
-  return {name, [](const Problem& p) { forward(p, isa); }, [](const Problem& p) { backward(p, isa); },
+  return {name,
+          [](const Problem& p) { forward(p, isa); },
+          [](const Problem& p) { backward(p, isa); },
           [](char* to, const char* from, int64_t bytes, int threads, bool streaming) {
             copy(to, from, bytes, threads, streaming, isa);
           },
-          [](const char* from, int64_t bytes, int threads) { return read(from, bytes, threads, isa); }};
+          [](const char* from, int64_t bytes, int threads) { return read(from, bytes, threads, isa); },
+          [](DType dtype, double* to, const char* from, int64_t n) { isa.channels->to_doubles(dtype, to, from, n); },
+          [](DType dtype, char* to, const double* from, int64_t n) { isa.channels->from_doubles(dtype, to, from, n); }};
 }
 #ifdef BN_HAS_portable
 constexpr Kernels kPortable = kernels_of<portable::isa>("portable");

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "core/convert.h"
+#include "core/numbers.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -353,11 +354,50 @@ BN_INLINE U<double> widen(U<float> a) {
   return r;
 }
 BN_INLINE U<float> narrow(U<double> a) {
+#if defined(__AVX512F__)
+  const __m512 low = _mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)a.v[0]));
+  return {{(U<float>::V)_mm512_insertf32x8(low, _mm512_cvtpd_ps((__m512d)a.v[1]), 1)}};
+#elif defined(__AVX2__)
+  U<float> r;
+  BN_EACH(float, i) {
+    const __m128 low = _mm256_cvtpd_ps((__m256d)a.v[2 * i]), high = _mm256_cvtpd_ps((__m256d)a.v[2 * i + 1]);
+    r.v[i] = (U<float>::V)_mm256_set_m128(high, low);
+  }
+  return r;
+#else
   double d[kLanes];
   float f[kLanes];
   std::memcpy(d, &a, sizeof d);
   for (int i = 0; i < kLanes; ++i) f[i] = static_cast<float>(d[i]);
   return load_raw(f);
+#endif
+}
+
+// ---- the words of numbers.h -----------------------------------------------------------------------------------------------------
+
+BN_INLINE U<double> absolute(U<double> a) {
+  BN_EACH(double, i) a.v[i] = (U<double>::V)((U<double>::Words)a.v[i] & INT64_MAX);
+  return a;
+}
+BN_INLINE U<double> root(U<double> a) {
+#if defined(__AVX512F__)
+  BN_EACH(double, i) a.v[i] = (U<double>::V)_mm512_sqrt_pd((__m512d)a.v[i]);
+#elif defined(__AVX2__)
+  BN_EACH(double, i) a.v[i] = (U<double>::V)_mm256_sqrt_pd((__m256d)a.v[i]);
+#else
+  BN_EACH(double, i) for (int j = 0; j < kVectorBytes / 8; ++j) a.v[i][j] = __builtin_sqrt(a.v[i][j]);
+#endif
+  return a;
+}
+BN_INLINE U<double> through_float(U<double> a) { return widen(narrow(a)); }
+
+// Whether one of them is 0.
+BN_INLINE bool any_zero(U<double> a) {
+  double d[kLanes];
+  std::memcpy(d, &a, sizeof d);
+  bool any = false;
+  for (int i = 0; i < kLanes; ++i) any |= d[i] == 0;
+  return any;
 }
 
 // Sixteen lanes to four: f[j] = ((lane j + lane j+4) + lane j+8) + lane j+12, in the compute type; then widened.
@@ -428,4 +468,11 @@ template <class C> BN_INLINE U<C> keep(U<C> a, uint16_t bits) {
 }
 
 }  // namespace
+
+template <> struct Numbers<U<double>> {
+  static BN_INLINE U<double> all(double v) { return fill(v); }
+  static BN_INLINE U<double> at(const double* from) { return load_raw(from); }
+  static BN_INLINE void put(double* to, U<double> v) { store_raw(to, v); }
+};
+
 }  // namespace batchnorm

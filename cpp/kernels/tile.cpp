@@ -18,16 +18,19 @@ void Tile::take(int64_t c, int64_t width, bool side_by_side) {
   whole_ = (width + kLanes - 1) / kLanes * kLanes;
 }
 
-void Tile::make_coefs() {
+// With their sums, or before these are known.
+void Tile::make_coefs(bool with_sums) {
   if (has_coefs_) return;
   has_coefs_ = true;
   any_wide_ = call_.any_wide(c_, c_ + width_);
   any_wide_z_ = false;
   for (int64_t i = 0; i < (side_by_side_ ? whole_ : 1); ++i) {
-    const Coefficients& k = call_.coefs[c_ + std::min(i, width_ - 1)];
-    const double values[row_count] = {k.center, k.scale, k.shift, k.k1, k.k0, 0.0, -0.0, k.wide ? 1.0 : 0.0, k.wide_z ? 1.0 : 0.0};
+    const int64_t c = c_ + std::min(i, width_ - 1);
+    Coefficients k = forward_coefficients<double>(p_, c);
+    if (with_sums && p_.training) add_backward(p_, c, k);
+    const double values[row_count] = {k.center, k.scale, k.shift, k.k1, k.k0, 0.0, -0.0, k.wide, k.wide_z};
     const double wide[row_count] = {k.mean, k.wide_scale, k.wide_shift, k.wide_k1, k.wide_k0, 0.0, -0.0, 1.0, 1.0};
-    any_wide_z_ = any_wide_z_ || k.wide_z;
+    any_wide_z_ = any_wide_z_ || k.wide_z != 0;
     for (int row = 0; row < row_count; ++row) {
       put(coefs_[row], size_, i, values[row]);
       if (any_wide_) wide_coefs_[row][i] = wide[row];
@@ -80,8 +83,8 @@ void Tile::normalize() {
 }
 
 // x, and h, the gradient before the activation.
-void Tile::gradients() {
-  make_coefs();
+void Tile::gradients(bool with_sums) {
+  make_coefs(with_sums);
   load(p_.x, x_), load(p_.grad_y, h_);
   if (p_.activation == Activation::none) return;
   if (p_.residual_is_y) load(p_.residual, z_);
@@ -91,7 +94,7 @@ void Tile::gradients() {
 
 void Tile::forward(int64_t r, int64_t n) {
   at(r, n);
-  make_coefs();
+  make_coefs(false);
   load(p_.x, x_);
   normalize();
   call_.compute.activate(p_.activation, p_.slope, z_, elements());
@@ -100,7 +103,7 @@ void Tile::forward(int64_t r, int64_t n) {
 
 void Tile::backward(int64_t r, int64_t n) {
   at(r, n);
-  gradients();
+  gradients(true);
   if (p_.only_activation) return store(p_.grad_x, h_);
   const bool weighted = p_.training && call_.given.weights;
   if (p_.grad_residual) store(p_.grad_residual, h_);
@@ -182,7 +185,7 @@ void Tile::add_sums(int64_t r, int64_t n, bool in_double, double* acc) {
   const int64_t step = side_by_side_ ? kCell : most();
   for (int64_t done = 0; done < n; done += step) {
     at(r + done, std::min(step, n - done));
-    gradients();
+    gradients(false);
     uint16_t some[8];
     const uint16_t* counts = side_by_side_ ? first_of(n_, nullptr, some) : nullptr;
     if (!in_double) {
@@ -191,7 +194,8 @@ void Tile::add_sums(int64_t r, int64_t n, bool in_double, double* acc) {
       continue;
     }
     double centers[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) centers[i] = sums_center(call_.coefs[side_by_side_ ? c_ + std::min(i, width_ - 1) : c_]);
+    for (int64_t i = 0; i < kLanes; ++i)
+      centers[i] = sums_center(forward_coefficients<double>(p_, side_by_side_ ? c_ + std::min(i, width_ - 1) : c_));
     call_.compute.to_double(wide_x_, x_, elements(), centers);
     call_.compute.to_double(wide_h_, h_, elements(), nullptr);
     reduce(false, true, reinterpret_cast<char*>(wide_x_), reinterpret_cast<char*>(wide_h_), counts, acc);

@@ -45,7 +45,7 @@ class Tile {
   void take(int64_t c, int64_t width, bool side_by_side);
   void at(int64_t r, int64_t n) { r_ = r, n_ = n; }
   int64_t elements() const { return side_by_side_ ? n_ * whole_ : (n_ + kLanes - 1) / kLanes * kLanes; }
-  void make_coefs();
+  void make_coefs(bool with_sums);
   char* row_of(bool wide, Row row) { return wide ? reinterpret_cast<char*>(wide_coefs_[row]) : coefs_[row]; }
   Coefs coefs(bool wide, Row a = center, Row b = scale, Row c = shift) {
     return {row_of(wide, a), row_of(wide, b), row_of(wide, c), row_of(wide, k1), row_of(wide, k0)};
@@ -54,7 +54,7 @@ class Tile {
   void store(const Array& a, const char* from);
   void apply(bool wide, char* to, const char* from, const char* residual, Coefs k);
   void normalize();
-  void gradients();
+  void gradients(bool with_sums);
   void reduce(bool as_moments, bool in_double, char* d, char* h, const uint16_t* counts, double* acc);
 };
 

@@ -4,7 +4,7 @@
 // whose it is. Without running statistics it is a step of training.
 #pragma once
 
-#include "core/channel_views.h"
+#include "call/channel_views.h"
 #include "libtorch/operations.h"
 
 namespace batchnorm {

@@ -7,10 +7,10 @@
 #include <cstring>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 #include <vector>
 
-#include "core/collapse.h"
-#include "kernels/select.h"
+#include "call/channel_views.h"
 #include "python/lock.h"
 #include "runtime/parallel.h"
 
@@ -106,7 +106,7 @@ struct Usual {
   Borrowed x, weight, bias;
   uint64_t kept = 0;
   int64_t C = 0, m = 0;
-  std::vector<double> values;
+  std::optional<Doubles> weights, biases;
 
   bool take(nb::handle x_, nb::handle weight_, nb::handle bias_, int64_t axis, double eps) {
     PyTypeObject* type = Py_TYPE(x_.ptr());
@@ -122,12 +122,8 @@ struct Usual {
   }
 
   void give_parameters(Problem& p) {
-    values.resize(static_cast<size_t>(2 * C));
-    double* to = values.data();
-    if (weight) p.weight = to;
-    for (int64_t c = 0; weight && c < C; ++c) *to++ = weight.get(c);
-    if (bias) p.bias = to;
-    for (int64_t c = 0; bias && c < C; ++c) *to++ = bias.get(c);
+    if (weight) p.weight = weights.emplace(weight.view()).get();
+    if (bias) p.bias = biases.emplace(bias.view()).get();
   }
 
   // Whether an output that the caller gave has memory of its own, or is exactly one of these inputs.
@@ -198,7 +194,7 @@ bool backward(nb::handle grad_y_, nb::handle x, nb::handle grad_x_, bool given, 
   if (!table.take(table_, type, "d") || !table.is_table(u.C) || !all_counted(table, u.C)) return false;
   if (u.weight && !grad_weight.take(grad_weight_, type, "df", true)) return false;
   if (u.bias && !grad_bias.take(grad_bias_, type, "df", true)) return false;
-  std::vector<double> sums(static_cast<size_t>(2 * u.C));
+  const Scratch<double> sums(2 * u.C);
   Problem p;
   std::vector<Operand> operands{{&Problem::x, u.x.view()}, {&Problem::grad_y, grad_y.view()}, {&Problem::grad_x, grad_x.view()}};
   if (residual) operands.push_back({&Problem::residual, residual.view()});
@@ -206,13 +202,13 @@ bool backward(nb::handle grad_y_, nb::handle x, nb::handle grad_x_, bool given, 
   collapse(p, u.kept, operands);
   p.stats = rows_of(table.doubles(), u.C);
   p.training = training;
-  p.grad_weight = sums.data(), p.grad_bias = sums.data() + u.C;
+  p.grad_weight = sums, p.grad_bias = sums + u.C;
   u.give_parameters(p);
   set_common(p, eps, activation, slope);
   const WithoutLock released;
   active_kernels().backward(p);
-  for (int64_t c = 0; u.weight && c < u.C; ++c) grad_weight.set(c, p.grad_weight[c]);
-  for (int64_t c = 0; u.bias && c < u.C; ++c) grad_bias.set(c, p.grad_bias[c]);
+  if (u.weight) write_channels(grad_weight.view(), p.grad_weight);
+  if (u.bias) write_channels(grad_bias.view(), p.grad_bias);
   return true;
 }
 

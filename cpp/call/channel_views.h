@@ -1,10 +1,12 @@
 // Values of a channel each, whatever dtype and strides they come with.
 #pragma once
 
-#include <vector>
+#include <algorithm>
 
 #include "core/collapse.h"
 #include "core/convert.h"
+#include "kernels/select.h"
+#include "runtime/scratch.h"
 
 namespace batchnorm {
 
@@ -57,40 +59,44 @@ inline double stored(const View& v, double value) {
   return read(one, 0);
 }
 
-inline double channel(const View& v, int64_t c) { return read(v, c * v.strides[0]); }
-inline void set_channel(const View& v, int64_t c, double value) { write(v, c * v.strides[0], value); }
-
-// value(c) for each of C channels.
-template <class Value> void set_channels(const View& v, int64_t C, const Value& value) {
+// Values of C channels, of a vector, as doubles; and back.
+inline void read_channels(const View& v, double* to) {
+  const int64_t C = v.sizes[v.ndim - 1], step = v.strides[v.ndim - 1];
+  if (step == 1) return active_kernels().to_doubles(v.dtype, to, v.data, C);
+  typed(v, [&](const auto* from) {
+    for (int64_t c = 0; c < C; ++c) to[c] = widened(from[c * step]);
+  });
+}
+inline void write_channels(const View& v, const double* from) {
+  const int64_t C = v.sizes[v.ndim - 1], step = v.strides[v.ndim - 1];
+  if (step == 1) return active_kernels().from_doubles(v.dtype, v.data, from, C);
   typed(v, [&](auto* to) {
-    for (int64_t c = 0; c < C; ++c) put(to + c * v.strides[0], value(c));
+    for (int64_t c = 0; c < C; ++c) put(to + c * step, from[c]);
   });
 }
 
 // A channel's values as doubles, or null where there are none; of a matrix, its rows one after another.
 class Doubles {
  public:
-  explicit Doubles(const View& v) {
-    if (!v) return;
-    const int64_t rows = v.ndim == 2 ? v.sizes[0] : 1, columns = v.sizes[v.ndim - 1];
-    const int64_t row = v.ndim == 2 ? v.strides[0] : 0, step = v.strides[v.ndim - 1];
-    values_.resize(static_cast<size_t>(rows * columns));
-    double* to = values_.data();
-    typed(v, [&](const auto* from) {
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = 0; c < columns; ++c) *to++ = widened(from[r * row + c * step]);
-    });
+  explicit Doubles(const View& v) : is_there_(v), values_(v ? (v.ndim == 2 ? v.sizes[0] : 1) * v.sizes[v.ndim - 1] : 0) {
+    if (v && v.ndim == 1) read_channels(v, values_);
+    for (int64_t row = 0; v && v.ndim == 2 && row < v.sizes[0]; ++row) {
+      View one = v;
+      one.data += row * v.strides[0] * bytes_of(v.dtype);
+      read_channels(one, values_ + row * v.sizes[1]);
+    }
   }
-  const double* get() const { return values_.empty() ? nullptr : values_.data(); }
+  const double* get() const { return is_there_ ? static_cast<double*>(values_) : nullptr; }
 
  private:
-  std::vector<double> values_;
+  bool is_there_;
+  Scratch<double> values_;
 };
 
 // Statistics that were given stand for one position: m2 is the variance.
 inline void set_given(const Statistics& to, const ChannelViews& channels, int64_t C) {
-  for (int64_t c = 0; c < C; ++c)
-    to.count[c] = 1, to.mean[c] = channel(channels.mean, c), to.mean_low[c] = 0, to.m2[c] = channel(channels.var, c);
+  std::fill_n(to.count, C, 1.0), std::fill_n(to.mean_low, C, 0.0);
+  read_channels(channels.mean, to.mean), read_channels(channels.var, to.m2);
 }
 
 }  // namespace batchnorm
