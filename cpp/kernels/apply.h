@@ -42,33 +42,42 @@ template <class T, class Unit> BN_INLINE void each_line(T* out, int64_t n, int64
   }
 }
 
-// run(out, x, g, residual, i) for each of the runs.
-template <class T, class Run> BN_INLINE void each_run(const Runs& runs, const Run& run) {
-  T* out = reinterpret_cast<T*>(runs.out);
-  const T *x = reinterpret_cast<const T*>(runs.x), *g = reinterpret_cast<const T*>(runs.g),
-          *r = reinterpret_cast<const T*>(runs.residual);
-  for (int64_t i = 0; i < runs.count; ++i) {
-    run(out, x, g, r, i);
+// Where one run begins.
+template <class T> struct Place {
+  T* out;
+  const T *x, *g, *residual;
+
+  BN_INLINE explicit Place(const Runs& runs)
+      : out(reinterpret_cast<T*>(runs.out)),
+        x(reinterpret_cast<const T*>(runs.x)),
+        g(reinterpret_cast<const T*>(runs.g)),
+        residual(reinterpret_cast<const T*>(runs.residual)) {}
+  BN_INLINE void next(const Runs& runs) {
     out += runs.out_step, x += runs.x_step;
     if (g) g += runs.g_step;
-    if (r) r += runs.residual_step;
+    if (residual) residual += runs.residual_step;
   }
-}
+};
 
-// Runs of fewer than sixteen elements, through memory that has room for them: apply(runs, i) for each.
-template <class T, class Apply> __attribute__((noinline)) void each_short_run(const Runs& runs, bool by_run, const Apply& apply) {
+// Runs of fewer than sixteen elements, through memory that has room for them: apply(runs, coefficients) for each.
+template <class T, class Apply>
+__attribute__((noinline)) void each_short_run(const Runs& runs, Coefs k, int64_t period, const Apply& apply) {
+  constexpr int64_t size = sizeof(Compute<T>);
   alignas(64) char few[4][kLanes * sizeof(T)] = {};
   const size_t bytes = static_cast<size_t>(runs.length) * sizeof(T);
-  Runs one{few[0], few[1], runs.g ? few[2] : nullptr, runs.residual ? few[3] : nullptr, 1, kLanes, 0, 0, 0, 0, false};
-  each_run<T>(runs, [&](T* out, const T* x, const T* g, const T* r, int64_t i) {
-    one.slope = runs.slope;
-    if (runs.weights) one.weights = runs.weights + (by_run ? i * static_cast<int64_t>(sizeof(Compute<T>)) : 0);
-    std::memcpy(few[1], x, bytes);
-    if (g) std::memcpy(few[2], g, bytes);
-    if (r) std::memcpy(few[3], r, bytes);
-    apply(one, i);
-    std::memcpy(out, few[0], bytes);
-  });
+  Runs one{few[0], few[1], runs.g ? few[2] : nullptr, runs.residual ? few[3] : nullptr, 1, kLanes, 0, 0, 0, 0, false, runs.slope};
+  Place<T> at(runs);
+  for (int64_t i = 0; i < runs.count; ++i, at.next(runs)) {
+    if (runs.weights) one.weights = runs.weights + (period ? i * size : 0);
+    std::memcpy(few[1], at.x, bytes);
+    if (at.g) std::memcpy(few[2], at.g, bytes);
+    if (at.residual) std::memcpy(few[3], at.residual, bytes);
+    apply(one, k);
+    std::memcpy(at.out, few[0], bytes);
+    if (period) continue;
+    k.center += size, k.scale += size, k.shift += size, k.k0 += size;
+    if (k.k1) k.k1 += size;
+  }
 }
 
 // The coefficients of run i, from column j on: of one channel, or of sixteen columns.
@@ -83,9 +92,15 @@ template <class C> struct OfRows {
   BN_INLINE U<C> operator()(int64_t j) const { return column<C>(values, j); }
 };
 
-template <class T, bool Past, class Unit> BN_INLINE void over(T* out, int64_t n, int64_t period, const Unit& unit) {
-  if constexpr (Past) each_line(out, n, period, unit);
-  else each_unit(out, n, period, unit);
+// unit(place, i) gives what a unit of run i becomes: (element, column).
+template <class T, class Of, bool Past, class Unit> BN_INLINE void each_run(const Runs& runs, int64_t period, const Unit& unit) {
+  Place<T> at(runs);
+  for (int64_t i = 0; i < runs.count; ++i, at.next(runs)) {
+    const auto here = unit(at, i);
+    if constexpr (Past) each_line(at.out, runs.length, period, here);
+    else each_unit(at.out, runs.length, period, here);
+  }
+  if (Past) fence();
 }
 
 template <class T, class Of, bool Residual, bool Past, bool Clips = true>
@@ -93,15 +108,14 @@ BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period, Activa
   using C = Compute<T>;
   const Bounds<C> bounds(act);
   const C slope = static_cast<C>(runs.slope);
-  each_run<T>(runs, [&](T* out, const T* x, const T*, const T* r, int64_t i) BN_INLINE_LAMBDA {
+  each_run<T, Of, Past>(runs, period, [&](const Place<T>& at, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
-    over<T, Past>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
-      U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c));
-      if (Residual) z = z + load(r + j);
+    return [=](int64_t j, int64_t c) BN_INLINE_LAMBDA {
+      U<C> z = multiply_add(load(at.x + j) - center(c), scale(c), shift(c));
+      if (Residual) z = z + load(at.residual + j);
       return Clips ? bounds.clip(z) : activate_any(act, slope, z);
-    });
+    };
   });
-  if (Past) fence();
 }
 template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   if (!is_clip(act) && runs.residual) apply_of<T, Of, true, false, false>(runs, k, period, act);
@@ -111,20 +125,11 @@ template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const
   else if (runs.past_cache) apply_of<T, Of, false, kStreams>(runs, k, period, act);
   else apply_of<T, Of, false, false>(runs, k, period, act);
 }
-
-// Those of run i and the following.
-template <class T> BN_INLINE Coefs from(const Coefs& k, int64_t i) {
-  i *= sizeof(Compute<T>);
-  return {k.center + i, k.scale + i, k.shift + i, k.k1 ? k.k1 + i : nullptr, k.k0 + i};
-}
-
-template <class T> void apply_planes(const Runs& runs, Coefs k, Activation act) {
-  if (runs.length >= kLanes) return apply_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
-  each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { apply_planes<T>(one, from<T>(k, i), act); });
-}
-template <class T> void apply_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
-  if (runs.length >= kLanes) return apply_either<T, OfRows<Compute<T>>>(runs, k, period, act);
-  each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { apply_rows<T>(one, k, period, act); });
+template <class T> void apply(const Runs& runs, Coefs k, int64_t period, Activation act) {
+  if (runs.length < kLanes)
+    return each_short_run<T>(runs, k, period, [&](const Runs& one, Coefs its) { apply<T>(one, its, period, act); });
+  if (period) apply_either<T, OfRows<Compute<T>>>(runs, k, period, act);
+  else apply_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
 }
 
 // The gradient before an activation of x, or of x and a residual.
@@ -133,13 +138,13 @@ BN_INLINE void inner_of(const Runs& runs, const Coefs& k, int64_t period, Activa
   using C = Compute<T>;
   const U<C> most = gradient_bound<C>(act);
   const C slope = static_cast<C>(runs.slope);
-  each_run<T>(runs, [&](T* out, const T* x, const T* g, const T* r, int64_t i) BN_INLINE_LAMBDA {
+  each_run<T, Of, false>(runs, period, [&](const Place<T>& at, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
-    over<T, false>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
-      U<C> z = multiply_add(load(x + j) - center(c), scale(c), shift(c));
-      if (Residual) z = z + load(r + j);
-      return Clips ? where_inside(z, most, load(g + j)) : activate_any_backward(act, slope, z, load(g + j));
-    });
+    return [=](int64_t j, int64_t c) BN_INLINE_LAMBDA {
+      U<C> z = multiply_add(load(at.x + j) - center(c), scale(c), shift(c));
+      if (Residual) z = z + load(at.residual + j);
+      return Clips ? where_inside(z, most, load(at.g + j)) : activate_any_backward(act, slope, z, load(at.g + j));
+    };
   });
 }
 template <class T, class Of> BN_INLINE void inner_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
@@ -147,13 +152,11 @@ template <class T, class Of> BN_INLINE void inner_either(const Runs& runs, const
   else if (is_clip(act)) inner_of<T, Of, true, true>(runs, k, period, act);
   else inner_of<T, Of, true, false>(runs, k, period, act);
 }
-template <class T> void inner_planes(const Runs& runs, Coefs k, Activation act) {
-  if (runs.length >= kLanes) return inner_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
-  each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { inner_planes<T>(one, from<T>(k, i), act); });
-}
-template <class T> void inner_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
-  if (runs.length >= kLanes) return inner_either<T, OfRows<Compute<T>>>(runs, k, period, act);
-  each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { inner_rows<T>(one, k, period, act); });
+template <class T> void inner(const Runs& runs, Coefs k, int64_t period, Activation act) {
+  if (runs.length < kLanes)
+    return each_short_run<T>(runs, k, period, [&](const Runs& one, Coefs its) { inner<T>(one, its, period, act); });
+  if (period) inner_either<T, OfRows<Compute<T>>>(runs, k, period, act);
+  else inner_either<T, OfPlanes<Compute<T>>>(runs, k, kNoPeriod, act);
 }
 
 // What the statistics' part in a gradient is multiplied with: 1, or a weight; where that is 0 there is none.
@@ -164,13 +167,13 @@ BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activat
   using C = Compute<T>;
   const U<C> most = gradient_bound<C>(act), zero = fill<C>(0);
   const C* weights = reinterpret_cast<const C*>(runs.weights);
-  each_run<T>(runs, [&](T* out, const T* x, const T* g, const T*, int64_t i) BN_INLINE_LAMBDA {
+  each_run<T, Of, Past>(runs, period, [&](const Place<T>& at, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(Clips ? k.shift : k.scale, i);
     const Of k1(Training ? k.k1 : k.scale, i), k0(Training ? k.k0 : k.scale, i);
     const U<C> of_run = W == Weighing::by_run ? fill(weights[i]) : zero;
-    over<T, Past>(out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
-      const U<C> d = load(x + j) - center(c);
-      U<C> h = load(g + j);
+    return [=](int64_t j, int64_t c) BN_INLINE_LAMBDA {
+      const U<C> d = load(at.x + j) - center(c);
+      U<C> h = load(at.g + j);
       if (Clips) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
       if (W != Weighing::none) {
         const U<C> w = W == Weighing::by_run ? of_run : load_raw(weights + j);
@@ -179,34 +182,26 @@ BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activat
         h = h - multiply_add(d, k1(c), k0(c));
       }
       return h * scale(c);
-    });
+    };
   });
-  if (Past) fence();
 }
 template <class T, class Of, Weighing W>
-BN_INLINE void grad_weighted(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
-  if (act != Activation::none) grad_of<T, Of, true, true, false, W>(runs, k, period, act);
-  else grad_of<T, Of, true, false, false, W>(runs, k, period, act);
-}
-template <class T, class Of, bool Past>
 BN_INLINE void grad_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
-  if (k.k1 == nullptr) grad_of<T, Of, false, true, Past>(runs, k, period, act);
-  else if (act != Activation::none) grad_of<T, Of, true, true, Past>(runs, k, period, act);
-  else grad_of<T, Of, true, false, Past>(runs, k, period, act);
+  const bool clips = act != Activation::none;
+  if (runs.weights && clips) grad_of<T, Of, true, true, false, W>(runs, k, period, act);
+  else if (runs.weights) grad_of<T, Of, true, false, false, W>(runs, k, period, act);
+  else if (runs.past_cache && k.k1 == nullptr) grad_of<T, Of, false, true, kStreams>(runs, k, period, act);
+  else if (runs.past_cache && clips) grad_of<T, Of, true, true, kStreams>(runs, k, period, act);
+  else if (runs.past_cache) grad_of<T, Of, true, false, kStreams>(runs, k, period, act);
+  else if (k.k1 == nullptr) grad_of<T, Of, false, true, false>(runs, k, period, act);
+  else if (clips) grad_of<T, Of, true, true, false>(runs, k, period, act);
+  else grad_of<T, Of, true, false, false>(runs, k, period, act);
 }
-template <class T> void grad_planes(const Runs& runs, Coefs k, Activation act) {
+template <class T> void grad(const Runs& runs, Coefs k, int64_t period, Activation act) {
   if (runs.length < kLanes)
-    return each_short_run<T>(runs, false, [&](const Runs& one, int64_t i) { grad_planes<T>(one, from<T>(k, i), act); });
-  if (runs.weights) return grad_weighted<T, OfPlanes<Compute<T>>, Weighing::by_position>(runs, k, kNoPeriod, act);
-  if (runs.past_cache) grad_either<T, OfPlanes<Compute<T>>, kStreams>(runs, k, kNoPeriod, act);
-  else grad_either<T, OfPlanes<Compute<T>>, false>(runs, k, kNoPeriod, act);
-}
-template <class T> void grad_rows(const Runs& runs, Coefs k, int64_t period, Activation act) {
-  if (runs.length < kLanes)
-    return each_short_run<T>(runs, true, [&](const Runs& one, int64_t) { grad_rows<T>(one, k, period, act); });
-  if (runs.weights) return grad_weighted<T, OfRows<Compute<T>>, Weighing::by_run>(runs, k, period, act);
-  if (runs.past_cache) grad_either<T, OfRows<Compute<T>>, kStreams>(runs, k, period, act);
-  else grad_either<T, OfRows<Compute<T>>, false>(runs, k, period, act);
+    return each_short_run<T>(runs, k, period, [&](const Runs& one, Coefs its) { grad<T>(one, its, period, act); });
+  if (period) grad_either<T, OfRows<Compute<T>>, Weighing::by_run>(runs, k, period, act);
+  else grad_either<T, OfPlanes<Compute<T>>, Weighing::by_position>(runs, k, kNoPeriod, act);
 }
 
 }  // namespace

@@ -146,13 +146,12 @@ struct Call {
   // Planes, or, with a period, columns.
   void elements(Runs r, Coefs k, int64_t period) const {
     const Activation act = p.activation;
-    if (p.only_activation) return period ? data.inner_rows(r, k, period, act) : data.inner_planes(r, k, act);
+    if (p.only_activation) return data.inner(r, k, period, act);
     const bool frozen = backward && !p.training, scales = frozen && act == Activation::none;
     if (scales) r.x = r.g, r.x_step = r.g_step, r.g = nullptr;
     if (frozen) k.k1 = nullptr;
-    if (!backward || scales) return period ? data.apply_rows(r, k, period, act) : data.apply_planes(r, k, act);
-    if (period) data.grad_rows(r, k, period, act);
-    else data.grad_planes(r, k, act);
+    if (!backward || scales) data.apply(r, k, period, act);
+    else data.grad(r, k, period, act);
   }
   const char* factors_from(int64_t r) const { return factors ? factors + r * data.compute : nullptr; }
   void take_samples();

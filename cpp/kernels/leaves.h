@@ -63,15 +63,13 @@ struct Leaves {
   // The sum of up to sixteen rows, folded as lanes are.
   void (*fold_rows)(const char* const* rows, int64_t n, int64_t width, double* sum);
 
-  // Elements: y = fma(x - center, scale, shift) + residual, and dx = (h - fma(x - center, k1, k0)) * scale, or, without k1,
-  // h * scale. Planes: a channel each. Rows: columns 0, 1, …, and from `period` on the same again; coefficients go on for 16 more.
-  void (*apply_planes)(const Runs& runs, Coefs k, Activation act);
-  void (*apply_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
-  // out = g after the derivative at y.
-  void (*inner_planes)(const Runs& runs, Coefs k, Activation act);
-  void (*inner_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
-  void (*grad_planes)(const Runs& runs, Coefs k, Activation act);
-  void (*grad_rows)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  // Elements: y = fma(x - center, scale, shift) + residual; out = g after the derivative at y; and dx = (h - fma(x - center, k1,
+  // k0))
+  // * scale, or, without k1, h * scale. With a period, rows: columns 0, 1, …, and from it on the same again; coefficients go on for
+  // 16 more. Without, planes: a channel each.
+  void (*apply)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  void (*inner)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  void (*grad)(const Runs& runs, Coefs k, int64_t period, Activation act);
 
   // Tiles, n elements in whole units. From the data's type, less sixteen values that repeat (or null); and back.
   void (*to_compute)(char* to, const char* from, int64_t n, const char* less);

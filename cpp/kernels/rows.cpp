@@ -1,5 +1,6 @@
 // Channels side by side: rows of C values. Sums by blocks of rows and panels of channels; then long runs of columns.
 #include <algorithm>
+#include <optional>
 
 #include "kernels/tile.h"
 
@@ -73,14 +74,16 @@ class Rows {
                           [&](int64_t t) { apply_tiles(t * rows, std::min((t + 1) * rows, p_.m)); }, order);
     }
     // Rows one behind another are one run, whose columns begin again; `repeat` rows have columns enough.
-    const int64_t repeat = dense_ ? std::min((kRun + p_.C - 1) / p_.C, p_.m) : 1, period = repeat * p_.C;
-    Table columns(period, call_.data.compute);
-    columns.repeat(call_.table, call_.rows(), p_.C, period);
+    const bool joined = dense_ && p_.C <= kWide;
+    const int64_t repeat = joined ? std::min((kRun + p_.C - 1) / p_.C, p_.m) : 1, period = repeat * p_.C;
+    std::optional<Table> repeated;
+    if (joined) repeated.emplace(period, call_.data.compute).repeat(call_.table, call_.rows(), p_.C, period);
+    const Table& columns = joined ? *repeated : call_.table;
     const int64_t rows = std::max(repeat, kTaskBytes / bytes / repeat * repeat);
     parallel_for((p_.m + rows - 1) / rows, call_.threads,
                  [&](int64_t t) {
                    const int64_t r0 = t * rows, r1 = std::min(r0 + rows, p_.m);
-                   if (dense_ && p_.C <= kWide) return call_.elements(runs_at(0, r0, 1, (r1 - r0) * p_.C), columns.at(0), period);
+                   if (joined) return call_.elements(runs_at(0, r0, 1, (r1 - r0) * p_.C), columns.at(0), period);
                    const int64_t panels = (p_.C + kWide - 1) / kWide * (p_.C > kWide ? 2 : 1);
                    for (int64_t r = r0; r < r1;) {
                      const int64_t n = std::min(std::min(panels > 1 ? kFew : rows, r1 - r), run_length(p_) - r % run_length(p_));

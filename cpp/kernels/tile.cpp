@@ -67,7 +67,7 @@ void Tile::store(const Array& a, const char* from) {
 
 void Tile::apply(bool wide, char* to, const char* from, const char* residual, Coefs k) {
   const Leaves& leaves = wide ? call_.wide : call_.compute;
-  leaves.apply_rows({to, from, nullptr, residual, 1, elements(), 0, 0, 0, 0, false}, k, whole_, Activation::none);
+  leaves.apply({to, from, nullptr, residual, 1, elements(), 0, 0, 0, 0, false}, k, whole_, Activation::none);
 }
 
 // z from x, and the residual.
@@ -119,7 +119,7 @@ void Tile::backward(int64_t r, int64_t n) {
     }
     const Leaves& leaves = wide ? call_.wide : call_.compute;
     if (p_.training && !weighted) {
-      leaves.grad_rows({h, x, h, nullptr, 1, elements(), 0, 0, 0, 0, false}, coefs(wide), whole_, Activation::none);
+      leaves.grad({h, x, h, nullptr, 1, elements(), 0, 0, 0, 0, false}, coefs(wide), whole_, Activation::none);
       continue;
     }
     if (weighted) {

@@ -169,7 +169,13 @@ def test_cpp_knows_neither_numpy_nor_pytorch():
 
 
 LEAVES = tuple(f"kernels/{name}.h" for name in ("simd", "sums", "apply", "activation", "per_channel"))  # of leaves.cpp
-FOR_LEAVES = ("core/convert.h", "core/numbers.h", "core/coefficients.h", "kernels/leaves.h", "core/problem.h")  # what they may include beside each other
+FOR_LEAVES = (
+    "core/convert.h",
+    "core/numbers.h",
+    "core/coefficients.h",
+    "kernels/leaves.h",
+    "core/problem.h",
+)  # what they may include beside each other
 
 
 @pytest.mark.skipif(not CPP.is_dir(), reason="the C++ sources are in a checkout only")
