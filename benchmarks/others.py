@@ -33,7 +33,7 @@ def choices(x: np.ndarray) -> dict[str, dict[str, Any]]:
         PLAIN: {},
         "mask, random": {"mask": chance},
         "mask, padding": {"mask": padding.copy()},
-        "weights": {"weights": rng.random((N, *others), dtype=np.float32)},
+        "sample_weight": {"sample_weight": rng.random((N, *others), dtype=np.float32)},
         "ghost batches": {"virtual_batch_size": -(-N // GHOSTS)},
     }
 
@@ -56,7 +56,7 @@ def variants(problem: Problem, settings: Settings) -> dict[str, Any]:
 def verify(name: str, data: Data, y: np.ndarray, options: dict[str, Any]) -> None:
     """Ghosts are batches of their own; a position counts with its weight."""
     size = options.get("virtual_batch_size", len(data.x))
-    selected, some = options.get("mask", options.get("weights")), sixteen(y.shape)
+    selected, some = options.get("mask", options.get("sample_weight")), sixteen(y.shape)
     weight, bias = (a[some].astype(np.float64) for a in (data.weight, data.bias))
     for start in range(0, len(data.x), size):
         part = slice(start, start + size)
@@ -85,7 +85,7 @@ def scaler(problem: Problem, settings: Settings) -> dict[str, Any]:
     ours = {
         "fit": lambda: bn.moments(x),
         "transform": lambda: bn.normalize(x, m, eps=1e-12),
-        "fit, weighted": lambda: bn.moments(x, weights=weight),
+        "fit, weighted": lambda: bn.moments(x, sample_weight=weight),
     }
     contestants = {
         SKLEARN: Contestant(

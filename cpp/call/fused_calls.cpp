@@ -134,7 +134,7 @@ std::string too_few(int64_t positions, int64_t g, int64_t groups, int64_t group)
            std::to_string(groups) + " (virtual_batch_size=" + std::to_string(group) + ") has " + std::to_string(positions) +
            " that count" + (positions == 1 ? "s" : "") +
            ", so its variance would be 0. Use another virtual_batch_size, or leave out the samples that remain";
-  return positions == 0 ? "mask and weights select nothing: no position of any channel counts"
+  return positions == 0 ? "mask and sample_weight select nothing: no position of any channel counts"
                         : "one counted value per channel, so its variance is 0";
 }
 
@@ -253,7 +253,7 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
     fits = weights.sizes[d] == 1 || weights.sizes[d] == x.sizes[d];
     if (d > 1) repeats *= x.sizes[d] / weights.sizes[d];
   }
-  if (!fits) return "weights must be bool, float32 or float64 and broadcast to x, with one channel";
+  if (!fits) return "sample_weight must be bool, float32 or float64 and broadcast to x, with one channel";
   if (least < 0) return "";
   const int64_t N = x.sizes[0], size = group > 0 && group < N ? group : N;
   const bool alike = weights.sizes[0] == 1;  // all samples
@@ -261,7 +261,7 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * size, samples = N - first < size ? N - first : size;
     const Counted found = alike ? count(weights, 0, 1) : count(weights, first, samples);
-    if (!found.valid) return "weights must be finite and non-negative; got " + std::to_string(found.bad);
+    if (!found.valid) return "sample_weight must be finite and non-negative; got " + std::to_string(found.bad);
     const int64_t positions = found.positive * repeats * (alike ? samples : 1);
     if (positions < least) return too_few(positions, g, groups, group);
   }
@@ -305,8 +305,8 @@ std::string refused_running(const View& stats, const Running& running, bool cumu
   const auto* count = reinterpret_cast<const double*>(stats.data);
   for (int64_t c = 0; c < C; ++c)
     if (!(count[c] > least))
-      return what + " needs weights that sum to more than " + std::to_string(least) + "; got a sum of " + said(count[c]) +
-             ". Scale the weights (only their ratios matter for the output)" +
+      return what + " needs a sample_weight whose sum is more than " + std::to_string(least) + "; got a sum of " + said(count[c]) +
+             ". Scale it (only their ratios matter for the output)" +
              (running.count ? "" : ", or use running_correction=0");
   return "";
 }

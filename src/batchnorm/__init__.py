@@ -34,7 +34,7 @@ from ._memory import MemoryStats, empty_cache, memory_stats, set_memory_limit
 from ._moments import Moments, moments
 from ._plan import Plan
 from ._ranked import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ._renorm import Correction, Renorm
+from ._renorm import Renorm, RenormFactors
 from ._running import RunningStatistics
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
-    "Correction",
     "Gradients",
     "MemoryStats",
     "Moments",
     "Plan",
     "Renorm",
+    "RenormFactors",
     "RunningStatistics",
     "batch_norm",
     "batch_norm_backward",

@@ -11,7 +11,7 @@ from . import _ghosts, _inputs, _native, _options, _renorm, _usual
 from ._moments import Moments, gathered
 from ._options import Activation
 from ._plan import Axis
-from ._renorm import Correction
+from ._renorm import RenormFactors
 
 Array = NDArray[Any]
 
@@ -32,17 +32,17 @@ class Arguments(NamedTuple):
     bias: ArrayLike | None
     eps: float
     mask: ArrayLike | None = None
-    weights: ArrayLike | None = None
+    sample_weight: ArrayLike | None = None
     residual: ArrayLike | None = None
     activation: Activation = None
     out: Array | None = None
     virtual_batch_size: int | None = None
-    correction: Correction | None = None
+    renorm_factors: RenormFactors | None = None
 
 
 def run_moments(d: _inputs.Data, a: Arguments) -> Moments:
     """Gather the moments that `run_forward` would normalise with, and refuse what it would."""
-    s, ghosts = _inputs.selection(d, a.mask, a.weights), _ghosts.of(a.virtual_batch_size, d)
+    s, ghosts = _inputs.selection(d, a.mask, a.sample_weight), _ghosts.of(a.virtual_batch_size, d)
     _ghosts.trainable(d, s, ghosts)
     return gathered(d, s, ghosts)
 
@@ -50,7 +50,7 @@ def run_moments(d: _inputs.Data, a: Arguments) -> Moments:
 def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tuple[Array, Moments]:
     """Normalise with the moments m, or, where there are none, with the input's own: checks first, then the kernel."""
     gamma, beta = _inputs.parameter(a.weight, "weight", d), _inputs.parameter(a.bias, "bias", d)
-    s = _inputs.selection(d, a.mask, a.weights)
+    s = _inputs.selection(d, a.mask, a.sample_weight)
     r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
     act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
     ghosts = _ghosts.of(a.virtual_batch_size, d)
@@ -59,8 +59,8 @@ def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tupl
         table = np.empty((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
     else:
         table = m._table
-        if (correction := _renorm.checked_correction(a.correction, m, d.who)) is not None:
-            gamma, beta = correction.affine(gamma, beta)
+        if (factors := _renorm.checked_factors(a.renorm_factors, m, d.who)) is not None:
+            gamma, beta = factors.affine(gamma, beta)
     y, buffer = _inputs.output(a.out, d, _operands(d, a))
     if d.x.size:
         _native.forward(
@@ -76,13 +76,13 @@ def run_backward(d: _inputs.Data, grad_y: ArrayLike, m: Moments, a: Arguments, t
     ghosts = _ghosts.of(a.virtual_batch_size, d) if training else None
     _check_moments(m, d, ghosts)
     gamma, beta = _inputs.parameter(a.weight, "weight", d), _inputs.parameter(a.bias, "bias", d)
-    s = _inputs.selection(d, a.mask, a.weights)
+    s = _inputs.selection(d, a.mask, a.sample_weight)
     r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
     act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
     if training:
         _ghosts.trainable(d, s, ghosts)
-    if (correction := _renorm.checked_correction(a.correction, m, d.who)) is not None:
-        gamma, beta = correction.affine(gamma, beta)
+    if (factors := _renorm.checked_factors(a.renorm_factors, m, d.who)) is not None:
+        gamma, beta = factors.affine(gamma, beta)
     grad_x, buffer = _inputs.output(a.out, d, {**_operands(d, a), "grad_y": grad_y})
     grad_r, r_buffer = (None, None) if r is None else _inputs.output(None, d, {})
     sums = np.zeros((2, *_ghosts.rows(ghosts), *d.plan.channel_shape))
@@ -91,8 +91,8 @@ def run_backward(d: _inputs.Data, grad_y: ArrayLike, m: Moments, a: Arguments, t
             g, d.buffer, buffer, d.code, d.plan.kept, r, r_buffer, s.weights if training else None, s.code, m._table,
             gamma, beta, eps, act, bool(training), sums[0, ...], sums[1, ...], 0 if ghosts is None else ghosts.size,
         )  # fmt: skip
-    if correction is not None:
-        sums[0] = correction.grad_weight(sums[0], sums[1])
+    if factors is not None:
+        sums[0] = factors.grad_weight(sums[0], sums[1])
     if ghosts is not None:
         of_ghosts, sums = sums, np.empty((2, *d.plan.channel_shape))
         _native.merge(of_ghosts, sums, ghosts.number)
@@ -102,8 +102,8 @@ def run_backward(d: _inputs.Data, grad_y: ArrayLike, m: Moments, a: Arguments, t
 def _check_moments(m: object, d: _inputs.Data, ghosts: _ghosts.Ghosts | None) -> None:
     if not isinstance(m, Moments):
         raise TypeError(
-            f"{d.who}: m must be Moments (from bn.moments, bn.batch_norm or bn.Moments.from_statistics(mean, var)); "
-            f"got {type(m).__name__}"
+            f"{d.who}: moments must be Moments (from bn.moments, bn.batch_norm or "
+            f"bn.Moments.from_statistics(mean, var)); got {type(m).__name__}"
         )
     _inputs.known_moments(m.shape, m.count, d, _ghosts.rows(ghosts))
 
@@ -116,13 +116,13 @@ def _operands(d: _inputs.Data, a: Arguments) -> dict[str, object]:
         "weight": a.weight,
         "bias": a.bias,
         "mask": a.mask,
-        "weights": a.weights,
+        "sample_weight": a.sample_weight,
     }
 
 
 def normalize(
     x: ArrayLike,
-    m: Moments,
+    moments: Moments,
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
@@ -131,7 +131,7 @@ def normalize(
     residual: ArrayLike | None = None,
     activation: Activation = None,
     virtual_batch_size: int | None = None,
-    correction: Correction | None = None,
+    renorm_factors: RenormFactors | None = None,
     out: Array | None = None,
 ) -> Array:
     """Normalise `x` with known moments: batch normalization in evaluation.
@@ -143,8 +143,8 @@ def normalize(
     ----------
     x
         Data of float64, float32, float16 or bfloat16; any shape and strides; may be empty.
-    m
-        Moments, one value for each channel; with `virtual_batch_size`, for each ghost and channel.
+    moments
+        One value for each channel; with `virtual_batch_size`, for each ghost and channel.
     weight, bias
         Scale (gamma) and shift (beta): float32 or float64, one for each channel. Default: 1 and 0.
     axis
@@ -156,9 +156,9 @@ def normalize(
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
     virtual_batch_size
-        As `moments` was given it: each ghost batch is normalised with its own row of m.
-    correction
-        Of batch renormalization, from `Renorm.correction`: ``(xhat * r + d) * weight + bias`` instead of
+        As `moments` was given it: each ghost batch is normalised with its own row of them.
+    renorm_factors
+        Of batch renormalization, from `Renorm.factors`: ``(xhat * r + d) * weight + bias`` instead of
         ``xhat * weight + bias``.
     out
         Where to write y; may be `x` or `residual` itself.
@@ -177,19 +177,19 @@ def normalize(
     --------
     >>> import numpy as np
     >>> import batchnorm as bn
-    >>> m = bn.Moments.from_statistics(mean=[1.0], var=[4.0])
-    >>> np.round(bn.normalize(np.array([[3.0], [5.0]]), m), 4)
+    >>> moments = bn.Moments.from_statistics(mean=[1.0], var=[4.0])
+    >>> np.round(bn.normalize(np.array([[3.0], [5.0]]), moments), 4)
     array([[1.],
            [2.]])
     """
-    if type(m) is Moments and virtual_batch_size is None and correction is None:
-        usual = _usual.normalize(x, m._table, weight, bias, axis, eps, residual, activation, out)
+    if type(moments) is Moments and virtual_batch_size is None and renorm_factors is None:
+        usual = _usual.normalize(x, moments._table, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual
     d = _inputs.data(x, "normalize", axis)
-    arguments = Arguments(weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, correction)
-    _check_moments(m, d, _ghosts.of(virtual_batch_size, d))
-    return run_forward(d, arguments, m)[0]
+    arguments = Arguments(weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors)
+    _check_moments(moments, d, _ghosts.of(virtual_batch_size, d))
+    return run_forward(d, arguments, moments)[0]
 
 
 def batch_norm(
@@ -200,7 +200,7 @@ def batch_norm(
     axis: Axis = 1,
     eps: float = 1e-5,
     mask: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     residual: ArrayLike | None = None,
     activation: Activation = None,
     virtual_batch_size: int | None = None,
@@ -225,7 +225,7 @@ def batch_norm(
     mask
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count in
         the moments; every position is normalised.
-    weights
+    sample_weight
         Non-negative floats, shaped like `mask`: the weight of each position in the moments.
     residual
         Added before the activation; x's shape and dtype.
@@ -241,8 +241,8 @@ def batch_norm(
     -------
     y : ndarray
         In x's shape, dtype and memory order.
-    m : Moments
-        Of the positions that count; with ghosts, a row for each of them (`m.merged()` are those of the batch).
+    moments : Moments
+        Of the positions that count; with ghosts, a row for each of them (`moments.reduce()` are those of the batch).
 
     Raises
     ------
@@ -253,35 +253,37 @@ def batch_norm(
     --------
     >>> import numpy as np
     >>> import batchnorm as bn
-    >>> y, m = bn.batch_norm(np.array([[1.0, 10.0], [3.0, 30.0]]), weight=np.array([1.0, 2.0]))
+    >>> y, moments = bn.batch_norm(np.array([[1.0, 10.0], [3.0, 30.0]]), weight=np.array([1.0, 2.0]))
     >>> np.round(y, 4)
     array([[-1., -2.],
            [ 1.,  2.]])
     """
-    if mask is None and weights is None and virtual_batch_size is None:
+    if mask is None and sample_weight is None and virtual_batch_size is None:
         usual = _usual.batch_norm(x, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual[0], Moments._of_table(usual[1])
     d = _inputs.data(x, "batch_norm", axis)
-    return run_forward(d, Arguments(weight, bias, eps, mask, weights, residual, activation, out, virtual_batch_size))
+    return run_forward(
+        d, Arguments(weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size)
+    )
 
 
 def batch_norm_backward(
     grad_y: ArrayLike,
     x: ArrayLike,
-    m: Moments,
+    moments: Moments,
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
     axis: Axis = 1,
     eps: float = 1e-5,
     mask: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     residual: ArrayLike | None = None,
     activation: Activation = None,
     training: bool = True,
     virtual_batch_size: int | None = None,
-    correction: Correction | None = None,
+    renorm_factors: RenormFactors | None = None,
     out: Array | None = None,
 ) -> Gradients:
     """Gradients of a loss through `batch_norm` or `normalize`, given its gradient by y.
@@ -293,20 +295,21 @@ def batch_norm_backward(
         x       a * (g - w / W * (sum g + xhat * sum g * xhat))     training
         x       a * g                                               evaluation
 
-    Sums run over all positions; without mask and weights w is 1 and W is m.
+    Sums run over all positions; without mask and sample_weight, w is 1 and W is m.
 
     Parameters
     ----------
     grad_y
         dL/dy; x's shape and dtype.
-    x, m
+    x, moments
         The forward's input, and the moments it used: in training those that `batch_norm` returned.
-    weight, bias, axis, eps, mask, weights, residual, activation
+    weight, bias, axis, eps, mask, sample_weight, residual, activation
         As given to the forward. With an activation, what it was applied to is computed again from x.
     training
-        False: m came from elsewhere (running statistics) and is a constant; `virtual_batch_size` is ignored then.
-    virtual_batch_size, correction
-        As given to the forward. r and d of a correction are constants (Ioffe 2017, section 3): the gradient by weight
+        False: the moments came from elsewhere (running statistics) and are constants; `virtual_batch_size` is ignored
+        then.
+    virtual_batch_size, renorm_factors
+        As given to the forward. The factors r and d are constants (Ioffe 2017, section 3): the gradient by weight
         is ``r * sum g xhat + d * sum g``.
     out
         Where to write dL/dx; may be `grad_y` or `x` itself.
@@ -327,19 +330,23 @@ def batch_norm_backward(
     >>> import numpy as np
     >>> import batchnorm as bn
     >>> x = np.array([[1.0], [2.0], [6.0]])
-    >>> y, m = bn.batch_norm(x)
-    >>> g = bn.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), x, m)
+    >>> y, moments = bn.batch_norm(x)
+    >>> g = bn.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), x, moments)
     >>> bool(abs(g.x.sum()) < 1e-12)  # shifting x by a constant changes nothing
     True
     """
-    plain = mask is None and weights is None
-    if plain and virtual_batch_size is None and correction is None and type(m) is Moments:
-        usual = _usual.backward(grad_y, x, m._table, weight, bias, axis, eps, residual, activation, bool(training), out)
+    plain = mask is None and sample_weight is None
+    if plain and virtual_batch_size is None and renorm_factors is None and type(moments) is Moments:
+        usual = _usual.backward(
+            grad_y, x, moments._table, weight, bias, axis, eps, residual, activation, bool(training), out
+        )
         if usual is not None:
             return Gradients(*usual)
     d = _inputs.data(x, "batch_norm_backward", axis)
-    arguments = Arguments(weight, bias, eps, mask, weights, residual, activation, out, virtual_batch_size, correction)
-    return run_backward(d, grad_y, m, arguments, training)
+    arguments = Arguments(
+        weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size, renorm_factors
+    )
+    return run_backward(d, grad_y, moments, arguments, training)
 
 
 def _in_dtype_of(parameter: ArrayLike | None, gradient: Array) -> Array | None:

@@ -167,12 +167,12 @@ def parameter(value: object, name: str, d: Data) -> Doubles | None:
     return np.array(a, dtype=np.float64, order="C")
 
 
-def selection(d: Data, mask: object, weights: object) -> Selection:
-    """Check mask and weights; combine them into one array of weights."""
-    if mask is None and weights is None:
+def selection(d: Data, mask: object, sample_weight: object) -> Selection:
+    """Check mask and sample_weight; combine them into one array of weights."""
+    if mask is None and sample_weight is None:
         return Selection(None, 0, d.plan.m)
     m = None if mask is None else _over_positions(_mask_array(mask, d), "mask", d)
-    w = None if weights is None else _over_positions(_weights_array(weights, d), "weights", d)
+    w = None if sample_weight is None else _over_positions(_sample_weight_array(sample_weight, d), "sample_weight", d)
     if w is None:
         assert m is not None
         chosen, code = m, _BOOL
@@ -188,29 +188,29 @@ def _mask_array(mask: object, d: Data) -> Array:
     m = _as_array(mask, "mask", d.who)
     if m.dtype != np.bool_:
         raise TypeError(
-            f"{d.who}: mask must be bool (True: the position counts); got {described(m)}; use mask != 0, or weights= "
-            "for fractions"
+            f"{d.who}: mask must be bool (True: the position counts); got {described(m)}; use mask != 0, or "
+            "sample_weight= for fractions"
         )
     return m
 
 
-def _weights_array(weights: object, d: Data) -> Array:
-    w = _as_array(weights, "weights", d.who)
+def _sample_weight_array(sample_weight: object, d: Data) -> Array:
+    w = _as_array(sample_weight, "sample_weight", d.who)
     code = _dtype_code(w.dtype)
     if code is None:
         raise TypeError(
-            f"{d.who}: weights must be {_DTYPES}, native byte order; got {described(w)}; convert them with "
-            "weights.astype(np.float64)"
+            f"{d.who}: sample_weight must be {_DTYPES}, native byte order; got {described(w)}; convert it with "
+            "sample_weight.astype(np.float64)"
         )
     if code > 1:
         w = w.astype(np.float32)
     if is_odd(w):
-        _refuse_layout(w, "weights", d.who)
+        _refuse_layout(w, "sample_weight", d.who)
     for rule, broken in (("finite", ~np.isfinite(w)), ("non-negative", w < 0)):
         if broken.any():
             where = tuple(np.argwhere(broken)[0].tolist())
             raise ValueError(
-                f"{d.who}: weights must be {rule}; got {w[where]} at index {where}; use 0 for what does not count"
+                f"{d.who}: sample_weight must be {rule}; got {w[where]} at index {where}; use 0 for what does not count"
             )
     return w
 
@@ -247,7 +247,7 @@ def trainable(d: Data, s: Selection) -> None:
         )
     if s.positions == 0:
         raise ValueError(
-            f"{d.who}: mask and weights select nothing: no position of any channel counts (input {d.x.shape}, "
+            f"{d.who}: mask and sample_weight select nothing: no position of any channel counts (input {d.x.shape}, "
             f"{_where(d.plan)}); leave out batches that are padding alone"
         )
     if s.positions == 1:

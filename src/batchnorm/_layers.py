@@ -15,7 +15,7 @@ from ._functional import Arguments, Gradients, run_backward, run_forward, run_mo
 from ._moments import Moments
 from ._options import Activation
 from ._plan import Axis, channel_axes
-from ._renorm import Correction, Renorm
+from ._renorm import Renorm, RenormFactors
 from ._running import KeptAttribute, RunningStatistics, checked_dtype, taken
 
 Array = NDArray[Any]
@@ -28,16 +28,16 @@ class _Forward(NamedTuple):
     axis: Axis
     moments: Moments
     mask: ArrayLike | None
-    weights: ArrayLike | None
+    sample_weight: ArrayLike | None
     residual: ArrayLike | None
     training: bool
     virtual_batch_size: int | None
-    correction: Correction | None
+    renorm_factors: RenormFactors | None
 
 
 _RARE = _options.by_name(  # a repr names them only where they are not at their defaults
-    _options.ACTIVATION, _options.VIRTUAL_BATCH_SIZE, _options.RENORM, _options.STATISTICS, _options.UPDATE,
-    _options.TRAIN_AFFINE, _options.ON_NONFINITE,
+    _options.ACTIVATION, _options.VIRTUAL_BATCH_SIZE, _options.RENORM, _options.NORMALIZE_WITH,
+    _options.UPDATE_RUNNING_STATS, _options.TRAIN_AFFINE, _options.ON_NONFINITE,
 )  # fmt: skip
 _BUILT = ("num_features", "affine", "track_running_stats", "dtype")  # what the arrays of a layer were made by
 
@@ -76,9 +76,9 @@ class BatchNorm(_options.Checked):
         by the merged moments.
     renorm
         `Renorm`: batch renormalization in training.
-    statistics
+    normalize_with
         What to normalise with: "batch", "running", or "auto": the batch in training, the running ones in evaluation.
-    update
+    update_running_stats
         Whether a forward moves the running statistics: True, False, or None: in training.
     train_affine
         False: weight and bias get no gradient.
@@ -121,8 +121,8 @@ class BatchNorm(_options.Checked):
     activation: Activation
     virtual_batch_size: int | None
     renorm: Renorm | None
-    statistics: str
-    update: bool | None
+    normalize_with: str
+    update_running_stats: bool | None
     train_affine: bool
     dtype: np.dtype[Any]
     training: bool
@@ -134,7 +134,7 @@ class BatchNorm(_options.Checked):
     num_batches_tracked = KeptAttribute()
     running_count = KeptAttribute()
     momentum = KeptAttribute(option=True)
-    running_correction = KeptAttribute("correction", option=True)
+    running_correction = KeptAttribute(option=True)
     on_nonfinite = KeptAttribute(option=True)
     keep_count = KeptAttribute(option=True)
 
@@ -156,8 +156,8 @@ class BatchNorm(_options.Checked):
         activation: Activation = None,
         virtual_batch_size: int | None = None,
         renorm: Renorm | None = None,
-        statistics: str = "auto",
-        update: bool | None = None,
+        normalize_with: str = "auto",
+        update_running_stats: bool | None = None,
         train_affine: bool = True,
         keep_count: bool = False,
         on_nonfinite: str = "propagate",
@@ -208,6 +208,22 @@ class BatchNorm(_options.Checked):
         value._who = who
         return value
 
+    def running_variance(self, correction: int = 0) -> Array:
+        """The biased (0) or unbiased (1) running variance, in float64; with `keep_count`, either is exact.
+
+        Raises
+        ------
+        ValueError
+            Where it is not the one that running_var holds, and `keep_count` is off; where there are no running
+            statistics.
+        """
+        if self.running is None:
+            raise ValueError(
+                f"{type(self).__name__}: running_variance is of running statistics, and the layer has none; build it "
+                "with track_running_stats=True"
+            )
+        return self.running.running_variance(correction)
+
     def reset_running_stats(self) -> None:
         """Set the running statistics to mean 0, variance 1, no batches."""
         if self.running is not None:
@@ -226,31 +242,31 @@ class BatchNorm(_options.Checked):
         self,
         x: ArrayLike,
         mask: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
         residual: ArrayLike | None = None,
     ) -> Array:
-        """Normalise `x`; see `batch_norm` for mask, weights and residual.
+        """Normalise `x`; see `batch_norm` for mask, sample_weight and residual.
 
-        A reference to x (and to mask, weights and residual) is kept for `backward`; do not write to them before.
+        A reference to x (and to mask, sample_weight and residual) is kept for `backward`; do not write to them before.
         """
-        return self.forward(x, mask, weights, residual)
+        return self.forward(x, mask, sample_weight, residual)
 
     def forward(
         self,
         x: ArrayLike,
         mask: ArrayLike | None = None,
-        weights: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
         residual: ArrayLike | None = None,
     ) -> Array:
         """The same as calling the layer."""
-        if mask is None and weights is None:
+        if mask is None and sample_weight is None:
             y = self._usual_forward(x, residual)
             if y is not None:
                 return y
         axis = self._channel_axis(x)
         d = _inputs.data(x, type(self).__name__, axis, self._shape)
         uses_batch, updates = self._switches()
-        a = self._arguments(mask, weights, residual)
+        a = self._arguments(mask, sample_weight, residual)
         known: Moments | None = None
         if uses_batch:
             a = a._replace(virtual_batch_size=self.virtual_batch_size if self.training else None)
@@ -260,16 +276,23 @@ class BatchNorm(_options.Checked):
             assert self.running is not None
             known = self.running.moments()
         y, m = run_forward(d, a, known)
-        if updates and self.running is not None and not self.running.frozen:
+        if updates and self.running is not None:
             batch = m if uses_batch else run_moments(d, a)
-            self.running.update(batch if len(batch.shape) == len(self._shape) else batch.merged())
-        self._last = _Forward(d.x, axis, m, mask, weights, residual, uses_batch, a.virtual_batch_size, a.correction)
+            self.running.update(batch if len(batch.shape) == len(self._shape) else batch.reduce())
+        self._last = _Forward(
+            d.x, axis, m, mask, sample_weight, residual, uses_batch, a.virtual_batch_size, a.renorm_factors
+        )
         return y
 
     def _usual_forward(self, x: ArrayLike, residual: ArrayLike | None) -> Array | None:
         """The call that `_usual` takes, where no rare option is set; None for any other."""
         running = self.running
-        if type(x) is not np.ndarray or running is None or self.statistics != "auto" or self.update is not None:
+        if (
+            type(x) is not np.ndarray
+            or running is None
+            or self.normalize_with != "auto"
+            or self.update_running_stats is not None
+        ):
             return None
         axis = self._channel_axis(x)
         if type(axis) is not int or not -x.ndim <= axis < x.ndim or (x.shape[axis],) != self._shape:
@@ -293,16 +316,16 @@ class BatchNorm(_options.Checked):
         """Whether to normalise with the batch's statistics, and whether to move the running ones."""
         if self.running is None:
             _options.check_all_without_running(self, type(self).__name__)
-        uses_batch = self.training if self.statistics == "auto" else self.statistics == "batch"
-        updates = self.training if self.update is None else bool(self.update)
+        uses_batch = self.training if self.normalize_with == "auto" else self.normalize_with == "batch"
+        updates = self.training if self.update_running_stats is None else bool(self.update_running_stats)
         return uses_batch or self.running is None, updates
 
     def _renormalized(self, d: _inputs.Data, a: Arguments) -> tuple[Moments, Arguments]:
-        """The batch's moments, and the arguments with the correction towards the running ones."""
+        """The batch's moments, and the arguments with the factors towards the running ones."""
         assert self.renorm is not None
         assert self.running is not None
         m, step = run_moments(d, a), int(self.running.num_batches_tracked)
-        return m, a._replace(correction=self.renorm.correction(m, self.running.moments(), self.eps, step))
+        return m, a._replace(renorm_factors=self.renorm.factors(m, self.running.moments(), self.eps, step))
 
     def backward(self, grad_y: ArrayLike) -> Gradients:
         """Gradients through the last forward, by x, weight, bias and residual; parameters are left as they are.
@@ -317,20 +340,22 @@ class BatchNorm(_options.Checked):
                 f"{type(self).__name__}: backward needs a forward before it, whose input it differentiates; call the "
                 "layer on x first"
             )
-        x, axis, m, mask, weights, residual, training, ghosts, correction = self._last
-        if mask is None and weights is None and ghosts is None and correction is None:
+        x, axis, m, mask, sample_weight, residual, training, ghosts, factors = self._last
+        if mask is None and sample_weight is None and ghosts is None and factors is None:
             usual = _usual.backward(
                 grad_y, x, m._table, self.weight, self.bias, axis, self.eps, residual, self.activation, training
             )
             if usual is not None:
                 return Gradients(*usual) if self.train_affine else Gradients(usual[0], None, None, usual[3])
         d = _inputs.data(x, type(self).__name__, axis, self._shape)
-        a = self._arguments(mask, weights, residual)._replace(virtual_batch_size=ghosts, correction=correction)
+        a = self._arguments(mask, sample_weight, residual)._replace(virtual_batch_size=ghosts, renorm_factors=factors)
         gradients = run_backward(d, grad_y, m, a, training)
         return gradients if self.train_affine else gradients._replace(weight=None, bias=None)
 
-    def _arguments(self, mask: ArrayLike | None, weights: ArrayLike | None, residual: ArrayLike | None) -> Arguments:
-        return Arguments(self.weight, self.bias, self.eps, mask, weights, residual, self.activation)
+    def _arguments(
+        self, mask: ArrayLike | None, sample_weight: ArrayLike | None, residual: ArrayLike | None
+    ) -> Arguments:
+        return Arguments(self.weight, self.bias, self.eps, mask, sample_weight, residual, self.activation)
 
     def _checked_axis(self, axis: Axis) -> Axis:
         return channel_axes(axis, type(self).__name__)
@@ -372,7 +397,7 @@ class BatchNorm(_options.Checked):
 
     def _state(self) -> dict[str, Array]:
         parameters = {name: value for name in ("weight", "bias") if (value := getattr(self, name)) is not None}
-        return parameters if self.running is None else parameters | self.running.state()
+        return parameters if self.running is None else parameters | self.running._state()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}  # a copy has its own forward before its backward

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _ghosts, _inputs, _native, _usual
-from ._plan import Axis
+from ._plan import Axis, channel_axes
 
 Doubles = NDArray[np.float64]
 
@@ -197,22 +198,35 @@ class Moments:
             table = _with_finite_count(_merge(table, other._table))
         return Moments._of_table(table.copy() if table is self._table else table)
 
-    def merged(self, axis: int = 0) -> Moments:
-        """Moments of everything along an axis, as of the ghosts of a batch: their merge, without that axis.
+    def reduce(self, axis: int | tuple[int, ...] | None = 0) -> Moments:
+        """Merge along an axis, or several, which the result does not have: of ghosts, the moments of the whole batch.
 
-        The parts are merged pairwise, neighbours first, in a tree that depends on their number alone.
+        `axis` is that of `numpy.add.reduce`: an int, a tuple, or None for all. The parts are merged pairwise, neighbors
+        first, in a tree that depends on their number alone.
 
         >>> import numpy as np
         >>> import batchnorm as bn
         >>> ghosts = bn.moments(np.array([[1.0], [3.0], [8.0]]), virtual_batch_size=2)
-        >>> ghosts.mean.tolist(), ghosts.merged().mean.tolist()
+        >>> ghosts.mean.tolist(), ghosts.reduce().mean.tolist()
         ([[2.0], [8.0]], [4.0])
         """
-        if not -len(self.shape) <= axis < len(self.shape):
-            raise ValueError(f"Moments of shape {self.shape} have no axis {axis} to merge along")
-        table = np.ascontiguousarray(np.moveaxis(self._table, 1 + axis % len(self.shape), 1))
-        merged = np.empty((4, *table.shape[2:]))
-        _native.merge(table, merged, table.shape[1])
+        ndim = len(self.shape)
+        given = tuple(range(ndim)) if axis is None else channel_axes(axis, "Moments.reduce")
+        axes = given if isinstance(given, tuple) else (given,)
+        for i in axes:
+            if not -ndim <= i < ndim:
+                raise ValueError(f"Moments.reduce: moments of shape {self.shape} have no axis {i} to merge along")
+        along = [i % ndim for i in axes]
+        if len(set(along)) != len(along):
+            raise ValueError(
+                f"Moments.reduce: axis names each axis once; got {axis!r} for moments of shape {self.shape}"
+            )
+        kept = [i for i in range(ndim) if i not in along]
+        parts = math.prod(self.shape[i] for i in along)
+        shape = tuple(self.shape[i] for i in kept)
+        table = self._table.transpose(0, *(1 + i for i in sorted(along)), *(1 + i for i in kept))
+        merged = np.empty((4, *shape))
+        _native.merge(np.ascontiguousarray(table).reshape(4, parts, *shape), merged, parts)
         return Moments._of_table(_with_finite_count(merged))
 
     def __add__(self, other: Moments) -> Moments:
@@ -292,7 +306,7 @@ def moments(
     axis: Axis = 1,
     *,
     mask: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     virtual_batch_size: int | None = None,
 ) -> Moments:
     """Count, mean and M2 of every channel of `x`.
@@ -305,11 +319,11 @@ def moments(
         The axis, or axes, of the channels: those that are *kept*.
     mask
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count.
-    weights
+    sample_weight
         Non-negative floats, shaped like `mask`; the weight of each position. A position of weight 0 does not count.
     virtual_batch_size
         Gather the moments of each ghost batch: so many samples of the first reduced axis; the last ghost may have
-        fewer. The result has an axis of ghosts before the channels; `Moments.merged` makes the whole of them.
+        fewer. The result has an axis of ghosts before the channels; `Moments.reduce` makes the whole of them.
 
     Returns
     -------
@@ -320,7 +334,7 @@ def moments(
     Raises
     ------
     TypeError, ValueError
-        For a dtype, shape, mask or weights outside of the above.
+        For a dtype, shape, mask or sample_weight outside of the above.
 
     Examples
     --------
@@ -330,12 +344,12 @@ def moments(
     >>> m.count, m.mean, m.var()
     (array([2., 2.]), array([2., 4.]), array([1., 4.]))
     """
-    if mask is None and weights is None and virtual_batch_size is None:
+    if mask is None and sample_weight is None and virtual_batch_size is None:
         usual = _usual.moments(x, axis)
         if usual is not None:
             return Moments._of_table(usual)
     data = _inputs.data(x, "moments", axis)
-    selection = _inputs.selection(data, mask, weights)
+    selection = _inputs.selection(data, mask, sample_weight)
     return gathered(data, selection, _ghosts.of(virtual_batch_size, data))
 
 

@@ -157,25 +157,24 @@ VIRTUAL_BATCH_SIZE = Option(
     "must be an int of at least 1, the samples of a ghost batch, or None for the whole batch",
 )  # fmt: skip
 RENORM = Option("renorm", None, or_none(_renorm), "must be bn.Renorm(r_max=3.0, d_max=5.0, ...) or None")
-STATISTICS = Option(
-    "statistics", "auto", _one_of(("auto", "batch", "running")),
+NORMALIZE_WITH = Option(
+    "normalize_with", "auto", _one_of(("auto", "batch", "running")),
     "says what normalises: 'auto' (the batch's in training, the running ones in evaluation), 'batch' or 'running'",
     choices=("auto", "batch", "running"),
 )  # fmt: skip
-UPDATE = Option(
-    "update", None, or_none(flag),
+UPDATE_RUNNING_STATS = Option(
+    "update_running_stats", None, or_none(flag),
     "says whether a forward moves the running statistics, and must be True, False or None (in training)",
 )  # fmt: skip
 TRAIN_AFFINE = Option("train_affine", True, flag, "must be True, or False: weight and bias get no gradient")
 KEEP_COUNT = Option("keep_count", False, flag, "must be True, to keep a running_count, or False")
 TRAINING = Option("training", True, flag, "must be True or False, as train() and eval() set it")
-FROZEN = Option("frozen", False, flag, "must be True, so that update does nothing, or False")
 
 RENORM_PARAMETERS = (
     *(
         Option(
             name, default, number(lambda v, least=least: least <= v < math.inf),  # type: ignore[misc]
-            f"must be finite and at least {least} ({least}: no correction)",
+            f"must be finite and at least {least} ({least}: no change)",
         )
         for name, default, least in (("r_max", 3.0, 1), ("d_max", 5.0, 0))
     ),
@@ -186,8 +185,8 @@ RENORM_PARAMETERS = (
 )  # fmt: skip
 
 EXTRA = (  # what our modules have and torch.nn's have not, in the order of their signatures and reprs
-    ACTIVATION, ON_SINGLE_VALUE, ON_NONFINITE, RUNNING_CORRECTION, VIRTUAL_BATCH_SIZE, RENORM, STATISTICS, UPDATE,
-    TRAIN_AFFINE, KEEP_COUNT,
+    ACTIVATION, ON_SINGLE_VALUE, ON_NONFINITE, RUNNING_CORRECTION, VIRTUAL_BATCH_SIZE, RENORM, NORMALIZE_WITH,
+    UPDATE_RUNNING_STATS, TRAIN_AFFINE, KEEP_COUNT,
 )  # fmt: skip
 
 
@@ -211,8 +210,8 @@ def checked_activation(value: Any, who: str) -> tuple[int, float]:
 
 _NEEDS_RUNNING: dict[str, Callable[[Any], bool]] = {
     "renorm": lambda value: value is not None,
-    "statistics": lambda value: value == "running",
-    "update": lambda value: value is True,
+    "normalize_with": lambda value: value == "running",
+    "update_running_stats": lambda value: value is True,
     "keep_count": lambda value: value is True,
 }
 

@@ -14,7 +14,7 @@ from ._moments import Moments
 Doubles = NDArray[np.float64]
 
 
-class Correction(NamedTuple):
+class RenormFactors(NamedTuple):
     """r and d of each channel: ``y = (xhat * r + d) * weight + bias``; constants of the gradients."""
 
     r: Doubles
@@ -87,12 +87,12 @@ class Renorm(_options.RenormOption):
         r_max, d_max = _formulas.renorm_limits(np, self, step)
         return float(r_max), float(d_max)
 
-    def correction(self, m: Moments, running: Moments, eps: float = 1e-5, step: int | None = None) -> Correction:
+    def factors(self, moments: Moments, running: Moments, eps: float = 1e-5, step: int | None = None) -> RenormFactors:
         """Return r and d for a batch.
 
         Parameters
         ----------
-        m
+        moments
             The batch's moments; those of ghosts have an axis more.
         running
             The moments that evaluation would normalise with.
@@ -106,31 +106,33 @@ class Renorm(_options.RenormOption):
         >>> import numpy as np
         >>> import batchnorm as bn
         >>> x = np.array([[1.0], [5.0]])
-        >>> m, running = bn.moments(x), bn.Moments.from_statistics([2.0], [1.0])
-        >>> c = bn.Renorm().correction(m, running)
-        >>> np.round(bn.normalize(x, m, correction=c), 4)  # as evaluation: (x - 2) / 1
+        >>> moments, running = bn.moments(x), bn.Moments.from_statistics([2.0], [1.0])
+        >>> factors = bn.Renorm().factors(moments, running)
+        >>> np.round(bn.normalize(x, moments, renorm_factors=factors), 4)  # as evaluation: (x - 2) / 1
         array([[-1.],
                [ 3.]])
         """
-        eps = _options.EPS.checked(eps, "Renorm.correction")
+        eps = _options.EPS.checked(eps, "Renorm.factors")
         limits = (float(self.r_max), float(self.d_max)) if step is None else self.limits(step)
         with np.errstate(all="ignore"):  # what is not finite stays so
-            distance = (m.mean - running.mean) + (m.mean_low - running.mean_low)
-            return Correction(*_formulas.renorm_factors(np, limits, eps, distance, m.m2 / m.count, running.var()))
+            distance = (moments.mean - running.mean) + (moments.mean_low - running.mean_low)
+            return RenormFactors(
+                *_formulas.renorm_factors(np, limits, eps, distance, moments.m2 / moments.count, running.var())
+            )
 
 
-def checked_correction(value: object, m: Moments, who: str) -> Correction | None:
-    """Check the option of a function: None, or what `Renorm.correction` gave for these moments."""
+def checked_factors(value: object, m: Moments, who: str) -> RenormFactors | None:
+    """Check the option of a function: None, or what `Renorm.factors` gave for these moments."""
     if value is None:
         return None
-    if not isinstance(value, Correction):
+    if not isinstance(value, RenormFactors):
         raise TypeError(
-            f"{who}: correction must come from bn.Renorm(...).correction(m, running); got {type(value).__name__}"
+            f"{who}: renorm_factors must come from bn.Renorm(...).factors(moments, running); got {type(value).__name__}"
         )
     shapes = value.r.shape, value.d.shape
     if shapes != (m.shape, m.shape):
         raise ValueError(
-            f"{who}: correction must be that of the same moments, one r and d for each of shape {m.shape}; got shapes "
-            f"{shapes[0]} and {shapes[1]}"
+            f"{who}: renorm_factors must be those of the same moments, one r and d for each of shape {m.shape}; got "
+            f"shapes {shapes[0]} and {shapes[1]}"
         )
     return value

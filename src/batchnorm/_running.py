@@ -25,7 +25,6 @@ _ARRAYS: dict[str, tuple[str, Callable[[np.dtype[Any]], bool]]] = {  # what each
     "num_batches_tracked": ("one integer, of no axes", lambda dtype: dtype.kind in "iu"),
     "running_count": ("float64, one for each channel", lambda dtype: dtype == np.float64),
 }
-_CORRECTION = _options.RUNNING_CORRECTION.called("correction")
 
 
 class RunningStatistics(_options.Checked):
@@ -34,7 +33,7 @@ class RunningStatistics(_options.Checked):
     Each batch moves them by its moments (mean, M2, m)::
 
         running_mean = (1 - momentum) * running_mean + momentum * mean
-        running_var  = (1 - momentum) * running_var  + momentum * M2 / (m - correction)
+        running_var  = (1 - momentum) * running_var  + momentum * M2 / (m - running_correction)
 
     Parameters
     ----------
@@ -42,17 +41,15 @@ class RunningStatistics(_options.Checked):
         Number of channels; for several channel axes, a tuple of their lengths.
     momentum
         Weight of the *new* batch, from 0 to 1; None weighs all batches so far equally.
-    correction
+    running_correction
         1: running_var is unbiased (PyTorch's rule). 0: biased (Keras, Flax, ONNX).
     keep_count
-        Keep `running_count` as well, so that `var` gives the biased and the unbiased variance, whatever the sizes of
-        the batches were.
+        Keep `running_count` as well, so that `running_variance` gives the biased and the unbiased variance,
+        whatever the sizes of the batches were.
     on_nonfinite
         What a batch does after which a statistic would not be finite, as it is stored: "propagate" into the statistics,
         be left out ("skip"), or "raise" ValueError. So does a batch with NaN or infinity, and one whose variance is
         beyond float32.
-    frozen
-        True: `update` does nothing.
     dtype
         Of running_mean and running_var: float32 or float64.
 
@@ -64,8 +61,8 @@ class RunningStatistics(_options.Checked):
         int64 array of no axes.
     running_count
         With `keep_count`, float64: the count n of each channel for which ``running_var * (n - 1) / n`` is the biased
-        running variance (with ``correction=0``: ``running_var * n / (n - 1)`` the unbiased one). At first infinite: the
-        initial 1 is neither.
+        running variance (with ``running_correction=0``: ``running_var * n / (n - 1)`` the unbiased one). At first
+        infinite: the initial 1 is neither.
 
     Notes
     -----
@@ -81,22 +78,21 @@ class RunningStatistics(_options.Checked):
     ...     running.update(bn.moments(np.array(batch)))
     True
     True
-    >>> running.running_mean, running.var(correction=1), running.var(correction=0)
+    >>> running.running_mean, running.running_variance(correction=1), running.running_variance(correction=0)
     (array([3.5]), array([5.5]), array([3.5]))
     """
 
     dtype: np.dtype[Any]
     momentum: float | None
-    correction: int
+    running_correction: int
     on_nonfinite: str
-    frozen: bool
     running_mean: Array
     running_var: Array
     num_batches_tracked: Array
     running_count: Array | None
 
     _settable = _options.by_name(
-        _options.MOMENTUM, _CORRECTION, _options.ON_NONFINITE, _options.FROZEN, _options.KEEP_COUNT
+        _options.MOMENTUM, _options.RUNNING_CORRECTION, _options.ON_NONFINITE, _options.KEEP_COUNT
     )
 
     def __init__(
@@ -104,19 +100,17 @@ class RunningStatistics(_options.Checked):
         num_features: int | tuple[int, ...],
         *,
         momentum: float | None = 0.1,
-        correction: int = 1,
+        running_correction: int = 1,
         keep_count: bool = False,
         on_nonfinite: str = "propagate",
-        frozen: bool = False,
         dtype: DTypeLike = np.float32,
     ) -> None:
         self._who = type(self).__name__  # a layer puts its own name here
         self._shape = _inputs.channel_shape(num_features, self._who)
         self.dtype = checked_dtype(dtype, self._who)
         self.momentum = momentum
-        self.correction = correction
+        self.running_correction = running_correction
         self.on_nonfinite = on_nonfinite
-        self.frozen = frozen
         self.running_mean = np.zeros(self._shape, self.dtype)
         self.running_var = np.ones(self._shape, self.dtype)
         self.num_batches_tracked = np.zeros((), np.int64)
@@ -155,19 +149,19 @@ class RunningStatistics(_options.Checked):
 
     def reset(self) -> None:
         """Set them to mean 0, variance 1, no batches."""
-        for name, value in self.state().items():
+        for name, value in self._state().items():
             self._check_array(name, value, written=True)
         self.running_mean[...], self.running_var[...], self.num_batches_tracked[...] = 0, 1, 0
         if self.running_count is not None:
             self.running_count[...] = np.inf
 
-    def update(self, m: Moments) -> bool:
+    def update(self, moments: Moments) -> bool:
         """Move them towards the moments of a batch: all of them, or none.
 
         Returns
         -------
         bool
-            Whether they moved: not when frozen, nor when the batch was skipped.
+            Whether they moved: not when the batch was skipped.
 
         Raises
         ------
@@ -175,27 +169,25 @@ class RunningStatistics(_options.Checked):
             For moments of other channels, of too few values for a variance, or, with ``on_nonfinite="raise"``, after
             which a statistic would not be finite; where num_batches_tracked cannot count another batch.
         """
-        if self._moves_natively(m):
+        if self._moves_natively(moments):
             return True
-        if self.frozen:
-            return False
-        self._check(m)
-        new, finite = self._moved(m)
+        self._check(moments)
+        new, finite = self._moved(moments)
         if self.on_nonfinite != "propagate" and not finite.all():
             if self.on_nonfinite == "skip":
                 return False
-            raise ValueError(self._not_finite(m, new, finite))
-        for own, value in zip(self.state().values(), new, strict=True):
+            raise ValueError(self._not_finite(moments, new, finite))
+        for own, value in zip(self._state().values(), new, strict=True):
             own[...] = value
         return True
 
     def _moves_natively(self, m: Moments) -> bool:
         """The usual update in one native call; False, with nothing changed, where there is more to it."""
-        if self.frozen or self.running_count is not None or self.on_nonfinite != "propagate":
+        if self.running_count is not None or self.on_nonfinite != "propagate":
             return False
         momentum = -1.0 if self.momentum is None else self.momentum
         return _native.usual.move_running(
-            self.running_mean, self.running_var, self.num_batches_tracked, m._table, momentum, self.correction
+            self.running_mean, self.running_var, self.num_batches_tracked, m._table, momentum, self.running_correction
         )
 
     def _check(self, m: Moments) -> None:
@@ -203,9 +195,9 @@ class RunningStatistics(_options.Checked):
         if m.shape != self.running_mean.shape:
             raise ValueError(
                 f"{self._who}: the moments must have one value for each channel, shape {self.running_mean.shape}; got "
-                f"{m.shape}; those of ghost batches become one with m.merged()"
+                f"{m.shape}; those of ghost batches become one with moments.reduce()"
             )
-        for name, value in self.state().items():
+        for name, value in self._state().items():
             self._check_array(name, value, written=True)
         batches, most = int(self.num_batches_tracked), np.iinfo(self.num_batches_tracked.dtype).max
         if batches == most or (self.momentum is None and batches < 0):
@@ -213,27 +205,29 @@ class RunningStatistics(_options.Checked):
                 f"{self._who}: num_batches_tracked must count from 0 to {most - 1} ({self.num_batches_tracked.dtype}); "
                 f"got {batches}. Set it, num_batches_tracked[...] = 0"
             )
-        least = self.correction if self.running_count is None else 1
+        least = self.running_correction if self.running_count is None else 1
         if not (m.count > least).all():
             rule = "running_var is M2 / (count - 1)" if least else "running_var is M2 / count"
             raise ValueError(
-                f"{self._who}: {rule}, which needs weights that sum to more than {least}; got a sum of "
-                f"{m.count.min():g}. Scale the weights (only their ratios matter for y)"
-                + (", or use running_correction=0" if self.correction else "")
+                f"{self._who}: {rule}, which needs a sample_weight whose sum is more than {least}; got a sum of "
+                f"{m.count.min():g}. Scale it (only their ratios matter for y)"
+                + (", or use running_correction=0" if self.running_correction else "")
             )
 
     def _moved(self, m: Moments) -> tuple[list[Array], Array]:
-        """What a batch makes of them, in the order of `state` and in their own dtypes; and where that is finite."""
+        """What a batch makes of them, in the order of `_state` and in their own dtypes; and where that is finite."""
         batches = int(self.num_batches_tracked) + 1
         a = 1 / batches if self.momentum is None else self.momentum
         with np.errstate(all="ignore"):  # a variance beyond float32 is infinite there, as in PyTorch
             mean = ((1 - a) * self.running_mean.astype(np.float64) + a * m.mean).astype(self.running_mean.dtype)
-            var = (1 - a) * self.running_var.astype(np.float64) + a * (m.m2 / (m.count - self.correction))
+            var = (1 - a) * self.running_var.astype(np.float64) + a * (m.m2 / (m.count - self.running_correction))
             new = [mean, var.astype(self.running_var.dtype), np.asarray(batches)]
             finite = np.isfinite(mean) & np.isfinite(new[1])
             if self.running_count is not None:
                 gap = (1 - a) * self._gap() + a * (m.m2 / (m.count * (m.count - 1)))
-                new.append(np.where(gap == 0, np.inf, var / gap + (1 - self.correction)))  # the n of running_var
+                new.append(
+                    np.where(gap == 0, np.inf, var / gap + (1 - self.running_correction))
+                )  # the n of running_var
                 finite = finite & np.isfinite(gap)
         return new, finite
 
@@ -252,10 +246,10 @@ class RunningStatistics(_options.Checked):
     def _gap(self) -> Array:
         """The unbiased running variance less the biased one."""
         assert self.running_count is not None
-        gap: Array = self.running_var.astype(np.float64) / (self.running_count - (1 - self.correction))
+        gap: Array = self.running_var.astype(np.float64) / (self.running_count - (1 - self.running_correction))
         return gap
 
-    def var(self, correction: int = 0) -> Array:
+    def running_variance(self, correction: int = 0) -> Array:
         """The biased (0) or unbiased (1) running variance, in float64.
 
         Raises
@@ -264,16 +258,16 @@ class RunningStatistics(_options.Checked):
             Where it is not the one that running_var holds, and `keep_count` is off.
         """
         var: Array = self.running_var.astype(np.float64)
-        if _CORRECTION.checked(correction, self._who) == self.correction:
+        if _options.RUNNING_CORRECTION.called("correction").checked(correction, self._who) == self.running_correction:
             return var
         if self.running_count is None:
-            held = "unbiased (correction 1)" if self.correction else "biased (correction 0)"
+            held = "unbiased (correction 1)" if self.running_correction else "biased (correction 0)"
             raise ValueError(
                 f"{self._who}: running_var is {held}, and how many values its batches had was not kept; ask for "
-                f"correction={self.correction}, or build with keep_count=True"
+                f"correction={self.running_correction}, or build with keep_count=True"
             )
         with np.errstate(invalid="ignore"):
-            return var - self._gap() if self.correction else var + self._gap()
+            return var - self._gap() if self.running_correction else var + self._gap()
 
     def moments(self) -> Moments:
         """Moments to normalise with in evaluation: mean and variance as they are kept."""
@@ -282,15 +276,13 @@ class RunningStatistics(_options.Checked):
             return Moments._of_table(table)
         return Moments.from_statistics(self.running_mean, self.running_var)
 
-    def state(self) -> dict[str, Array]:
+    def _state(self) -> dict[str, Array]:
         """The arrays themselves, under the names of `state_dict`."""
         return {name: value for name in _ARRAYS if (value := getattr(self, name)) is not None}
 
     def rule(self) -> str:
         """How a batch moves them, as a formula."""
-        if self.frozen:
-            return "running statistics are frozen"
-        var = "batch var * m/(m-1)" if self.correction else "batch var"
+        var = "batch var * m/(m-1)" if self.running_correction else "batch var"
         if self.momentum is None:
             return f"running = mean over all batches of (batch mean, {var})"
         return f"running = {1 - self.momentum:g} * running + {self.momentum:g} * (batch mean, {var})"
@@ -305,27 +297,27 @@ class KeptAttribute:
     A layer without them holds an option itself, and has no arrays.
     """
 
-    def __init__(self, name: str | None = None, *, option: bool = False) -> None:
-        self._name, self._is_option = name, option
+    def __init__(self, *, option: bool = False) -> None:
+        self._is_option = option
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._own, self._name = name, self._name or name
+        self._name = name
 
     def __get__(self, layer: Any, owner: type) -> Any:
         if layer is None:
             return self
         running = layer.__dict__.get("running")
-        return layer.__dict__.get(self._own) if running is None else getattr(running, str(self._name))
+        return layer.__dict__.get(self._name) if running is None else getattr(running, self._name)
 
     def __set__(self, layer: Any, value: Any) -> None:
         running = layer.__dict__.get("running")
         if running is not None:
-            setattr(running, str(self._name), value)
+            setattr(running, self._name, value)
         elif self._is_option:
-            layer.__dict__[self._own] = value
+            layer.__dict__[self._name] = value
         elif value is not None:
             raise ValueError(
-                f"{type(layer).__name__}: {self._own} is of the running statistics, and the layer has none; build it "
+                f"{type(layer).__name__}: {self._name} is of the running statistics, and the layer has none; build it "
                 "with track_running_stats=True"
             )
 

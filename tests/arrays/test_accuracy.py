@@ -45,8 +45,8 @@ def _small(rung: Rung) -> tuple[oracle.Problem, np.ndarray]:
     shape = (4, 3, 5, 4)
     x = ((rng.standard_normal(shape) + rung.offset) * rung.scale).astype(DTYPES[rung.dtype])
     parameters = rng.standard_normal((2, 3)).astype(np.float64 if rung.dtype == "float64" else np.float32)
-    weights = np.broadcast_to(rng.random((4, 1, 5, 4)) + 0.1, shape) if rung.weighted else None
-    problem = oracle.Problem(x, (1,), rung.eps, weights, parameters[0], parameters[1])
+    sample_weight = np.broadcast_to(rng.random((4, 1, 5, 4)) + 0.1, shape) if rung.weighted else None
+    problem = oracle.Problem(x, (1,), rung.eps, sample_weight, parameters[0], parameters[1])
     return problem, rng.standard_normal(shape).astype(DTYPES[rung.dtype])
 
 
@@ -58,13 +58,13 @@ def _exact(rung: Rung) -> tuple[oracle.Forward, oracle.Backward]:
 
 
 def _weights(problem: oracle.Problem) -> np.ndarray | None:
-    return None if problem.weights is None else problem.weights[:, 0]
+    return None if problem.sample_weight is None else problem.sample_weight[:, 0]
 
 
 def _forward_ratio(rung: Rung, layout: str) -> float:
     problem, _ = _small(rung)
     x = lay_out(problem.x, layout, (1,))
-    y, _ = bn.batch_norm(x, problem.weight, problem.bias, eps=rung.eps, weights=_weights(problem))
+    y, _ = bn.batch_norm(x, problem.weight, problem.bias, eps=rung.eps, sample_weight=_weights(problem))
     exact = _exact(rung)[0]
     return oracle.assert_within(y, exact.y, oracle.forward_bound(exact, y.dtype, None), f"y, {layout}")
 
@@ -72,8 +72,8 @@ def _forward_ratio(rung: Rung, layout: str) -> float:
 def _backward_ratio(rung: Rung, layout: str) -> float:
     problem, grad = _small(rung)
     x, grad = lay_out(problem.x, layout, (1,)), lay_out(grad, layout, (1,))
-    given = {"eps": rung.eps, "weights": _weights(problem)}
-    m = bn.moments(x, weights=given["weights"])
+    given = {"eps": rung.eps, "sample_weight": _weights(problem)}
+    m = bn.moments(x, sample_weight=given["sample_weight"])
     found = bn.batch_norm_backward(grad, x, m, problem.weight, problem.bias, **given)
     exact = _exact(rung)[1]
     smallest = 0.0 if rung.dtype == "float64" else float(np.finfo(np.float32).smallest_subnormal)
@@ -257,11 +257,11 @@ def test_an_outlier_of_hardly_any_weight(dtype, tiny, rng):
     """The first value is far away and next to weightless: neither the mean nor M2 may lose digits to it."""
     x = rng.standard_normal((40, 2)).astype(dtype)
     x[0] = 1e8
-    weights = np.ones((40, 1))
-    weights[0] = tiny
-    problem = oracle.Problem(x, (1,), weights=np.broadcast_to(weights, x.shape))
+    sample_weight = np.ones((40, 1))
+    sample_weight[0] = tiny
+    problem = oracle.Problem(x, (1,), sample_weight=np.broadcast_to(sample_weight, x.shape))
     _, mean, m2 = oracle.statistics(problem)
-    m = bn.moments(x, weights=weights[:, 0])
+    m = bn.moments(x, sample_weight=sample_weight[:, 0])
     np.testing.assert_allclose(m.m2, oracle.to_float(m2)[0], rtol=1e-12)
     off = oracle.to_float(mean[0] - oracle.exact(m.mean) - oracle.exact(m.mean_low))
     assert (np.abs(off) <= 1e-14 * np.sqrt(m.var())).all()

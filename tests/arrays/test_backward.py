@@ -100,7 +100,7 @@ def test_the_oracle_differentiates_itself(case: Case):
         assert mpmath.almosteq(slope, oracle.MP.mpf(exact.x[at]), rel_eps=1e-14, abs_eps=1e-15)
 
 
-SELECTED = ("all", "mask", "weights", "mask+weights")
+SELECTED = ("all", "mask", "sample_weight", "mask+sample_weight")
 DIFFERENCES = list(itertools.product(SELECTED, (False, True), ACTIVATIONS, (True, False)))
 
 
@@ -116,7 +116,7 @@ def _small_problem(select: str, residual: bool, activation) -> dict[str, np.ndar
         }
         selection = {
             "mask": rng.random((4, 3)) < 0.7 if "mask" in select else None,
-            "weights": rng.random((4, 3)) * (rng.random((4, 3)) < 0.9) if "weights" in select else None,
+            "sample_weight": rng.random((4, 3)) * (rng.random((4, 3)) < 0.9) if "sample_weight" in select else None,
         }
         y, m = bn.batch_norm(arrays["x"], arrays["weight"], arrays["bias"], residual=arrays["residual"], **selection)
         if m.count.min() > 1.5 and min(np.abs(y).min(), np.abs(y - 6).min()) > 1e-3:
@@ -138,7 +138,7 @@ def test_gradients_are_the_slopes_of_the_loss(select, residual, activation, trai
             y = bn.normalize(arrays["x"], m, arrays["weight"], arrays["bias"], residual=arrays["residual"], **given)
         return float((grad * y).sum())
 
-    found = bn.batch_norm_backward(grad, m=m, training=training, **arrays, **given)
+    found = bn.batch_norm_backward(grad, moments=m, training=training, **arrays, **given)
     step = 1e-5
     for name, array in arrays.items():
         if array is None:
@@ -229,10 +229,10 @@ def test_grad_and_x_may_lie_differently(mixed, dtype, rng):
 def test_mask_and_weights_do_not_matter_in_evaluation(rng):
     """The moments are constants then: what counted in them says nothing of the gradients."""
     x, grad = rng.standard_normal((2, 9, 3))
-    mask, weights = np.arange(9) < 6, rng.random(9)
-    m, parameters = bn.moments(x, mask=mask, weights=weights), (np.ones(3), np.zeros(3))
+    mask, sample_weight = np.arange(9) < 6, rng.random(9)
+    m, parameters = bn.moments(x, mask=mask, sample_weight=sample_weight), (np.ones(3), np.zeros(3))
     plain = bn.batch_norm_backward(grad, x, m, *parameters, training=False)
-    given = bn.batch_norm_backward(grad, x, m, *parameters, mask=mask, weights=weights, training=False)
+    given = bn.batch_norm_backward(grad, x, m, *parameters, mask=mask, sample_weight=sample_weight, training=False)
     for name in ("x", "weight", "bias"):
         assert same_bits(getattr(given, name), getattr(plain, name))
 
@@ -243,10 +243,10 @@ def test_mask_and_weights_do_not_matter_in_evaluation(rng):
 def test_scaling_all_weights_changes_no_gradient(layout, dtype, power, rng):
     """Only the ratios of weights matter, also of weights that float32 cannot hold."""
     x, grad = (lay_out(rng.standard_normal((6, 5, 4)).astype(DTYPES[dtype]), layout, (1,)) for _ in range(2))
-    weights = rng.random((6, 4)) * (rng.random((6, 4)) < 0.8)
+    sample_weight = rng.random((6, 4)) * (rng.random((6, 4)) < 0.8)
     found = []
     for factor in (1.0, 2.0**power):
-        given = {"weights": weights * factor}
+        given = {"sample_weight": sample_weight * factor}
         found.append(bn.batch_norm_backward(grad, x, bn.moments(x, **given), np.ones(5), **given))
     tolerance = 1e-12 if dtype == "float64" else 1e-6 if dtype == "float32" else 2e-2
     for name in ("x", "weight"):

@@ -63,10 +63,15 @@ def _values(shape: tuple[int, ...], dtype: str) -> dict[str, np.ndarray]:
         found["grad"][:, 3] *= 1e-30
     arrays = {name: value.astype(DTYPES[dtype]) for name, value in found.items()}
     parameters = rng.standard_normal((2, channels)).astype(np.float64 if dtype == "float64" else np.float32)
-    weights = rng.random(shape[:1] + shape[2:]) * (rng.random(shape[:1] + shape[2:]) < 0.9) + 0.0
-    weights.flat[-2:] = 1.0
+    sample_weight = rng.random(shape[:1] + shape[2:]) * (rng.random(shape[:1] + shape[2:]) < 0.9) + 0.0
+    sample_weight.flat[-2:] = 1.0
     ghost = max(shape[0] // 3, 1 if len(shape) > 2 and shape[2] > 1 else 2)  # samples: three of them and a short one
-    return arrays | {"weight": parameters[0], "bias": parameters[1], "weights": weights, "ghost": np.asarray(ghost)}
+    return arrays | {
+        "weight": parameters[0],
+        "bias": parameters[1],
+        "sample_weight": sample_weight,
+        "ghost": np.asarray(ghost),
+    }
 
 
 def _everything(arrays: dict[str, np.ndarray], masked: bool = True) -> dict[str, np.ndarray]:
@@ -94,18 +99,18 @@ def _everything(arrays: dict[str, np.ndarray], masked: bool = True) -> dict[str,
     keep("evaluation backward", x=g.x, weight=g.weight, bias=g.bias)
     ghosts = {"virtual_batch_size": int(arrays["ghost"]), "activation": "relu"}
     y, m = bn.batch_norm(x, weight, bias, **ghosts)
-    keep("ghosts", y=y, mean=m.mean, mean_low=m.mean_low, m2=m.m2, merged=m.merged().m2)
+    keep("ghosts", y=y, mean=m.mean, mean_low=m.mean_low, m2=m.m2, merged=m.reduce().m2)
     g = bn.batch_norm_backward(grad, x, m, weight, bias, **ghosts)
     keep("ghosts backward", x=g.x, weight=g.weight, bias=g.bias)
     if masked:
-        options = {"weights": arrays["weights"], "virtual_batch_size": int(arrays["ghost"])}
+        options = {"sample_weight": arrays["sample_weight"], "virtual_batch_size": int(arrays["ghost"])}
         m = bn.moments(x, **options)
         keep("ghosts weights", count=m.count, mean=m.mean, m2=m.m2)
-        m = bn.moments(x, mask=arrays["weights"] > 0.5)
+        m = bn.moments(x, mask=arrays["sample_weight"] > 0.5)
         keep("mask", count=m.count, mean=m.mean, m2=m.m2)
-        options = {"weights": arrays["weights"], "activation": "leaky_relu"}
+        options = {"sample_weight": arrays["sample_weight"], "activation": "leaky_relu"}
         y, m = bn.batch_norm(x, weight, bias, **options)
-        keep("weights", y=y, count=m.count, mean=m.mean, m2=m.m2)
+        keep("sample_weight", y=y, count=m.count, mean=m.mean, m2=m.m2)
         g = bn.batch_norm_backward(grad, x, m, weight, bias, **options)
         keep("weights backward", x=g.x, weight=g.weight, bias=g.bias)
     return found
@@ -206,7 +211,7 @@ def _as_columns(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     channels = values["x"].shape[1]
     flat = {name: np.moveaxis(values[name], 1, -1).reshape(-1, channels) for name in ("x", "grad", "residual")}
     ghost = values["ghost"] * (values["x"].size // (len(values["x"]) * channels))
-    return values | flat | {"weights": values["weights"].reshape(-1), "ghost": ghost}
+    return values | flat | {"sample_weight": values["sample_weight"].reshape(-1), "ghost": ghost}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -243,8 +248,11 @@ def test_kernels_sum_in_the_canonical_order(shape, dtype, isa):
     m, expected = bn.moments(values["x"]), canonical.moments(x)
     for name in canonical.Sums._fields:
         assert same_bits(getattr(m, name), getattr(expected, name)), name
-    weights = np.broadcast_to(values["weights"].reshape(-1, 1), x.shape)
-    m_weighted, expected = bn.moments(values["x"], weights=values["weights"]), canonical.moments(x, weights)
+    sample_weight = np.broadcast_to(values["sample_weight"].reshape(-1, 1), x.shape)
+    m_weighted, expected = (
+        bn.moments(values["x"], sample_weight=values["sample_weight"]),
+        canonical.moments(x, sample_weight),
+    )
     for name in canonical.Sums._fields:
         assert same_bits(getattr(m_weighted, name), getattr(expected, name)), name
     ones = np.ones(shape[1])
@@ -259,12 +267,12 @@ def test_kernels_sum_in_the_canonical_order(shape, dtype, isa):
 def _half(arrays: dict[str, np.ndarray], m: bn.Moments, sums: np.ndarray, **options) -> np.ndarray | None:
     """One half of the backward: with a `group` size `sums` is filled, else the gradient by x follows from it."""
     d = _inputs.data(arrays["x"], "test", 1)
-    grad, weights = _inputs.like(arrays["grad"], "grad", d), _inputs.selection(d, None, arrays["weights"])
+    grad, sample_weight = _inputs.like(arrays["grad"], "grad", d), _inputs.selection(d, None, arrays["sample_weight"])
     weight, bias = (arrays[name].astype(np.float64) for name in ("weight", "bias"))
     out, buffer = (None, None) if "group" in options else _inputs.output(None, d, {})
     bn._native.backward(
-        grad, d.buffer, buffer, d.code, d.plan.kept, None, None, weights.weights, weights.code, m._table, weight, bias,
-        1e-5, (1, 0.0), True, *sums, compute_sums=out is None, **options,
+        grad, d.buffer, buffer, d.code, d.plan.kept, None, None, sample_weight.weights, sample_weight.code, m._table,
+        weight, bias, 1e-5, (1, 0.0), True, *sums, compute_sums=out is None, **options,
     )  # fmt: skip
     return out
 
@@ -287,8 +295,8 @@ def _merged(sums: np.ndarray) -> np.ndarray:
 def test_backward_in_two_halves(shape, dtype):
     """Sums first and applied later give the bits of one call; by samples, the same on every instruction set."""
     values = _values(shape, dtype)
-    options = {"weights": values["weights"], "activation": "relu"}
-    m = bn.moments(values["x"], weights=values["weights"])
+    options = {"sample_weight": values["sample_weight"], "activation": "relu"}
+    m = bn.moments(values["x"], sample_weight=values["sample_weight"])
     expected = None
     for layout, isa, threads in itertools.product(LAYOUTS[:3], ISAS, (1, 3)):
         arrays = _laid_out(values, layout)
@@ -311,7 +319,7 @@ def test_backward_in_two_halves(shape, dtype):
 def test_any_split_over_processes(shape, dtype, cuts):
     """Moments and sums of single samples, gathered in their order: the bits of one process, on any contiguous split."""
     values = _values(shape, dtype)
-    names = ("x", "grad", "weights")
+    names = ("x", "grad", "sample_weight")
     parts = [
         values | {name: values[name][a:b] for name in names}
         for a, b in itertools.pairwise([0, *cuts, len(values["x"])])
@@ -319,8 +327,8 @@ def test_any_split_over_processes(shape, dtype, cuts):
     parts = [part for part in parts if len(part["x"])]
 
     def run(pieces: list[dict[str, np.ndarray]]) -> tuple[bn.Moments, np.ndarray, np.ndarray]:
-        tables = [bn.moments(p["x"], weights=p["weights"], virtual_batch_size=1)._table for p in pieces]
-        m = bn.Moments._of_table(np.concatenate(tables, axis=1)).merged()
+        tables = [bn.moments(p["x"], sample_weight=p["sample_weight"], virtual_batch_size=1)._table for p in pieces]
+        m = bn.Moments._of_table(np.concatenate(tables, axis=1)).reduce()
         sums = _merged(np.concatenate([_sums(p, m, 1) for p in pieces], axis=1))
         return m, sums, np.concatenate([_half(p, m, sums) for p in pieces])
 
@@ -328,7 +336,7 @@ def test_any_split_over_processes(shape, dtype, cuts):
     assert found[0] == expected[0]
     assert same_bits(found[1], expected[1])
     assert same_bits(found[2], expected[2])
-    options = {"weights": values["weights"], "activation": "relu"}
+    options = {"sample_weight": values["sample_weight"], "activation": "relu"}
     plain = bn.batch_norm_backward(
         values["grad"], values["x"], expected[0], values["weight"], values["bias"], **options
     )
@@ -426,8 +434,8 @@ def test_any_view_of_any_shape(seed, shape, dtype):
     assume(np.prod([length for i, length in enumerate(shape) if i not in axis], initial=1) > 1)
     x, grad, residual = rng.standard_normal((3, *shape)).astype(DTYPES[dtype])
     options = {"axis": axis, "activation": rng.choice(np.array([None, "relu", "silu"], dtype=object))}
-    weights = rng.random([length for i, length in enumerate(shape) if i not in axis]) + 0.01
-    selection = {"weights": weights} if rng.random() < 0.4 else {}
+    sample_weight = rng.random([length for i, length in enumerate(shape) if i not in axis]) + 0.01
+    selection = {"sample_weight": sample_weight} if rng.random() < 0.4 else {}
     residuals = (residual, _any_view(rng, residual)) if rng.random() < 0.4 else (None, None)
 
     def compute(x: np.ndarray, grad: np.ndarray, residual: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -488,9 +496,9 @@ def test_nothing_beside_the_arrays_is_touched(dtype, at, isa):
             y, m = bn.batch_norm(guarded["x"], **options, out=out)
             assert same_bits(y, bn.batch_norm(values["x"], residual=values["residual"], activation="relu")[0])
             bn.batch_norm_backward(guarded["grad"], guarded["x"], m, **options, out=out)
-            weights = _guarded(values["weights"], range(values["weights"].ndim), at)
-            m = bn.moments(guarded["x"], weights=weights)
-            bn.batch_norm_backward(guarded["grad"], guarded["x"], m, weights=weights, out=out)
+            sample_weight = _guarded(values["sample_weight"], range(values["sample_weight"].ndim), at)
+            m = bn.moments(guarded["x"], sample_weight=sample_weight)
+            bn.batch_norm_backward(guarded["grad"], guarded["x"], m, sample_weight=sample_weight, out=out)
 
 
 def _guarded(values: np.ndarray, order, at: str) -> np.ndarray:

@@ -29,7 +29,7 @@ def _good() -> dict[str, Any]:
     """A good call: every array that any function takes."""
     rng = np.random.default_rng(0)
     x, grad_y = rng.standard_normal((2, 4, 3)).astype(np.float32)
-    return {"x": x, "grad_y": grad_y, "m": bn.moments(x), "out": np.full_like(x, SENTINEL)}
+    return {"x": x, "grad_y": grad_y, "moments": bn.moments(x), "out": np.full_like(x, SENTINEL)}
 
 
 class Bad(NamedTuple):
@@ -197,47 +197,73 @@ for _name in ("weight", "bias"):
 _TAKE_MASKS = ("moments", *BATCH)
 _FROM_SELECTION: list[Bad] = [
     Bad("mask", "int", lambda g: np.ones(4, int), TypeError, ("mask", "bool", "int64", r"\(4,\)", "!= 0"), _TAKE_MASKS),
-    Bad("mask", "float", lambda g: np.ones(4), TypeError, ("mask", "bool", "float64", "weights"), _TAKE_MASKS),
-    Bad("weights", "bool", lambda g: np.ones(4, bool), TypeError, ("weights", "float", "bool", "astype"), _TAKE_MASKS),
-    Bad("weights", "int", lambda g: np.ones(4, int), TypeError, ("weights", "float", "int64", "astype"), _TAKE_MASKS),
+    Bad("mask", "float", lambda g: np.ones(4), TypeError, ("mask", "bool", "float64", "sample_weight"), _TAKE_MASKS),
     Bad(
-        "weights", "complex", lambda g: np.ones(4, complex), TypeError, ("weights", "float", "complex128"), _TAKE_MASKS
+        "sample_weight",
+        "bool",
+        lambda g: np.ones(4, bool),
+        TypeError,
+        ("sample_weight", "float", "bool", "astype"),
+        _TAKE_MASKS,
     ),
-    Bad("weights", "text", lambda g: np.array(list("abcd")), TypeError, ("weights", "float", "<U1"), _TAKE_MASKS),
     Bad(
-        "weights",
+        "sample_weight",
+        "int",
+        lambda g: np.ones(4, int),
+        TypeError,
+        ("sample_weight", "float", "int64", "astype"),
+        _TAKE_MASKS,
+    ),
+    Bad(
+        "sample_weight",
+        "complex",
+        lambda g: np.ones(4, complex),
+        TypeError,
+        ("sample_weight", "float", "complex128"),
+        _TAKE_MASKS,
+    ),
+    Bad(
+        "sample_weight",
+        "text",
+        lambda g: np.array(list("abcd")),
+        TypeError,
+        ("sample_weight", "float", "<U1"),
+        _TAKE_MASKS,
+    ),
+    Bad(
+        "sample_weight",
         "byte-swapped",
         lambda g: _swapped(np.ones(4)),
         TypeError,
-        ("weights", "byte order", ">f8|<f8"),
+        ("sample_weight", "byte order", ">f8|<f8"),
         _TAKE_MASKS,
     ),
     Bad(
-        "weights",
+        "sample_weight",
         "negative",
         lambda g: np.array([1.0, -0.5, 1, 1]),
         ValueError,
-        ("weights", "negative", r"-0\.5", r"[\[(]1", "0"),
+        ("sample_weight", "negative", r"-0\.5", r"[\[(]1", "0"),
         _TAKE_MASKS,
     ),
     Bad(
-        "weights",
+        "sample_weight",
         "NaN",
         lambda g: np.array([1.0, 1, np.nan, 1]),
         ValueError,
-        ("weights", "finite", "nan", r"[\[(]2"),
+        ("sample_weight", "finite", "nan", r"[\[(]2"),
         _TAKE_MASKS,
     ),
     Bad(
-        "weights",
+        "sample_weight",
         "infinite",
         lambda g: np.array([1.0, 1, 1, np.inf]),
         ValueError,
-        ("weights", "finite", "inf", r"[\[(]3"),
+        ("sample_weight", "finite", "inf", r"[\[(]3"),
         _TAKE_MASKS,
     ),
 ]
-for _name, _kind in (("mask", bool), ("weights", np.float64)):
+for _name, _kind in (("mask", bool), ("sample_weight", np.float64)):
     for _shape in ((3,), (5,), (4, 3), (3, 4), (1, 4), (4, 1, 1), (2, 1)):
         _says = (_name, "broadcast", r"\(4,\)", re.escape(str(_shape)), r"\(4, 3\)")
         _make = lambda g, shape=_shape, kind=_kind: np.ones(shape, kind)  # noqa: E731
@@ -282,24 +308,31 @@ _FROM_OPERANDS.append(Bad("grad_y", "None", lambda g: None, TypeError, ("grad_y"
 _TAKE_MOMENTS = ("normalize", "batch_norm_backward")
 _FROM_MOMENTS: list[Bad] = [
     Bad(
-        "m",
+        "moments",
         "a tuple",
         lambda g: (np.zeros(3), np.ones(3)),
         TypeError,
         ("Moments", "tuple", "from_statistics"),
         _TAKE_MOMENTS,
     ),
-    Bad("m", "None", lambda g: None, TypeError, ("Moments", "None", "bn.moments"), _TAKE_MOMENTS),
+    Bad("moments", "None", lambda g: None, TypeError, ("Moments", "None", "bn.moments"), _TAKE_MOMENTS),
     Bad(
-        "m",
+        "moments",
         "other channels",
         lambda g: bn.moments(g["x"][:, :2]),
         ValueError,
         (r"\(3,\)", r"\(2,\)", r"\(4, 3\)"),
         _TAKE_MOMENTS,
     ),
-    Bad("m", "of one", lambda g: bn.moments(g["x"], ()), ValueError, (r"\(3,\)", r"\(\)", r"\(4, 3\)"), _TAKE_MOMENTS),
-    Bad("m", "of nothing", lambda g: bn.Moments.empty(3), ValueError, ("nothing", "count", "0"), _TAKE_MOMENTS),
+    Bad(
+        "moments",
+        "of one",
+        lambda g: bn.moments(g["x"], ()),
+        ValueError,
+        (r"\(3,\)", r"\(\)", r"\(4, 3\)"),
+        _TAKE_MOMENTS,
+    ),
+    Bad("moments", "of nothing", lambda g: bn.Moments.empty(3), ValueError, ("nothing", "count", "0"), _TAKE_MOMENTS),
 ]
 
 _WRITERS = ("normalize", *BATCH)
@@ -481,7 +514,7 @@ OTHERS: list[tuple[str, Callable[[], Any], type[Exception], tuple[str, ...]]] = 
     ("counts beyond float64", lambda: _counted(1e308) + _counted(1e308), ValueError, ("counts", "1.8e308", "scale")),
     (
         "ghosts whose counts are beyond float64",
-        lambda: bn.Moments([1e308, 1e308], [0.0, 1.0], [1.0, 1.0]).merged(),
+        lambda: bn.Moments([1e308, 1e308], [0.0, 1.0], [1.0, 1.0]).reduce(),
         ValueError,
         ("counts", "1.8e308"),
     ),
@@ -671,12 +704,19 @@ FORWARDS: list[
         ValueError,
         ("select nothing",),
     ),
-    ("weights", lambda: bn.BatchNorm1d(3), (_ones(4, 3),), {"weights": -_ones(4)}, ValueError, ("weights", "negative")),
+    (
+        "sample_weight",
+        lambda: bn.BatchNorm1d(3),
+        (_ones(4, 3),),
+        {"sample_weight": -_ones(4)},
+        ValueError,
+        ("sample_weight", "negative"),
+    ),
     (
         "weights below 1",
         lambda: bn.BatchNorm1d(3),
         (_ones(4, 3),),
-        {"weights": _ones(4) / 8},
+        {"sample_weight": _ones(4) / 8},
         ValueError,
         ("running_var", "more than 1", r"0\.5", "running_correction=0"),
     ),

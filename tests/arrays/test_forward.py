@@ -22,7 +22,7 @@ def _forward(built: Built, **more) -> tuple[np.ndarray, bn.Moments]:
 
 
 def _bytes(built: Built) -> list[bytes]:
-    arrays = (built.x, built.grad, built.weight, built.bias, built.mask, built.weights, built.residual)
+    arrays = (built.x, built.grad, built.weight, built.bias, built.mask, built.sample_weight, built.residual)
     return [array.tobytes() for array in arrays if array is not None]
 
 
@@ -176,10 +176,10 @@ def test_parameters_of_either_width(dtype, parameters, rng):
 def test_strided_parameters_mask_and_weights(rng):
     x = rng.standard_normal((6, 4, 5))
     weight, bias = rng.standard_normal((2, 8))
-    mask, weights = rng.random((12, 10)) < 0.7, rng.random((5, 6)) + 0.5
-    y, m = bn.batch_norm(x, weight[::-2], bias[::2], mask=mask[::2, ::-2], weights=weights.T)
+    mask, sample_weight = rng.random((12, 10)) < 0.7, rng.random((5, 6)) + 0.5
+    y, m = bn.batch_norm(x, weight[::-2], bias[::2], mask=mask[::2, ::-2], sample_weight=sample_weight.T)
     packed = (weight[::-2].copy(), bias[::2].copy())
-    y_packed, m_packed = bn.batch_norm(x, *packed, mask=mask[::2, ::-2].copy(), weights=weights.T.copy())
+    y_packed, m_packed = bn.batch_norm(x, *packed, mask=mask[::2, ::-2].copy(), sample_weight=sample_weight.T.copy())
     assert same_bits(y, y_packed)
     assert m == m_packed
 
@@ -187,9 +187,9 @@ def test_strided_parameters_mask_and_weights(rng):
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 def test_weights_of_any_float_type(kind, rng):
     x = rng.standard_normal((6, 4))
-    weights = np.array([0.0, 0.25, 0.5, 1.0, 2.0, 4.0])
-    m = bn.moments(x, weights=weights.astype(kind))
-    assert m == bn.moments(x, weights=weights)
+    sample_weight = np.array([0.0, 0.25, 0.5, 1.0, 2.0, 4.0])
+    m = bn.moments(x, sample_weight=sample_weight.astype(kind))
+    assert m == bn.moments(x, sample_weight=sample_weight)
 
 
 def test_an_empty_batch_is_normalised_to_an_empty_batch(rng):

@@ -58,9 +58,9 @@ def test_any_split_merges_to_the_whole(parts):
 @given(splits(), SEEDS)
 def test_any_split_with_weights_merges_to_the_whole(parts, seed):
     rng = np.random.default_rng(seed)
-    weights = [np.round(rng.random(len(part)) * 4) / 2 + 0.25 for part in parts]
-    pieces = [bn.moments(part, weights=w) for part, w in zip(parts, weights, strict=True)]
-    whole = bn.moments(np.concatenate(parts), weights=np.concatenate(weights))
+    sample_weight = [np.round(rng.random(len(part)) * 4) / 2 + 0.25 for part in parts]
+    pieces = [bn.moments(part, sample_weight=w) for part, w in zip(parts, sample_weight, strict=True)]
+    whole = bn.moments(np.concatenate(parts), sample_weight=np.concatenate(sample_weight))
     assert_close(functools.reduce(bn.Moments.merge, pieces), whole, np.concatenate(parts))
 
 
@@ -129,10 +129,10 @@ def test_standard_scaler_with_sample_weight(parts, seed):
     scaler = StandardScaler()
     merged = bn.Moments.empty(parts[0].shape[1])
     for part in parts:
-        weights = rng.random(len(part)) + 0.1
+        sample_weight = rng.random(len(part)) + 0.1
         with np.errstate(invalid="ignore"):  # its variance of equal values may be a little below 0
-            scaler.partial_fit(part, sample_weight=weights)
-        merged = merged + bn.moments(part, weights=weights)
+            scaler.partial_fit(part, sample_weight=sample_weight)
+        merged = merged + bn.moments(part, sample_weight=sample_weight)
     _agrees_with(scaler, merged, np.concatenate(parts))
 
 

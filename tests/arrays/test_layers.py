@@ -163,13 +163,13 @@ def test_16_bit_data_with_float32_statistics(kind, rng):
 def test_layer_is_batch_norm_with_its_parameters(rng):
     """mask, weights, residual and activation go through, in forward and in backward."""
     x, residual, grad = rng.standard_normal((3, 9, 4, 5))
-    mask, weights = rng.random((9, 5)) < 0.7, rng.random((9, 5)) + 0.1
+    mask, sample_weight = rng.random((9, 5)) < 0.7, rng.random((9, 5)) + 0.1
     layer = bn.BatchNorm1d(4, activation=("leaky_relu", 0.3), eps=1e-3, dtype=np.float64)
     layer.weight[...], layer.bias[...] = rng.standard_normal((2, 4))
-    options = {"mask": mask, "weights": weights, "residual": residual}
+    options = {"mask": mask, "sample_weight": sample_weight, "residual": residual}
     common = {"eps": 1e-3, "activation": ("leaky_relu", 0.3)}
     y, m = bn.batch_norm(x, layer.weight, layer.bias, **options, **common)
-    assert same_bits(layer(x, mask, weights, residual), y)
+    assert same_bits(layer(x, mask, sample_weight, residual), y)
     np.testing.assert_allclose(layer.running_mean, 0.1 * m.mean, rtol=1e-14)
     np.testing.assert_allclose(layer.running_var, 0.9 + 0.1 * m.var(1), rtol=1e-14)
     expected = bn.batch_norm_backward(grad, x, m, layer.weight, layer.bias, **options, **common)

@@ -23,8 +23,8 @@ def _moments(built: Built) -> bn.Moments:
 
 
 def _canonical(built: Built) -> canonical.Sums:
-    weights = None if built.counted is None else canonical.columns(built.counted, built.case.kept)
-    return canonical.moments(canonical.columns(built.x, built.case.kept), weights)
+    sample_weight = None if built.counted is None else canonical.columns(built.counted, built.case.kept)
+    return canonical.moments(canonical.columns(built.x, built.case.kept), sample_weight)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -60,13 +60,13 @@ def test_the_tree_of_blocks(blocks, empty, rng):
         1e3,
         1.0,
     ]  # so that mean_low is not 0
-    weights = None
+    sample_weight = None
     if empty is not None:
-        weights = rng.random((x.shape[0], 1)) * (rng.random((x.shape[0], 1)) < 0.9)
-        weights[empty * canonical.BLOCK : (empty + 1) * canonical.BLOCK] = 0.0
-        weights[-1] = 0.5
-    m = bn.moments(x, weights=None if weights is None else weights[:, 0])
-    expected = canonical.moments(x, None if weights is None else np.broadcast_to(weights, x.shape))
+        sample_weight = rng.random((x.shape[0], 1)) * (rng.random((x.shape[0], 1)) < 0.9)
+        sample_weight[empty * canonical.BLOCK : (empty + 1) * canonical.BLOCK] = 0.0
+        sample_weight[-1] = 0.5
+    m = bn.moments(x, sample_weight=None if sample_weight is None else sample_weight[:, 0])
+    expected = canonical.moments(x, None if sample_weight is None else np.broadcast_to(sample_weight, x.shape))
     for name in FIELDS:
         assert same_bits(getattr(m, name), getattr(expected, name)), name
 
@@ -77,9 +77,9 @@ def test_the_tree_of_blocks(blocks, empty, rng):
 def test_non_finite_values_follow_the_canonical_order(value, where, length, selected, rng):
     x = rng.standard_normal((length, 3))
     x[where, 1] = value
-    weights = np.ones(length) if selected else None
-    m = bn.moments(x, weights=weights)
-    expected = canonical.moments(x, None if weights is None else np.broadcast_to(weights[:, None], x.shape))
+    sample_weight = np.ones(length) if selected else None
+    m = bn.moments(x, sample_weight=sample_weight)
+    expected = canonical.moments(x, None if sample_weight is None else np.broadcast_to(sample_weight[:, None], x.shape))
     for name in FIELDS:
         assert same_bits(getattr(m, name), getattr(expected, name)), name
     assert not np.isfinite(m.m2[1])
@@ -164,7 +164,7 @@ def test_a_mask_is_packing(case: Case):
 def test_integer_weights_are_repetition(dtype, rng):
     x = rng.standard_normal((700, 3)).astype(DTYPES[dtype])
     times = rng.integers(0, 9, 700)
-    m, repeated = bn.moments(x, weights=times.astype(np.float64)), bn.moments(np.repeat(x, times, axis=0))
+    m, repeated = bn.moments(x, sample_weight=times.astype(np.float64)), bn.moments(np.repeat(x, times, axis=0))
     assert m.count.tolist() == repeated.count.tolist()
     mean, m2 = (1e-14, 1e-13) if dtype == "float64" else (oracle.MEAN, oracle.M2)
     np.testing.assert_allclose(m.mean, repeated.mean, rtol=1e-14, atol=mean)
@@ -176,8 +176,8 @@ def test_gradients_of_integer_weights_are_those_of_repetition(rng):
     x, grad = rng.standard_normal((2, 40, 3))
     times = rng.integers(1, 5, 40)
     weight, bias = rng.standard_normal((2, 3))
-    m = bn.moments(x, weights=times.astype(float))
-    found = bn.batch_norm_backward(grad, x, m, weight, bias, weights=times.astype(float))
+    m = bn.moments(x, sample_weight=times.astype(float))
+    found = bn.batch_norm_backward(grad, x, m, weight, bias, sample_weight=times.astype(float))
     repeated = np.repeat(x, times, axis=0)
     split = np.repeat(grad / times[:, None], times, axis=0)
     whole = bn.batch_norm_backward(split, repeated, bn.moments(repeated), weight, bias)
@@ -193,9 +193,9 @@ def test_gradients_of_integer_weights_are_those_of_repetition(rng):
 def test_masks_and_weights_broadcast(shape, rng):
     """Against x of shape (4, 3, 5), channels on axis 1: without that axis, or with it as length one."""
     x = rng.standard_normal((4, 3, 5))
-    weights = rng.random(shape) + 0.5
-    full = np.broadcast_to(weights[:, 0] if len(shape) == 3 else weights, (4, 5))
-    assert bn.moments(x, weights=weights) == bn.moments(x, weights=full.copy())
+    sample_weight = rng.random(shape) + 0.5
+    full = np.broadcast_to(sample_weight[:, 0] if len(shape) == 3 else sample_weight, (4, 5))
+    assert bn.moments(x, sample_weight=sample_weight) == bn.moments(x, sample_weight=full.copy())
     mask = np.ones(shape, dtype=bool)
     mask.flat[0] = mask.size == 1
     full_mask = np.broadcast_to(mask[:, 0] if len(shape) == 3 else mask, (4, 5))
@@ -204,24 +204,24 @@ def test_masks_and_weights_broadcast(shape, rng):
 
 
 def test_mask_and_weights_together_multiply(rng):
-    x, mask, weights = rng.standard_normal((40, 3)), rng.random(40) < 0.5, rng.random(40)
-    assert bn.moments(x, mask=mask, weights=weights) == bn.moments(x, weights=weights * mask)
+    x, mask, sample_weight = rng.standard_normal((40, 3)), rng.random(40) < 0.5, rng.random(40)
+    assert bn.moments(x, mask=mask, sample_weight=sample_weight) == bn.moments(x, sample_weight=sample_weight * mask)
 
 
 def test_a_full_mask_and_weights_of_one_are_nothing(rng):
     x = rng.standard_normal((5000, 3))
     assert bn.moments(x, mask=np.ones(5000, dtype=bool)) == bn.moments(x)
-    assert bn.moments(x, weights=np.ones(5000)) == bn.moments(x)
+    assert bn.moments(x, sample_weight=np.ones(5000)) == bn.moments(x)
 
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 3e38])
-@pytest.mark.parametrize("how", ["mask", "weights"])
+@pytest.mark.parametrize("how", ["mask", "sample_weight"])
 @pytest.mark.parametrize("shape", [(64, 17), (3, 17, 49), (3, 2, 2500)], ids=str)
 def test_what_does_not_count_does_not_reach_the_statistics(shape, how, junk, rng):
     x = rng.standard_normal(shape).astype(np.float32)
     mask = rng.random(shape[:1] + shape[2:]) < 0.5
     mask.flat[0], mask.flat[-1] = False, True
-    selection = {"mask": mask} if how == "mask" else {"weights": mask.astype(np.float32)}
+    selection = {"mask": mask} if how == "mask" else {"sample_weight": mask.astype(np.float32)}
     clean = bn.moments(x, **selection)
     np.moveaxis(x, 1, -1)[~mask] = junk
     assert bn.moments(x, **selection) == clean
@@ -231,8 +231,8 @@ def test_what_does_not_count_does_not_reach_the_statistics(shape, how, junk, rng
 
 
 def test_scaling_all_weights_changes_only_the_count(rng):
-    x, weights = rng.standard_normal((300, 3)), rng.random(300)
-    m, scaled = bn.moments(x, weights=weights), bn.moments(x, weights=weights * 1024)
+    x, sample_weight = rng.standard_normal((300, 3)), rng.random(300)
+    m, scaled = bn.moments(x, sample_weight=sample_weight), bn.moments(x, sample_weight=sample_weight * 1024)
     assert same_bits(scaled.count, m.count * 1024)
     assert same_bits(scaled.mean, m.mean)
     assert same_bits(scaled.var(), m.var())
@@ -259,7 +259,7 @@ def test_moments_of_an_empty_array_are_empty(shape, axis, kept):
 def test_moments_of_a_mask_that_selects_nothing_are_empty(rng):
     x = rng.standard_normal((5000, 3))
     assert bn.moments(x, mask=np.zeros(5000, dtype=bool)) == bn.Moments.empty(3)
-    assert bn.moments(x, weights=np.zeros(5000)) == bn.Moments.empty(3)
+    assert bn.moments(x, sample_weight=np.zeros(5000)) == bn.Moments.empty(3)
 
 
 def test_moments_of_one_position(rng):

@@ -40,8 +40,8 @@ ROWS = {
     "virtual_batch_size": Row((None, 1, 64, np.int32(2)), (0, -3), (True, 2.0, "8"), "virtual_batchsize"),
     "on_nonfinite": Row(("propagate", "skip", "raise"), ("Skip", "ignore", ""), (None, True, 1), "on_non_finite"),
     "on_single_value": Row(("error", "running"), ("skip", "Error"), (None, 1), "on_singlevalue"),
-    "statistics": Row(("auto", "batch", "running"), ("Batch", "mine"), (None, True, 3), "statistic"),
-    "update": Row((None, True, False, np.True_), (), ("no", 1, 0.0), "updat"),
+    "normalize_with": Row(("auto", "batch", "running"), ("Batch", "mine"), (None, True, 3), "normalise_with"),
+    "update_running_stats": Row((None, True, False, np.True_), (), ("no", 1, 0.0), "update_runing_stats"),
     "train_affine": Row((True, False), (), FLAGS, "train_afine"),
     "keep_count": Row((True, False), (), FLAGS, "keep_counts"),
     "activation": Row(
@@ -65,12 +65,8 @@ LAYERS = NUMPY | TORCH | CONVERTED
 SETTABLE = {name: make()._settable for name, make in LAYERS.items()}  # which options each has
 
 
-def _name_in(layer: str, option: str) -> str:
-    return "correction" if (layer, option) == ("RunningStatistics", "running_correction") else option
-
-
 def _has(layer: str, option: str) -> bool:
-    return _name_in(layer, option) in SETTABLE[layer]
+    return option in SETTABLE[layer]
 
 
 def _builds(layer: str, option: str) -> bool:
@@ -86,7 +82,7 @@ def _wrong(layer: str, option: str) -> list[tuple[Any, type[Exception]]]:
 
 def _state(layer: Any) -> Any:
     """All that a layer holds, by bits."""
-    arrays = layer.state() if isinstance(layer, bn.RunningStatistics) else layer.state_dict()
+    arrays = layer._state() if isinstance(layer, bn.RunningStatistics) else layer.state_dict()
     bits = {name: (v.numpy(force=True) if isinstance(v, torch.Tensor) else v).tobytes() for name, v in arrays.items()}
     inner = _state(layer.running) if isinstance(layer, bn.BatchNorm) and layer.running else None
     plain = {name: repr(v) for name, v in vars(layer).items() if not name.startswith("_")}
@@ -112,15 +108,15 @@ def test_the_rows_are_the_options():
     shared = {"eps", "momentum", *(option.name for option in _options.EXTRA)}
     assert set(ROWS) == shared
     for layer, settable in SETTABLE.items():
-        own = {"frozen", "training", "reproducible", "correction"}
+        own = {"training", "reproducible"}
         assert settable.keys() - own <= shared, layer
     assert all(len(TORCH_SETTABLE) >= len(shared) for TORCH_SETTABLE in map(SETTABLE.__getitem__, TORCH | CONVERTED))
 
 
 def test_wrong_values_are_refused_by_constructors_and_on_assignment():
-    for layer, option in CELLS:
-        name, own = _name_in(layer, option), layer.split()[-1]
-        for value, error in _wrong(layer, option):
+    for layer, name in CELLS:
+        own = layer.split()[-1]
+        for value, error in _wrong(layer, name):
             cell = f"{layer}({name}={value!r})"
             rule = SETTABLE[layer][name].rule
             one = LAYERS[layer]()
@@ -128,21 +124,20 @@ def test_wrong_values_are_refused_by_constructors_and_on_assignment():
             said = (f"{own}: {name} {rule}; got ", repr(value)[:9])
             _refused(f"{cell}, set", error, said, setattr, one, name, value)
             assert _state(one) == before, cell
-            if _builds(layer, option):
+            if _builds(layer, name):
                 _refused(cell, error, said, LAYERS[layer], **{name: value})
 
 
 def test_right_values_are_kept():
-    for layer, option in CELLS:
-        name = _name_in(layer, option)
-        for value in ROWS[option].right:
-            if option == "virtual_batch_size" and layer.endswith("SyncBatchNorm") and value is not None:
+    for layer, name in CELLS:
+        for value in ROWS[name].right:
+            if name == "virtual_batch_size" and layer.endswith("SyncBatchNorm") and value is not None:
                 continue
             cell = f"{layer}({name}={value!r})"
             one = LAYERS[layer]()
             setattr(one, name, value)
             assert getattr(one, name) == value, cell
-            if _builds(layer, option):
+            if _builds(layer, name):
                 built = LAYERS[layer](**{name: value})
                 assert getattr(built, name) == value, cell
                 assert repr(built) == repr(one), cell
@@ -152,14 +147,13 @@ def test_right_values_are_kept():
 
 
 def test_misspelt_names_are_refused():
-    for layer, option in CELLS:
-        name, misspelt = _name_in(layer, option), ROWS[option].misspelt
-        if option == "virtual_batch_size" and layer.endswith("SyncBatchNorm"):
+    for layer, name in CELLS:
+        misspelt = ROWS[name].misspelt
+        if name == "virtual_batch_size" and layer.endswith("SyncBatchNorm"):
             continue
         one = LAYERS[layer]()
         before = _state(one)
-        value = next(v for v in ROWS[option].right if v is not None)
-        misspelt = misspelt if name == option else "corection"
+        value = next(v for v in ROWS[name].right if v is not None)
         _refused(f"{layer}.{misspelt}", AttributeError, (misspelt, repr(name)), setattr, one, misspelt, value)
         assert _state(one) == before
         with pytest.raises(TypeError, match=misspelt):
@@ -175,16 +169,18 @@ FUNCTIONS = {
     ),
     "torch batch_norm": (
         ("eps", "momentum", "running_correction", "activation"),
-        lambda **o: bnt.functional.batch_norm(torch.from_numpy(X), bnt.functional.Statistics.initial(2), **o),
+        lambda **o: bnt.functional.batch_norm(
+            torch.from_numpy(X), bnt.functional.RunningStatistics.initial(2), training=True, **o
+        ),
     ),
     "torch batch_norm in evaluation": (
         ("eps", "momentum", "running_correction", "activation"),
         lambda **o: bnt.functional.batch_norm(
-            torch.from_numpy(X), bnt.functional.Statistics.initial(2), training=False, **o
+            torch.from_numpy(X), bnt.functional.RunningStatistics.initial(2), training=False, **o
         ),
     ),
-    "merge_statistics": (
-        ("running_correction",), lambda **o: bnt.merge_statistics([torch.nn.BatchNorm1d(2)], [3], **o)
+    "merge_state_dicts": (
+        ("running_correction",), lambda **o: bnt.merge_state_dicts([torch.nn.BatchNorm1d(2)], [3], **o)
     ),
 }  # fmt: skip
 X, OUT = np.arange(8, dtype=np.float32).reshape(4, 2), np.full((4, 2), 7, np.float32)
@@ -247,8 +243,6 @@ def test_defaults_of_numpy_are_those_of_the_options():
         bn.Renorm,
     ):
         known = _options.by_name(_options.EPS, _options.MOMENTUM, *_options.EXTRA, *_options.RENORM_PARAMETERS)
-        known |= _options.by_name(_options.FROZEN, _options.RUNNING_CORRECTION.called("correction"))
-        known.pop("correction") if "axis" in inspect.signature(function).parameters else None
         for p in inspect.signature(function).parameters.values():
             assert p.name not in known or p.default == known[p.name].default, f"{function.__name__}({p.name})"
 
@@ -284,7 +278,7 @@ def test_eps_of_zero_evaluates_and_does_not_train(name):
     """As in torch.nn since 2.13; older versions train with it, or refuse both."""
     x = torch.from_numpy(X).reshape(_rank(name))
     torch.testing.assert_close(MODULES[name](2, eps=0).eval()(x), x)  # mean 0, variance 1
-    for mode, options in ((True, {}), (False, {"statistics": "batch"}), (True, {"update": False})):
+    for mode, options in ((True, {}), (False, {"normalize_with": "batch"}), (True, {"update_running_stats": False})):
         layer = MODULES[name](2, eps=0, **options).train(mode)
         before = _state(layer)
         words = f"{name}: eps must be positive"
@@ -329,8 +323,8 @@ def test_modules_take_attributes_of_the_users_own():
     for name, value in {
         "activations": torch.ones(2),
         "gain": 2,
-        "statistics_": None,
-        "updates": 3,
+        "normalize_withs": None,
+        "update_running_stats_": 3,
         "drop": "x",
     }.items():
         setattr(layer, name, value)
@@ -340,11 +334,11 @@ def test_modules_take_attributes_of_the_users_own():
     assert isinstance(layer.get_submodule("activaton_fn"), torch.nn.ReLU)
 
     class Mine(bnt.BatchNorm1d):
-        updat = False
+        update_running_stat = False
 
     mine = Mine(2)
-    mine.updat = True
-    assert mine.updat
+    mine.update_running_stat = True
+    assert mine.update_running_stat
 
 
 def test_numpy_layers_of_the_users_own_declare_their_attributes():
@@ -389,7 +383,7 @@ def test_numpy_arrays_that_are_replaced_must_fit():
 
 
 def test_what_needs_running_statistics_is_refused_without_them():
-    needs = {"statistics": "running", "update": True, "renorm": bn.Renorm(), "keep_count": True}
+    needs = {"normalize_with": "running", "update_running_stats": True, "renorm": bn.Renorm(), "keep_count": True}
     for name, make in LAYERS.items():
         if name == "RunningStatistics":
             continue
@@ -423,7 +417,7 @@ def test_scripts_are_refused_with_what_works_instead():
 
 def test_operands_that_are_no_tensors():
     x, mask = torch.from_numpy(X), np.array([True, True, False, True])
-    wrong = {"mask": (mask, mask.tolist()), "weights": ([1.0] * 4, np.ones(4)), "residual": (1.0, 1, X)}
+    wrong = {"mask": (mask, mask.tolist()), "sample_weight": ([1.0] * 4, np.ones(4)), "residual": (1.0, 1, X)}
     for name, values in wrong.items():
         for value in values:
             said = f"{name} must be a tensor"
@@ -431,9 +425,20 @@ def test_operands_that_are_no_tensors():
                 before, cell = _state(layer), f"{layer}, {name}={value!r}"
                 _refused(cell, TypeError, (said, f"got {type(value).__name__}"), layer, x, **{name: value})
                 assert _state(layer) == before, cell
-            _refused(f"function, {name}", TypeError, (said,), bnt.functional.batch_norm, x, None, **{name: value})
+            _refused(
+                f"function, {name}",
+                TypeError,
+                (said,),
+                bnt.functional.batch_norm,
+                x,
+                None,
+                training=True,
+                **{name: value},
+            )
             many = {name: [None, value]}
-            _refused(f"function, {name}", TypeError, (said,), bnt.functional.batch_norm, [x, x], None, **many)
+            _refused(
+                f"function, {name}", TypeError, (said,), bnt.functional.batch_norm, [x, x], None, training=True, **many
+            )
 
 
 # --- renorm: parameters and schedule ---

@@ -25,8 +25,8 @@ LAYERS: dict[str, dict[str, Any]] = {
     "biased": {"running_correction": 0, "keep_count": True},
     "ghosts": {"virtual_batch_size": 2, "on_nonfinite": "raise"},
     "renorm": {"renorm": bn.Renorm(start=0, r_end=2, d_end=2)},
-    "frozen statistics": {"statistics": "running"},
-    "batch in evaluation": {"statistics": "batch", "update": True},
+    "frozen statistics": {"normalize_with": "running"},
+    "batch in evaluation": {"normalize_with": "batch", "update_running_stats": True},
     "no parameters": {"affine": False, "dtype": np.float64},
     "no statistics": {"track_running_stats": False},
 }
@@ -131,7 +131,7 @@ CALLS: dict[str, tuple[str, Call]] = {  # what a layer must have for it
         for what, call in {
             "load": _loads(dict),
             "load without it": _loads(lambda state: state.pop("running_count", None)),
-            "update": _updates(lambda: EYE),
+            "update_running_stats": _updates(lambda: EYE),
             "reset": lambda layer: layer.reset_running_stats(),
         }.items()
     },
@@ -140,8 +140,8 @@ CALLS: dict[str, tuple[str, Call]] = {  # what a layer must have for it
 
 
 def _applies(layer: bn.BatchNorm, needs: str) -> bool:
-    updates = layer.training if layer.update is None else layer.update
-    statistics = {"auto": "batch" if layer.training else "running"}.get(layer.statistics, layer.statistics)
+    updates = layer.training if layer.update_running_stats is None else layer.update_running_stats
+    statistics = {"auto": "batch" if layer.training else "running"}.get(layer.normalize_with, layer.normalize_with)
     known = {
         "": True,
         "running": layer.running is not None,
@@ -157,7 +157,7 @@ def _applies(layer: bn.BatchNorm, needs: str) -> bool:
 TAKEN = {
     "x": ("shape (4, 3, 0)", "shape (0, 3)", "shape (0, 3, 5)", "shape (1, 3)", "shape (1, 3, 1)"),
     "mask": ("nothing", "one"),
-    "weights": ("nothing", "one"),
+    "sample_weight": ("nothing", "one"),
 }
 
 
@@ -180,7 +180,7 @@ def test_a_refused_call_changes_nothing_in_a_layer(name, training):
             layer = _made(LAYERS[name], training)
 
     for bad in test_errors.TABLE:
-        if bad.argument in ("x", "mask", "weights", "residual", "grad_y"):
+        if bad.argument in ("x", "mask", "sample_weight", "residual", "grad_y"):
             good = {key: value.copy() for key, value in GOOD.items()}
             value = bad.make(good)
             cell = f"{bad.argument} {bad.what}"
@@ -213,7 +213,7 @@ def test_a_refused_call_of_a_function_writes_nothing(name):
                 continue
             good = test_errors._good()
             if "virtual_batch_size" in options:
-                good["m"] = bn.moments(good["x"], **options)
+                good["moments"] = bn.moments(good["x"], **options)
             given = good | {bad.argument: bad.make(good)} | options
             given = {key: value for key, value in given.items() if key in parameters}
             before = test_errors._contents(given)

@@ -117,14 +117,14 @@ def test_usual_calls_take_no_check_in_python(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_running_statistics_move_by_the_same_bits(momentum: float | None, correction: int, dtype: str) -> None:
     running = [
-        bn.RunningStatistics(4, momentum=momentum, correction=correction, dtype=dtype, on_nonfinite=rule)
+        bn.RunningStatistics(4, momentum=momentum, running_correction=correction, dtype=dtype, on_nonfinite=rule)
         for rule in ("propagate", "skip")  # the second looks at the values, in Python
     ]
     for seed in range(4):
         m = bn.moments(data("float32", "contiguous", seed))
         for r in running:
             assert r.update(m)
-    for a, b in zip(running[0].state().values(), running[1].state().values(), strict=True):
+    for a, b in zip(running[0]._state().values(), running[1]._state().values(), strict=True):
         assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
     assert running[0].moments() == bn.Moments.from_statistics(running[0].running_mean, running[0].running_var)
 
@@ -186,8 +186,8 @@ BACKWARD: dict[str, dict[str, Any]] = {
     "gradient's shape": {"grad_y": x0[:2]},
     "gradient's dtype": {"grad_y": x0.astype(np.float64)},
     "residual's shape": {"residual": x0[:2]},
-    "other moments": {"m": bn.moments(x0[:, :2])},
-    "no moments": {"m": bn.Moments.empty(3)},
+    "other moments": {"moments": bn.moments(x0[:, :2])},
+    "no moments": {"moments": bn.Moments.empty(3)},
     "weight's length": {"weight": np.ones(4, np.float32)},
     "one value": {"x": x0[:1], "grad_y": x0[:1]},
     "out's dtype": {"out": np.empty((4, 3))},
@@ -198,7 +198,7 @@ BACKWARD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", BACKWARD)
 def test_backwards_are_refused_in_the_same_words(name: str, long_way: Callable[[bool], None]) -> None:
-    call = {"grad_y": x0, "x": x0, "m": bn.moments(x0), "activation": "relu", **BACKWARD[name]}
+    call = {"grad_y": x0, "x": x0, "moments": bn.moments(x0), "activation": "relu", **BACKWARD[name]}
     said = []
     for off in (False, True):
         long_way(off)
@@ -219,12 +219,12 @@ def test_less_usual_calls_are_served_all_the_same() -> None:
 
 def test_a_state_out_of_the_ordinary_is_refused_and_nothing_moves() -> None:
     running = bn.RunningStatistics(3)
-    kept = {name: value.copy() for name, value in running.state().items()}
+    kept = {name: value.copy() for name, value in running._state().items()}
     with pytest.raises(ValueError, match="more than 1"):
         running.update(bn.Moments([2, 1, 2], [0, 0, 0], [1, 0, 1]))
     with pytest.raises(ValueError, match="one value for each channel"):
         running.update(bn.moments(np.ones((4, 2))))
-    for name, value in running.state().items():
+    for name, value in running._state().items():
         np.testing.assert_array_equal(value, kept[name])
     running.running_var[1] = -1
     with pytest.raises(ValueError, match="a variance is not negative"):

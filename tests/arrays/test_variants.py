@@ -90,22 +90,22 @@ def test_masked_is_packed(p, seed):
 def test_gradients_with_weights(p, seed):
     """Every position is normalised, so gradients flow from uncounted positions, too."""
     rng = np.random.default_rng(seed)
-    weights = rng.random(p.positions) * (rng.random(p.positions) < 0.7)
-    assume((weights > 0).sum() >= 2)
-    y, m = p.forward(weights=weights)
-    assert_agrees(y, p.backward(m, weights=weights), p.plain(counted=weights))
+    sample_weight = rng.random(p.positions) * (rng.random(p.positions) < 0.7)
+    assume((sample_weight > 0).sum() >= 2)
+    y, m = p.forward(sample_weight=sample_weight)
+    assert_agrees(y, p.backward(m, sample_weight=sample_weight), p.plain(counted=sample_weight))
 
 
 @given(problems(), SEEDS)
 def test_weights_of_0_and_1_are_a_mask_exactly(p, seed):
     mask = np.random.default_rng(seed).random(p.positions) < 0.7
     assume(mask.sum() >= 2)
-    for weights in (mask.astype(np.float32), mask.astype(np.float64)):
+    for sample_weight in (mask.astype(np.float32), mask.astype(np.float64)):
         y, m = p.forward(mask=mask)
-        y_weighted, m_weighted = p.forward(weights=weights)
+        y_weighted, m_weighted = p.forward(sample_weight=sample_weight)
         assert m_weighted == m
         assert same_bits(y_weighted, y)
-        g, g_weighted = p.backward(m, mask=mask), p.backward(m, weights=weights)
+        g, g_weighted = p.backward(m, mask=mask), p.backward(m, sample_weight=sample_weight)
         assert all(same_bits(getattr(g_weighted, name), getattr(g, name)) for name in ("x", "weight", "bias"))
 
 
@@ -120,12 +120,12 @@ def test_integer_weights_are_repetition(p, seed):
     counted = k > 0
     grad[~counted] = 0  # no copy of these exists
     repeated = np.repeat(x, k, axis=0)
-    y, m = bn.batch_norm(x, p.weight, p.bias, weights=k.astype(np.float64))
+    y, m = bn.batch_norm(x, p.weight, p.bias, sample_weight=k.astype(np.float64))
     expected, expected_m = bn.batch_norm(repeated, p.weight, p.bias)
     np.testing.assert_allclose(np.repeat(y, k, axis=0), expected, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(m.m2, expected_m.m2, rtol=1e-12)
     shared = np.repeat(grad / np.maximum(k, 1)[:, None], k, axis=0)
-    g = bn.batch_norm_backward(grad, x, m, p.weight, p.bias, weights=k.astype(np.float64))
+    g = bn.batch_norm_backward(grad, x, m, p.weight, p.bias, sample_weight=k.astype(np.float64))
     of_copies = bn.batch_norm_backward(shared, repeated, expected_m, p.weight, p.bias)
     together = np.add.reduceat(of_copies.x, np.concatenate([[0], np.cumsum(k[counted])[:-1]]), axis=0)
     size = 1 + np.abs(together).max()
@@ -186,15 +186,15 @@ def test_ghosts_forward_and_backward(p, size):
 @given(problems(), st.integers(1, 12), SEEDS)
 def test_ghosts_with_weights(p, size, seed):
     rng = np.random.default_rng(seed)
-    weights = rng.random(p.positions) * (rng.random(p.positions) < 0.8)
-    parts = [weights[i : i + size] for i in range(0, len(weights), size)]
+    sample_weight = rng.random(p.positions) * (rng.random(p.positions) < 0.8)
+    parts = [sample_weight[i : i + size] for i in range(0, len(sample_weight), size)]
     if any((part > 0).sum() < 2 for part in parts):
         with pytest.raises(ValueError, match=r"two|one counted value|select nothing"):
-            p.forward(weights=weights, virtual_batch_size=size)
+            p.forward(sample_weight=sample_weight, virtual_batch_size=size)
         return
-    y, m = p.forward(weights=weights, virtual_batch_size=size)
-    found = p.backward(m, weights=weights, virtual_batch_size=size)
-    assert_agrees(y, found, p.plain(counted=weights, size=size))
+    y, m = p.forward(sample_weight=sample_weight, virtual_batch_size=size)
+    found = p.backward(m, sample_weight=sample_weight, virtual_batch_size=size)
+    assert_agrees(y, found, p.plain(counted=sample_weight, size=size))
 
 
 @given(problems(), st.integers(0, 3))
@@ -204,14 +204,14 @@ def test_one_ghost_is_plain_exactly(p, more):
     y, m = p.forward()
     y_ghost, m_ghost = p.forward(virtual_batch_size=size)
     assert same_bits(y_ghost, y)
-    assert m_ghost.merged() == m
+    assert m_ghost.reduce() == m
     g, g_ghost = p.backward(m), p.backward(m_ghost, virtual_batch_size=size)
     assert all(same_bits(getattr(g_ghost, name), getattr(g, name)) for name in ("x", "weight", "bias"))
 
 
 @given(problems(most=30), st.integers(1, 12))
 def test_ghosts_merge_to_the_batch(p, size):
-    m, merged = bn.moments(p.x), bn.moments(p.x, virtual_batch_size=size).merged()
+    m, merged = bn.moments(p.x), bn.moments(p.x, virtual_batch_size=size).reduce()
     assert same_bits(merged.count, m.count)
     assert (np.abs((merged.mean - m.mean) + (merged.mean_low - m.mean_low)) <= 1e-14 * np.ptp(p.x)).all()
     np.testing.assert_allclose(merged.m2, m.m2, rtol=1e-12, atol=1e-26 * np.ptp(p.x) ** 2)
@@ -225,7 +225,7 @@ def test_merging_follows_the_canonical_tree(p, size):
     while len(level) > 1:
         pairs = [canonical.merge(*level[i : i + 2]) for i in range(0, len(level) - 1, 2)]
         level = pairs + level[len(pairs) * 2 :]
-    merged = ghosts.merged()
+    merged = ghosts.reduce()
     assert all(same_bits(getattr(merged, name), getattr(level[0], name)) for name in canonical.Sums._fields)
 
 
@@ -233,12 +233,12 @@ def test_merging_along_any_axis(rng):
     x = rng.standard_normal((6, 2, 3, 5))
     m = bn.moments(x, axis=(1, 2))
     for axis in (0, 1, -1, -2):
-        found = m.merged(axis)
+        found = m.reduce(axis)
         parts = [bn.Moments(*(np.take(v, i, axis) for v in (m.count, m.mean, m.m2))) for i in range(m.shape[axis])]
         np.testing.assert_allclose(found.m2, functools.reduce(bn.Moments.merge, parts).m2, rtol=1e-13)
-    assert bn.Moments.empty((0, 3)).merged() == bn.Moments.empty(3)
+    assert bn.Moments.empty((0, 3)).reduce() == bn.Moments.empty(3)
     with pytest.raises(ValueError, match="no axis 2"):
-        m.merged(2)
+        m.reduce(2)
 
 
 def test_ghosts_cut_the_first_reduced_axis(rng):
@@ -300,7 +300,7 @@ def test_evaluation_ignores_ghosts(rng):
 def test_ghosts_of_nothing(rng):
     empty = bn.moments(np.zeros((0, 3)), virtual_batch_size=2)
     assert empty.shape == (0, 3)
-    assert empty.merged() == bn.Moments.empty(3)
+    assert empty.reduce() == bn.Moments.empty(3)
     with pytest.raises(ValueError, match=r"every axis of the input .* is a channel axis"):
         bn.moments(np.eye(3), axis=(0, 1), virtual_batch_size=2)
 
@@ -333,7 +333,7 @@ def test_renormalization_forward_and_backward(p, limits, size):
     assume(_divides(p, size or len(p.x)))
     running = _running(p)
     m = bn.moments(p.x, virtual_batch_size=size)
-    options = {"virtual_batch_size": size, "correction": bn.Renorm(*limits, **CONSTANT).correction(m, running)}
+    options = {"virtual_batch_size": size, "renorm_factors": bn.Renorm(*limits, **CONSTANT).factors(m, running)}
     y = bn.normalize(p.x, m, p.weight, p.bias, **options)
     expected = p.plain(size=size, renorm=plain_formulas.Renormalized(running.mean, running.var(), *limits))
     assert_agrees(y, p.backward(m, **options), expected)
@@ -358,7 +358,9 @@ def test_renormalization_with_limits_1_and_0_is_plain_exactly(p, seed):
 def test_renormalization_without_limits_is_evaluation(p):
     """Inside the limits, training computes what evaluation would."""
     assume(p.x.size > p.x.shape[1])
-    layer = bn.BatchNorm(p.x.shape[1], dtype=np.float64, renorm=bn.Renorm(1e9, 1e9, **CONSTANT), update=False)
+    layer = bn.BatchNorm(
+        p.x.shape[1], dtype=np.float64, renorm=bn.Renorm(1e9, 1e9, **CONSTANT), update_running_stats=False
+    )
     layer.running_mean[...] = 0.5
     y = layer(p.x)
     np.testing.assert_allclose(y, layer.eval()(p.x), rtol=1e-9, atol=1e-9 * np.abs(y).max())
@@ -392,17 +394,17 @@ def test_the_schedule_continues_from_a_state(rng):
 
 def test_renormalization_is_for_training_alone(rng):
     x = rng.standard_normal((6, 3))
-    layer = bn.BatchNorm1d(3, renorm=bn.Renorm(**CONSTANT), statistics="batch", dtype=np.float64).eval()
+    layer = bn.BatchNorm1d(3, renorm=bn.Renorm(**CONSTANT), normalize_with="batch", dtype=np.float64).eval()
     assert same_bits(layer(x), bn.batch_norm(x)[0])
 
 
-def test_corrections_that_are_refused(rng):
+def test_factors_that_are_refused(rng):
     x = rng.standard_normal((6, 3))
     m = bn.moments(x)
     with pytest.raises(TypeError, match=r"must come from bn\.Renorm"):
-        bn.normalize(x, m, correction=(1.0, 0.0))
-    other = bn.Renorm().correction(bn.moments(x[:, :2]), bn.Moments.from_statistics([0.0, 0.0], [1.0, 1.0]))
+        bn.normalize(x, m, renorm_factors=(1.0, 0.0))
+    other = bn.Renorm().factors(bn.moments(x[:, :2]), bn.Moments.from_statistics([0.0, 0.0], [1.0, 1.0]))
     with pytest.raises(ValueError, match=r"of the same moments.* \(3,\); got shapes \(2,\) and \(2,\)"):
-        bn.normalize(x, m, correction=other)
-    with pytest.raises(ValueError, match=r"Renorm.correction: eps must be positive"):
-        bn.Renorm().correction(m, m, eps=-1.0)
+        bn.normalize(x, m, renorm_factors=other)
+    with pytest.raises(ValueError, match=r"Renorm.factors: eps must be positive"):
+        bn.Renorm().factors(m, m, eps=-1.0)

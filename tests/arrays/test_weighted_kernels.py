@@ -48,7 +48,7 @@ KINDS = {
 
 
 def _run(arrays: dict[str, np.ndarray], w: np.ndarray) -> list[np.ndarray]:
-    given = {"mask": w} if w.dtype == np.bool_ else {"weights": w}
+    given = {"mask": w} if w.dtype == np.bool_ else {"sample_weight": w}
     m = bn.moments(arrays["x"], **given)
     y, m = bn.batch_norm(arrays["x"], activation="relu", **given)
     ones = np.ones(arrays["x"].shape[1])
@@ -90,7 +90,7 @@ def test_all_true_is_no_mask(dtype, layout):
     y, m = bn.batch_norm(x)
     for options in (
         {"mask": np.ones((6, 31, 29), bool)},
-        {"weights": np.ones((6, 31, 29))},
+        {"sample_weight": np.ones((6, 31, 29))},
         {"mask": np.ones((31, 1), bool)},
     ):
         found_y, found = bn.batch_norm(x, **options)
@@ -99,15 +99,15 @@ def test_all_true_is_no_mask(dtype, layout):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["mask", "float32"])
+@pytest.mark.parametrize("sample_weight", ["mask", "float32"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-def test_results_that_go_past_the_cache(layout, weights):
+def test_results_that_go_past_the_cache(layout, sample_weight):
     """Weighted runs of any beginning are stored past the cache as ordinary stores would have written them."""
     rng = np.random.default_rng(2)
     shape = (3, 29, 223, 227)
     x, grad = (lay_out(rng.standard_normal(shape, np.float32), layout, (1,)) for _ in range(2))
-    w = rng.random((3, 1, 223, 227), np.float32) if weights == "float32" else rng.random((3, 1, 223, 227)) < 0.5
-    given = {"mask": w} if weights == "mask" else {"weights": w}
+    w = rng.random((3, 1, 223, 227), np.float32) if sample_weight == "float32" else rng.random((3, 1, 223, 227)) < 0.5
+    given = {"mask": w} if sample_weight == "mask" else {"sample_weight": w}
     results = []
     for isa in (ISAS[-2], ISAS[0]):  # of the vectors, the plainest and the best
         bn._native.force_isa(isa)

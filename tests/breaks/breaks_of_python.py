@@ -10,7 +10,7 @@ BREAKS = [
     # --- functions on arrays ---
     Break(
         SRC + "_functional.py",
-        "sums[0] = correction.grad_weight(sums[0], sums[1])",
+        "sums[0] = factors.grad_weight(sums[0], sums[1])",
         "pass",
         "renormalization: gradient of weight without r and d",
         "test_variants.py test_layers.py",
@@ -236,7 +236,7 @@ BREAKS = [
     # --- running statistics and layers ---
     Break(
         SRC + "_running.py",
-        "a * (m.m2 / (m.count - self.correction))",
+        "a * (m.m2 / (m.count - self.running_correction))",
         "a * (m.m2 / m.count)",
         "running_var: biased, whatever the correction",
         "test_running.py test_layers.py",
@@ -256,15 +256,15 @@ BREAKS = [
         "test_running.py",
     ),
     Break(
-        SRC + "_running.py",
-        "if self.frozen or self.running_count is not None",
-        "if self.running_count is not None",
-        "frozen statistics move",
+        SRC + "_layers.py",
+        "self.training if self.update_running_stats is None else bool(self.update_running_stats)",
+        "self.training",
+        "update_running_stats=False: the statistics move",
         "test_running.py",
     ),
     Break(
         SRC + "_running.py",
-        "var - self._gap() if self.correction else var + self._gap()",
+        "var - self._gap() if self.running_correction else var + self._gap()",
         "var",
         "keep_count: the other variance is not computed",
         "test_running.py",
@@ -292,7 +292,7 @@ BREAKS = [
     ),
     Break(
         SRC + "_layers.py",
-        "batch if len(batch.shape) == len(self._shape) else batch.merged()",
+        "batch if len(batch.shape) == len(self._shape) else batch.reduce()",
         "batch",
         "ghosts: running statistics cannot take their moments",
         "test_running.py",
@@ -449,14 +449,14 @@ BREAKS = [
         SRC + "torch/_merged_layers.py",
         '"running_var": var.clamp(min=0)',
         '"running_var": var.clamp(min=1)',
-        "merge_statistics: a variance",
+        "merge_state_dicts: a variance",
         "test_torch_rounds.py test_torch_states.py",
     ),
     Break(
         SRC + "torch/_merged_layers.py",
         "kept = [(1 - start.momentum) ** n for n in added]",
         "kept = [1 - start.momentum for n in added]",
-        "merge_statistics: since= weighs the start",
+        "merge_state_dicts: since= weighs the start",
         "test_torch_rounds.py",
     ),
     Break(

@@ -111,7 +111,7 @@ def _selection(rng: np.random.Generator, shape: list[int]) -> dict[str, np.ndarr
         w[w < 0.3] = 0
         flat = w.reshape(-1)
         flat[: flat.size // 2] = np.ceil(flat[: flat.size // 2] - 0.3)
-        return {"weights": w.astype(rng.choice(["float32", "float64"]))}
+        return {"sample_weight": w.astype(rng.choice(["float32", "float64"]))}
     return {}
 
 

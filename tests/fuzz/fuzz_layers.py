@@ -48,8 +48,8 @@ def options_of(rng: Rng, kind: str) -> dict[str, Any]:
     maybe("activation", *ACTIVATIONS, often=0.7)
     maybe("on_nonfinite", "skip", "raise")
     maybe("running_correction", 0)
-    maybe("statistics", "batch", *(() if "track_running_stats" in found else ("running",)), often=0.2)
-    maybe("update", False, *(() if "track_running_stats" in found else (True,)), often=0.2)
+    maybe("normalize_with", "batch", *(() if "track_running_stats" in found else ("running",)), often=0.2)
+    maybe("update_running_stats", False, *(() if "track_running_stats" in found else (True,)), often=0.2)
     maybe("train_affine", False, often=0.1)
     if kind != "numpy":
         maybe("on_single_value", "running")
@@ -124,8 +124,8 @@ def operands_of(rng: Rng, kind: str, shape: tuple[int, ...], dtype: torch.dtype)
     if rng.random() < 0.3:
         found["mask"] = torch.from_numpy(rng.random(rest) < rng.choice([0.3, 0.9]))
     if rng.random() < 0.3:
-        found["weights"] = torch.from_numpy(rng.random(rest) * rng.choice([0.5, 3]) * (rng.random(rest) < 0.9))
-        found["weights"] = found["weights"].to(torch.float64 if dtype is torch.float64 else torch.float32)
+        found["sample_weight"] = torch.from_numpy(rng.random(rest) * rng.choice([0.5, 3]) * (rng.random(rest) < 0.9))
+        found["sample_weight"] = found["sample_weight"].to(torch.float64 if dtype is torch.float64 else torch.float32)
     if rng.random() < 0.4:
         found["residual"] = laid_out(rng, torch.from_numpy(rng.normal(size=shape)).to(dtype))
     return found
@@ -137,9 +137,11 @@ def right(layer: Any, operands: dict[str, Tensor], grad_y: Tensor) -> tuple[plai
     leaves = {
         name: t.detach().double().requires_grad_()
         for name, t in (operands | own).items()
-        if name not in ("mask", "weights")
+        if name not in ("mask", "sample_weight")
     }
-    rest = {name: t.expand(t.shape[0], *t.shape[1:]) for name, t in operands.items() if name in ("mask", "weights")}
+    rest = {
+        name: t.expand(t.shape[0], *t.shape[1:]) for name, t in operands.items() if name in ("mask", "sample_weight")
+    }
     known = plain_layer.known(layer)
     call = plain_layer.call(
         known, leaves["input"], leaves.get("weight"), leaves.get("bias"), residual=leaves.get("residual"), **rest

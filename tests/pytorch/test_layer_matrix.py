@@ -260,7 +260,7 @@ def forward_mode(cell: Cell) -> None:
             for name, t in made.items()
         }
         ours = forward_ad.unpack_dual(_with_leaves(layer, operands, duals))
-        rest = {name: t for name, t in operands.items() if name in ("mask", "weights")}
+        rest = {name: t for name, t in operands.items() if name in ("mask", "sample_weight")}
         formulas = plain_layer.call(
             known, duals["input"], duals.get("weight"), duals.get("bias"), residual=duals.get("residual"), **rest
         )

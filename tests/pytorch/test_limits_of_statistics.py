@@ -138,20 +138,20 @@ def test_what_counts_as_finite_is_what_would_be_stored(dtype):
 @pytest.mark.parametrize("rule", ["skip", "raise"])
 def test_the_other_variance_has_to_be_finite_too(rule):
     """Where counts are kept: biased it is 1e300, but unbiased, of weights that sum to hardly more than 1, infinite."""
-    x, weights = np.array([[1.0, 1e150], [2.0, -1e150]]), np.array([0.5, 0.5 + 2.0**-52])
+    x, sample_weight = np.array([[1.0, 1e150], [2.0, -1e150]]), np.array([0.5, 0.5 + 2.0**-52])
     for wrap in (None, torch.Tensor, Plain):
         options = {"running_correction": 0, "keep_count": True, "on_nonfinite": rule}
         layer = bn.BatchNorm1d(2, dtype=np.float64, **options)
-        given = x, weights
+        given = x, sample_weight
         if wrap is not None:
             layer = bnt.BatchNorm1d(2, dtype=torch.float64, **options)
-            given = torch.from_numpy(x).as_subclass(wrap), torch.from_numpy(weights)
+            given = torch.from_numpy(x).as_subclass(wrap), torch.from_numpy(sample_weight)
         before = _state(layer)
         if rule == "skip":
-            layer(given[0], weights=given[1])
+            layer(given[0], sample_weight=given[1])
         else:
             with pytest.raises(ValueError, match=r"channel 1 .*running_var 1e\+299, and the other variance not finite"):
-                layer(given[0], weights=given[1])
+                layer(given[0], sample_weight=given[1])
         assert _same(_state(layer), before), wrap
 
 

@@ -371,7 +371,7 @@ def test_meta_and_fake_tensors(options):
         assert y.shape == (3, C, 5, 5)
 
 
-@pytest.mark.parametrize("selection", ["all", "mask", "weights"])
+@pytest.mark.parametrize("selection", ["all", "mask", "sample_weight"])
 @pytest.mark.parametrize(
     "options", [{}, {"running_correction": 0}, {"on_nonfinite": "skip", "momentum": None}], ids=str
 )
@@ -386,8 +386,8 @@ def test_pytorchs_own_operations_mean_the_same(selection, options, monkeypatch):
         x, r = (_randn(5, C, 3, 4, seed=s, dtype=torch.float64).requires_grad_() for s in range(2))
         for step in range(2):
             given = {"mask": _randn(5, 3, 4, seed=7) < 0.6} if selection == "mask" else {}
-            if selection == "weights":
-                given = {"weights": _randn(5, 3, 4, seed=7, dtype=torch.float64).abs() + 0.5}
+            if selection == "sample_weight":
+                given = {"sample_weight": _randn(5, 3, 4, seed=7, dtype=torch.float64).abs() + 0.5}
             y = layer(x + step, residual=r, **given)
         grads = torch.autograd.grad(y.pow(3).sum(), [x, r, layer.weight, layer.bias])
         layer.eval()

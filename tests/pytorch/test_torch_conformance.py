@@ -159,7 +159,7 @@ OPTIONS = [
     {"activation": "silu"},
     {"activation": ("leaky_relu", 0.2), "residual": True},
     {"activation": "relu", "residual": True, "mask": True},
-    {"weights": True, "activation": "relu6"},
+    {"sample_weight": True, "activation": "relu6"},
     {"training": False, "activation": "silu", "residual": True},
 ]
 
@@ -173,16 +173,16 @@ def _operation_arguments(shape, dtype=torch.float64, **options):
     x, residual, grad_y = (torch.randn(shape, generator=g, dtype=dtype) for _ in range(3))
     weight, bias = (torch.randn(C, generator=g, dtype=dtype) + 1.5 for _ in range(2))
     mean, var = torch.randn(C, generator=g, dtype=dtype), torch.rand(C, generator=g, dtype=dtype) + 0.5
-    weights = None
+    sample_weight = None
     if "mask" in options:
-        weights = torch.rand(shape[0], 1, *shape[2:], generator=g) < 0.7
-    if "weights" in options:
-        weights = torch.rand(shape[0], 1, *shape[2:], generator=g, dtype=dtype)
+        sample_weight = torch.rand(shape[0], 1, *shape[2:], generator=g) < 0.7
+    if "sample_weight" in options:
+        sample_weight = torch.rand(shape[0], 1, *shape[2:], generator=g, dtype=dtype)
     activation = _options.activation(options.get("activation"), "test")
     given = (None, None) if options.get("training", True) else (mean, var)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     r = residual.requires_grad_() if "residual" in options else None
-    return (*leaves, *given, weights, r, 1e-5, *activation), grad_y
+    return (*leaves, *given, sample_weight, r, 1e-5, *activation), grad_y
 
 
 @pytest.mark.slow
@@ -191,9 +191,9 @@ def test_opcheck_of_our_operations(options):
     """Schema, autograd registration, fake tensors and AOT dispatch, as PyTorch checks custom operations."""
     arguments, grad_y = _operation_arguments((3, 4, 5), **options)
     torch.library.opcheck(torch.ops.batchnorm.forward, arguments)
-    x, weight, bias, mean, _, weights, residual, *rest = arguments
+    x, weight, bias, mean, _, sample_weight, residual, *rest = arguments
     y, stats = torch.ops.batchnorm.forward(*arguments)
-    backward = (grad_y, x, stats, weight, bias, weights, residual, *rest, mean is None)
+    backward = (grad_y, x, stats, weight, bias, sample_weight, residual, *rest, mean is None)
     torch.library.opcheck(torch.ops.batchnorm.backward, backward)
     if "mask" in options:  # and with y in place of the residual
         torch.library.opcheck(torch.ops.batchnorm.backward, (*backward[:6], None, *backward[7:], 0, y.detach()))

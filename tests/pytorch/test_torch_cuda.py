@@ -17,7 +17,7 @@ from ranks import Failed, Ranks
 
 import batchnorm as bn
 import batchnorm.torch as bnt
-from batchnorm.torch.functional import Statistics, batch_norm
+from batchnorm.torch.functional import RunningStatistics, batch_norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
 
@@ -99,19 +99,19 @@ OPTIONS = {
     "ghosts": {"virtual_batch_size": 2},
     "renorm": {"renorm": bn.Renorm(1.2, 0.3, 0, 0, 0)},
     "ghosts, renorm": {"virtual_batch_size": 3, "renorm": bn.Renorm(1.2, 0.3, 0, 0, 0), "activation": "relu6"},
-    "frozen": {"statistics": "running", "update": False},
+    "frozen": {"normalize_with": "running", "update_running_stats": False},
     "constants": {"train_affine": False},
     "cumulative": {"momentum": None, "on_nonfinite": "skip"},
 }
-SELECTIONS = ("all", "mask", "weights", "both")
+SELECTIONS = ("all", "mask", "sample_weight", "both")
 
 
 def _selection(name, x):
     shape, g = (x.shape[0], *x.shape[2:]), torch.Generator().manual_seed(5)
     mask = torch.rand(shape, generator=g) < 0.7
     mask[..., :2] = True
-    weights = torch.rand(shape, generator=g) * 2 + 0.5
-    return {key: t for key, t in (("mask", mask), ("weights", weights)) if name in (key, "both")}
+    sample_weight = torch.rand(shape, generator=g) * 2 + 0.5
+    return {key: t for key, t in (("mask", mask), ("sample_weight", sample_weight)) if name in (key, "both")}
 
 
 def _compare(options, selection, kind, dtype, channels_last=False, residual=False):
@@ -152,7 +152,7 @@ def test_every_rank_and_dtype_with_mask_residual_and_activation(dtype, kind):
     _compare({"activation": "relu"} if dtype.itemsize > 2 else {}, "mask", kind, dtype, residual=True)
 
 
-@pytest.mark.parametrize(("kind", "selection"), [*itertools.product(["2d", "3d"], ["all", "weights"])])
+@pytest.mark.parametrize(("kind", "selection"), [*itertools.product(["2d", "3d"], ["all", "sample_weight"])])
 def test_channels_last_is_kept(kind, selection):
     _compare({"activation": "silu", "keep_count": True}, selection, kind, torch.float32, True, residual=True)
 
@@ -168,10 +168,14 @@ def test_variants_are_the_plain_formulas(weighted, renorm, size):
     layer(_randn(20, C, 6, seed=2).to(DEVICE) * 2)  # running statistics that are somewhere
     running = [t.detach().cpu().clone().numpy() for t in (layer.running_mean, layer.running_var)]
     corrected = plain_formulas.Renormalized(*running, 1.5, 0.5)
-    weights = _selection("weights", x)["weights"] if weighted else None
-    found = _run(layer, x.to(DEVICE), g.to(DEVICE), weights=weights.to(DEVICE) if weighted else None)
+    sample_weight = _selection("sample_weight", x)["sample_weight"] if weighted else None
+    found = _run(layer, x.to(DEVICE), g.to(DEVICE), sample_weight=sample_weight.to(DEVICE) if weighted else None)
     parameters = (p.detach().cpu().numpy() for p in (layer.weight, layer.bias))
-    options = {"size": size, "renorm": corrected if renorm else None, "counted": weights.numpy() if weighted else None}
+    options = {
+        "size": size,
+        "renorm": corrected if renorm else None,
+        "counted": sample_weight.numpy() if weighted else None,
+    }
     exact = plain_formulas.batch_norm(x.numpy(), g.numpy(), *parameters, **options)
     for a, b in zip(found, exact, strict=True):
         np.testing.assert_allclose(a.cpu().numpy(), b, rtol=1e-5 if weighted else 1e-9, atol=1e-5 if weighted else 1e-9)
@@ -202,9 +206,9 @@ REFUSED = {
     "one value": (lambda layer, x: layer(x[:1, :, :1]), "one value per channel"),
     "a mask of nothing": (lambda layer, x: layer(x, mask=_on(False)), "select nothing"),
     "a mask of one": (lambda layer, x: layer(x, mask=_on(PLACES == 7)), "one counted value"),
-    "negative weights": (lambda layer, x: layer(x, weights=_on(-1.0)), "non-negative; got -1"),
-    "NaN weights": (lambda layer, x: layer(x, weights=_on(torch.nan)), "finite .*got nan"),
-    "small weights": (lambda layer, x: layer(x, weights=_on(0.01)), "sum to more than 1; .*running_correction=0"),
+    "negative weights": (lambda layer, x: layer(x, sample_weight=_on(-1.0)), "non-negative; got -1"),
+    "NaN weights": (lambda layer, x: layer(x, sample_weight=_on(torch.nan)), "finite .*got nan"),
+    "small weights": (lambda layer, x: layer(x, sample_weight=_on(0.01)), "sum is more than 1; .*running_correction=0"),
     "a mask elsewhere": (
         lambda layer, x: layer(x, mask=PLACES > 1),
         r"on the input's device, cuda:0; got one on cpu; use mask.to\(input.device\)",
@@ -366,7 +370,7 @@ COMPILED = {
     "plain": ({}, False),
     "mask": ({"on_nonfinite": "skip"}, True),
     "renorm": ({"renorm": bn.Renorm(1.2, 0.3, 0, 0, 0)}, False),
-    "running": ({"statistics": "running", "update": True}, False),
+    "running": ({"normalize_with": "running", "update_running_stats": True}, False),
 }
 
 
@@ -390,22 +394,27 @@ def test_compiled_layers(name):
 def test_the_function_that_changes_nothing():
     x, weight = _randn(6, C, 4).to(DEVICE), torch.linspace(0.5, 2, C, dtype=torch.float64, device=DEVICE)
     mask = bnt.mask_from_lengths(torch.tensor([4, 1, 2, 4, 3, 4], device=DEVICE))
-    given = Statistics.initial(C, device=DEVICE, dtype=torch.float64)
-    whole, stats = batch_norm(x, given, weight, mask=mask, activation="relu")
+    given = RunningStatistics.initial(C, device=DEVICE, dtype=torch.float64)
+    whole, stats = batch_norm(x, given, weight, mask=mask, activation="relu", training=True)
     exact, expected = batch_norm(
-        x.cpu(), Statistics(*(t.cpu() for t in given)), weight.cpu(), mask=mask.cpu(), activation="relu"
+        x.cpu(),
+        RunningStatistics(*(t.cpu() for t in given)),
+        weight.cpu(),
+        mask=mask.cpu(),
+        activation="relu",
+        training=True,
     )
     _assert_close([whole, *stats], [exact, *expected], torch.float64)
-    parts, _ = batch_norm(list(x.split(2)), given, weight, mask=list(mask.split(2)), activation="relu")
+    parts, _ = batch_norm(list(x.split(2)), given, weight, mask=list(mask.split(2)), activation="relu", training=True)
     _assert_close([torch.cat(parts)], [exact], torch.float64)
 
     def loss(x, weight):
-        return batch_norm(x, None, weight)[0].pow(4).mean()
+        return batch_norm(x, None, weight, training=True)[0].pow(4).mean()
 
     _assert_close([torch.func.grad(loss)(x, weight)], [torch.func.grad(loss)(x.cpu(), weight.cpu())], torch.float64)
     assert torch.func.vmap(lambda w: loss(x, w))(torch.stack([weight, weight])).device.type == DEVICE
     with pytest.raises(ValueError, match="finite and non-negative"):
-        batch_norm(x, None, weights=-torch.ones(6, 4, device=DEVICE))
+        batch_norm(x, None, sample_weight=-torch.ones(6, 4, device=DEVICE), training=True)
 
 
 def test_states_of_several_devices_are_merged_on_that_of_the_first():
@@ -413,7 +422,7 @@ def test_states_of_several_devices_are_merged_on_that_of_the_first():
     parts = [_randn(n, C, seed=n) + n for n in (4, 9, 6)]
     for layer, x in zip(layers, parts, strict=True):
         layer(x.to(layer.weight.device))
-    merged = bnt.merge_statistics(layers, [4, 9, 6])
+    merged = bnt.merge_state_dicts(layers, [4, 9, 6])
     assert {value.device.type for value in merged.values()} == {DEVICE}
     _assert_close(
         [merged["running_mean"], merged["running_var"]],

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import batchnorm as bn
 import batchnorm.torch as bnt
-from batchnorm.torch.functional import Statistics
+from batchnorm.torch.functional import RunningStatistics
 
 N, C = 6, 4
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "running_count")
@@ -26,10 +26,10 @@ def _tensors(device, given=()):
         "num_batches_tracked": torch.zeros((), dtype=torch.int64, device=device),
         "running_count": torch.full((C,), torch.inf, dtype=torch.float64, device=device),
         "mask": torch.ones(N, dtype=torch.bool, device=device),
-        "weights": torch.ones(N, 1, device=device),
+        "sample_weight": torch.ones(N, 1, device=device),
         "residual": torch.ones(N, C, device=device),
     }
-    return {name: t for name, t in made.items() if name not in ("mask", "weights", "residual") or name in given}
+    return {name: t for name, t in made.items() if name not in ("mask", "sample_weight", "residual") or name in given}
 
 
 class Layer:
@@ -70,7 +70,7 @@ class Function:
 
 
 def _functional(training, x, weight, bias, mean, var, batches, residual):
-    stats = Statistics(mean, var, batches)
+    stats = RunningStatistics(mean, var, batches)
     return bnt.functional.batch_norm(x, stats, weight, bias, residual=residual, training=training)
 
 
@@ -89,15 +89,15 @@ ENTRIES = {
     "training": Layer(bnt.BatchNorm1d),
     "residual": Layer(bnt.BatchNorm1d, "residual", activation="relu"),
     "mask": Layer(bnt.BatchNorm1d, "mask"),
-    "weights": Layer(bnt.BatchNorm1d, "weights", "residual"),
+    "sample_weight": Layer(bnt.BatchNorm1d, "sample_weight", "residual"),
     "biased": Layer(bnt.BatchNorm1d, running_correction=0),
     "momentum=None": Layer(bnt.BatchNorm1d, momentum=None, needs_count=True),
     "keep_count": Layer(bnt.BatchNorm1d, keep_count=True),
     "renorm": Layer(bnt.BatchNorm1d, renorm=bn.Renorm(), needs_count=True),
     "ghosts": Layer(bnt.BatchNorm1d, "residual", virtual_batch_size=3),
-    "running": Layer(bnt.BatchNorm1d, statistics="running"),
+    "running": Layer(bnt.BatchNorm1d, normalize_with="running"),
     "evaluation": Layer(bnt.BatchNorm1d, "residual", training=False),
-    "evaluation that moves": Layer(bnt.BatchNorm1d, training=False, update=True),
+    "evaluation that moves": Layer(bnt.BatchNorm1d, training=False, update_running_stats=True),
     "synchronised": Layer(bnt.SyncBatchNorm, "residual", reproducible=True, keep_count=True),
     "synchronised, mask": Layer(bnt.SyncBatchNorm, "mask", reproducible=True, renorm=bn.Renorm(), needs_count=True),
     "fused": Layer(bnt.BatchNorm1d, fused=True),
@@ -106,7 +106,7 @@ ENTRIES = {
     "function, evaluation": Function(lambda *t: _functional(False, *t), "x", *_STATE, "residual", given=("residual",)),
     "operation": Function(
         lambda x, w, b, m, r: torch.ops.batchnorm.forward(x, w, b, None, None, m, r, 1e-5, 0, 0.0),
-        "x", "weight", "bias", "weights", "residual", given=("weights", "residual"),
+        "x", "weight", "bias", "sample_weight", "residual", given=("sample_weight", "residual"),
     ),
     "operation in evaluation": Function(
         lambda x, w, m, v: torch.ops.batchnorm.forward(x, w, None, m, v, None, None, 1e-5, 0, 0.0),
@@ -114,7 +114,7 @@ ENTRIES = {
     ),
     "backward": Function(_backward, "x", "weight", "bias", "residual", given=("residual",)),
     "update_": Function(_update, *BUFFERS),
-    "moments": Function(lambda x, w: torch.ops.batchnorm.moments(x, w), "x", "weights", given=("weights",)),
+    "moments": Function(lambda x, w: torch.ops.batchnorm.moments(x, w), "x", "sample_weight", given=("sample_weight",)),
 }  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_fake_tensors_of_two_devices_are_refused(name):
     entry = ENTRIES[name]
     with FakeTensorMode():
         for here, there in (("cpu", "cuda"), ("cuda", "cpu")):
-            for operand in ("x", "weight", "running_var", "residual", "weights"):
+            for operand in ("x", "weight", "running_var", "residual", "sample_weight"):
                 tensors = _tensors(here, entry.given)
                 if operand not in tensors or not entry.needs(operand):
                     continue

@@ -31,11 +31,11 @@ def _randn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def _exact(x, layer, weights=None, residual=None):
+def _exact(x, layer, sample_weight=None, residual=None):
     """The formulas in float64, written out: y of the layer in training, and the batch's mean and biased variance."""
     v = x.double()
     over = [0, *range(2, x.dim())]
-    w = torch.ones_like(v) if weights is None else weights.double().expand_as(v)
+    w = torch.ones_like(v) if sample_weight is None else sample_weight.double().expand_as(v)
     counted = torch.where(w > 0, v, 0.0)
     count = w.sum(over, keepdim=True)
     mean = (w * counted).sum(over, keepdim=True) / count
@@ -104,12 +104,12 @@ def _selections(x):
     g = torch.Generator().manual_seed(5)
     mask = torch.rand(N, *rest, generator=g) < 0.7
     mask.view(-1)[:2] = True
-    weights = torch.rand(N, *rest, generator=g) + 0.1
+    sample_weight = torch.rand(N, *rest, generator=g) + 0.1
     return {
         "all": {},
         "mask": {"mask": mask},
-        "weights": {"weights": weights},
-        "both": {"mask": mask.unsqueeze(1), "weights": weights.unsqueeze(1)},
+        "sample_weight": {"sample_weight": sample_weight},
+        "both": {"mask": mask.unsqueeze(1), "sample_weight": sample_weight.unsqueeze(1)},
     }
 
 
@@ -123,7 +123,7 @@ def _together(selection, x):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last", "strided"])
 @pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
-@pytest.mark.parametrize("selection", ["all", "mask", "weights", "both"])
+@pytest.mark.parametrize("selection", ["all", "mask", "sample_weight", "both"])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_fused_is_what_the_formulas_say(activation, selection, with_residual, layout):
     """y, all gradients and the running statistics, against autograd of the formulas in float64."""
@@ -193,7 +193,7 @@ def test_a_mask_is_packing_and_weights_of_0_and_1_are_a_mask():
     mask = torch.arange(9) < torch.tensor([[9], [4], [6], [2]])
     layers = [bnt.BatchNorm1d(C) for _ in range(3)]
     masked = layers[0](x, mask=mask)
-    weighted = layers[1](x, weights=mask.float())
+    weighted = layers[1](x, sample_weight=mask.float())
     packed = layers[2](x.transpose(1, 2)[mask])
     assert torch.equal(masked, weighted)
     torch.testing.assert_close(masked.transpose(1, 2)[mask], packed, rtol=1e-6, atol=1e-6)
@@ -409,9 +409,9 @@ def test_weights_too_small_for_bessels_correction_are_refused():
     layer = bnt.BatchNorm1d(C)
     before = _state(layer)
     with pytest.raises(ValueError, match=r"running_correction=0"):
-        layer(_randn(4, C), weights=torch.full((4,), 0.1))
+        layer(_randn(4, C), sample_weight=torch.full((4,), 0.1))
     assert _unchanged(layer, before)
-    bnt.BatchNorm1d(C, running_correction=0)(_randn(4, C), weights=torch.full((4,), 0.1))
+    bnt.BatchNorm1d(C, running_correction=0)(_randn(4, C), sample_weight=torch.full((4,), 0.1))
 
 
 REFUSED = {
@@ -420,10 +420,10 @@ REFUSED = {
     "mask dtype": (lambda: _call(mask=torch.ones(4)), TypeError, "mask must be bool"),
     "mask shape": (lambda: _call(mask=torch.ones(3, dtype=torch.bool)), ValueError, r"shape \(4,\).*got shape \(3,\)"),
     "mask of channels": (lambda: _call(mask=torch.ones(4, C, dtype=torch.bool)), ValueError, "all channels alike"),
-    "integer weights": (lambda: _call(weights=torch.ones(4, dtype=torch.int64)), TypeError, "floating point"),
-    "negative weights": (lambda: _call(weights=torch.tensor([1.0, 2, -1, 1])), ValueError, "non-negative.*-1"),
-    "NaN weights": (lambda: _call(weights=torch.tensor([1.0, 2, float("nan"), 1])), ValueError, "finite"),
-    "weights with gradients": (lambda: _call(weights=torch.ones(4, requires_grad=True)), ValueError, "detach"),
+    "integer weights": (lambda: _call(sample_weight=torch.ones(4, dtype=torch.int64)), TypeError, "floating point"),
+    "negative weights": (lambda: _call(sample_weight=torch.tensor([1.0, 2, -1, 1])), ValueError, "non-negative.*-1"),
+    "NaN weights": (lambda: _call(sample_weight=torch.tensor([1.0, 2, float("nan"), 1])), ValueError, "finite"),
+    "weights with gradients": (lambda: _call(sample_weight=torch.ones(4, requires_grad=True)), ValueError, "detach"),
     "empty mask": (lambda: _call(mask=torch.zeros(4, dtype=torch.bool)), ValueError, "select nothing"),
 }
 
@@ -449,19 +449,20 @@ class Plain(torch.Tensor):
 
 
 PLAIN = {
-    "negative weights": ({"weights": torch.tensor([1.0, 2, -1, 1])}, {}, "finite and non-negative; got -1"),
-    "NaN weights": ({"weights": torch.tensor([1.0, 2, torch.nan, 1])}, {}, "finite and non-negative; got nan"),
-    "infinite weights": ({"weights": torch.tensor([1.0, 2, torch.inf, 1])}, {}, "finite and non-negative; got inf"),
+    "negative weights": ({"sample_weight": torch.tensor([1.0, 2, -1, 1])}, {}, "finite and non-negative; got -1"),
+    "NaN weights": ({"sample_weight": torch.tensor([1.0, 2, torch.nan, 1])}, {}, "finite and non-negative; got nan"),
+    "infinite weights": ({"sample_weight": torch.tensor([1.0, 2, torch.inf, 1])}, {}, "finite and .*; got inf"),
     "a mask of nothing": ({"mask": torch.zeros(4, dtype=torch.bool)}, {}, "select nothing"),
     "a mask of one": ({"mask": torch.arange(4) == 2}, {}, "one counted value"),
     "a ghost of one": (
         {"mask": torch.arange(4) != 2}, {"virtual_batch_size": 2}, r"ghost 1 of 2 \(virtual_batch_size=2\) has 1 that",
     ),
-    "small weights": ({"weights": torch.full((4,), 0.1)}, {}, "to more than 1; got a sum of 0.4.*running_correction=0"),
+    "small weights": ({"sample_weight": torch.full((4,), 0.1)}, {}, "more than 1; got a sum of 0.4.*_correction=0"),
     "small counts": (
-        {"weights": torch.full((4,), 0.2)}, {"running_correction": 0, "keep_count": True}, "running_count .*more than 1"
+        {"sample_weight": torch.full((4,), 0.2)}, {"running_correction": 0, "keep_count": True},
+        "running_count .*more than 1",
     ),
-    "frozen": ({"weights": -torch.ones(4)}, {"statistics": "running"}, "finite and non-negative"),
+    "frozen": ({"sample_weight": -torch.ones(4)}, {"normalize_with": "running"}, "finite and non-negative"),
     "another device": ({"mask": torch.ones(4, device="meta") > 0}, {}, "input's device, cpu; got one on meta"),
 }  # fmt: skip
 
@@ -490,13 +491,13 @@ OPERANDS = {
     "residual": ({"residual": torch.zeros(4, C + 1)}, "x's shape and dtype"),
     "weight": ({"weight": torch.ones(C - 1)}, f"x has {C} channels"),
     "running statistics": ({"mean": torch.ones(C)}, "go together|value for each"),
-    "weights": ({"weights": torch.ones(4, C)}, "with one channel"),
+    "sample_weight": ({"sample_weight": torch.ones(4, C)}, "with one channel"),
     "integers": ({"x": torch.ones(4, C, dtype=torch.int64)}, "strided, on the CPU"),
-    "negative weights": ({"weights": torch.tensor([[1.0], [2], [-1], [1]])}, "finite and non-negative; got -1"),
-    "NaN weights": ({"weights": torch.tensor([[1.0, -9], [2, 0], [torch.nan, 0], [1, 1]])[:, :1]}, "got -?nan"),
-    "infinite weights": ({"weights": torch.tensor([1.0, 2, 1, torch.inf]).double()[:, None].flip(0)}, "got inf"),
-    "a mask of nothing": ({"weights": torch.zeros(4, 1, dtype=torch.bool)}, "select nothing"),
-    "a mask of one": ({"weights": torch.arange(4)[:, None] == 2}, "one counted value"),
+    "negative weights": ({"sample_weight": torch.tensor([[1.0], [2], [-1], [1]])}, "finite and non-negative; got -1"),
+    "NaN weights": ({"sample_weight": torch.tensor([[1.0, -9], [2, 0], [torch.nan, 0], [1, 1]])[:, :1]}, "got -?nan"),
+    "infinite weights": ({"sample_weight": torch.tensor([1.0, 2, 1, torch.inf]).double()[:, None].flip(0)}, "got inf"),
+    "a mask of nothing": ({"sample_weight": torch.zeros(4, 1, dtype=torch.bool)}, "select nothing"),
+    "a mask of one": ({"sample_weight": torch.arange(4)[:, None] == 2}, "one counted value"),
 }
 
 
@@ -504,10 +505,10 @@ OPERANDS = {
 def test_our_operations_refuse_what_would_lead_out_of_memory(name):
     """They can be called without the modules in front of them, too."""
     given, words = OPERANDS[name]
-    a = {"x": _randn(4, C), "weight": None, "mean": None, "weights": None, "residual": None} | given
+    a = {"x": _randn(4, C), "weight": None, "mean": None, "sample_weight": None, "residual": None} | given
     with pytest.raises(ValueError, match=words):
         torch.ops.batchnorm.forward(
-            a["x"], a["weight"], None, a["mean"], None, a["weights"], a["residual"], 1e-5, 0, 0.0
+            a["x"], a["weight"], None, a["mean"], None, a["sample_weight"], a["residual"], 1e-5, 0, 0.0
         )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import batchnorm as bn
 import batchnorm.torch as bnt
-from batchnorm.torch.functional import Statistics
+from batchnorm.torch.functional import RunningStatistics
 
 C = 4
 REST = {"1d": (5,), "2d": (3, 3), "3d": (2, 3, 3)}
@@ -41,8 +41,8 @@ EVERY_OPTION = [
     {"keep_count": True, "activation": "relu"},
     {"running_correction": 0},
     {"renorm": bn.Renorm()},
-    {"update": True},
-    {"statistics": "running", "on_nonfinite": "skip"},
+    {"update_running_stats": True},
+    {"normalize_with": "running", "on_nonfinite": "skip"},
     {"on_nonfinite": "raise"},
 ]
 
@@ -56,7 +56,7 @@ REFUSED = {
     "integers with a mask": lambda layer, x: layer(x.long(), mask=_mask(x)),
     "complex": lambda layer, x: layer(x.to(torch.complex64)),
     "complex with a mask": lambda layer, x: layer(x.to(torch.complex64), mask=_mask(x)),
-    "bool with weights": lambda layer, x: layer(x > 0, weights=torch.ones(len(x))),
+    "bool with weights": lambda layer, x: layer(x > 0, sample_weight=torch.ones(len(x))),
     "float8": lambda layer, x: layer(x.to(torch.float8_e4m3fn)),
     "sparse": lambda layer, x: layer(x.to_sparse()),
     "sparse with a mask": lambda layer, x: layer(x.to_sparse(), mask=_mask(x)),
@@ -75,10 +75,10 @@ REFUSED = {
     "a mask of another shape": lambda layer, x: layer(x, mask=torch.ones(7, dtype=torch.bool)),
     "a mask of numbers": lambda layer, x: layer(x, mask=torch.ones(len(x))),
     "a mask of nothing": lambda layer, x: layer(x, mask=_mask(x, False)),
-    "weights of integers": lambda layer, x: layer(x, weights=torch.ones(len(x), dtype=torch.int64)),
-    "negative weights": lambda layer, x: layer(x, weights=torch.full((len(x),), -1.0)),
-    "weights that are NaN": lambda layer, x: layer(x, weights=torch.full((len(x),), torch.nan)),
-    "weights that need gradients": lambda layer, x: layer(x, weights=torch.ones(len(x), requires_grad=True)),
+    "weights of integers": lambda layer, x: layer(x, sample_weight=torch.ones(len(x), dtype=torch.int64)),
+    "negative weights": lambda layer, x: layer(x, sample_weight=torch.full((len(x),), -1.0)),
+    "weights that are NaN": lambda layer, x: layer(x, sample_weight=torch.full((len(x),), torch.nan)),
+    "weights that need gradients": lambda layer, x: layer(x, sample_weight=torch.ones(len(x), requires_grad=True)),
     "no tensor": lambda layer, x: layer(3.0),
     "a residual that is no tensor": lambda layer, x: layer(x, residual="x"),
 }
@@ -163,13 +163,13 @@ def test_a_fused_step_is_refused_before_its_layer_moves():
 
 def test_the_function_refuses_what_modules_refuse():
     x = _x()
-    stats = Statistics.initial(C)
+    stats = RunningStatistics.initial(C)
     before = [t.clone() for t in stats]
     for wrong in (x.long(), x.to(torch.complex64), x.to_sparse(), x.to("meta"), x[:, 1:], x[:1, :, :1]):
         with pytest.raises((ValueError, TypeError)):
-            bnt.functional.batch_norm(wrong, stats)
+            bnt.functional.batch_norm(wrong, stats, training=True)
     with pytest.raises(TypeError, match=r"float32, .*got torch.int64; use input.float\(\)"):
-        bnt.functional.batch_norm([x, x.long()], stats)
+        bnt.functional.batch_norm([x, x.long()], stats, training=True)
     assert all(map(torch.equal, stats, before))
 
 

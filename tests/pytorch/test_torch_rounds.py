@@ -1,4 +1,4 @@
-"""`merge_statistics` over rounds of training apart: statistics of the pooled batches, and exact counts."""
+"""`merge_state_dicts` over rounds of training apart: statistics of the pooled batches, and exact counts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_rounds_are_one_training_with_the_batches_of_all(dtype):
                 client.load_state_dict(server.state_dict())
                 client(torch.from_numpy(x))
             server.load_state_dict(
-                bnt.merge_statistics(clients, sizes, since=server, running_correction=correction), strict=True
+                bnt.merge_state_dicts(clients, sizes, since=server, running_correction=correction), strict=True
             )
         mean, var = _pooled(batches[:rounds], momentum, correction)
         np.testing.assert_allclose(server.running_mean, mean, rtol=rtol, atol=rtol, err_msg=cell)
@@ -75,7 +75,7 @@ def test_a_mean_over_all_batches_is_one_over_all_rounds():
             for _ in range(numbers[i]):
                 seen.append(rng.normal(size=(6, C)) + i)
                 client(torch.from_numpy(seen[-1]))
-        server.load_state_dict(bnt.merge_statistics(clients, 6 * numbers, since=server))
+        server.load_state_dict(bnt.merge_state_dicts(clients, 6 * numbers, since=server))
     assert server.num_batches_tracked == len(seen)
     np.testing.assert_allclose(server.running_mean, np.mean([x.mean(0) for x in seen], 0), rtol=1e-10)
 
@@ -87,18 +87,18 @@ def test_without_since_counts_are_summed_until_they_do_not_fit():
         clients = [copy.deepcopy(server) for _ in range(CLIENTS)]
         for client in clients:
             client(x)
-        server.load_state_dict(bnt.merge_statistics(clients, [2] * CLIENTS))
+        server.load_state_dict(bnt.merge_state_dicts(clients, [2] * CLIENTS))
         assert server.num_batches_tracked == expected
     server.num_batches_tracked.fill_(10**18)
     before = _bits([server.state_dict()])
     with pytest.raises(
         ValueError, match=r"num_batches_tracked would be 10{19}, which int64 does not hold\. Give since="
     ):
-        bnt.merge_statistics([server] * CLIENTS, [2] * CLIENTS)
+        bnt.merge_state_dicts([server] * CLIENTS, [2] * CLIENTS)
     assert _equal([server.state_dict()], before)
     clients = [copy.deepcopy(server) for _ in range(CLIENTS)]
     clients[0](x)
-    assert bnt.merge_statistics(clients, [2] * CLIENTS, since=server)["num_batches_tracked"] == 10**18 + 1
+    assert bnt.merge_state_dicts(clients, [2] * CLIENTS, since=server)["num_batches_tracked"] == 10**18 + 1
 
 
 @pytest.mark.parametrize("count", [torch.tensor(3, dtype=torch.int32), torch.tensor([3.0]), torch.tensor(3.0).double()])
@@ -109,7 +109,7 @@ def test_a_count_keeps_its_dtype_and_shape(count):
     for client in clients:
         client.num_batches_tracked = count + 4
     for since, expected in ((server, 11), (None, 14)):
-        merged = bnt.merge_statistics(clients, [2, 2], since=since)["num_batches_tracked"]
+        merged = bnt.merge_state_dicts(clients, [2, 2], since=since)["num_batches_tracked"]
         assert (merged.dtype, merged.shape, int(merged)) == (count.dtype, count.shape, expected)
 
 
@@ -118,16 +118,16 @@ def test_who_added_nothing_has_no_say(momentum):
     server = torch.nn.BatchNorm1d(C, momentum=momentum)
     server(torch.randn(5, C, generator=torch.Generator().manual_seed(0)))
     idle, busy = copy.deepcopy(server), copy.deepcopy(server)
-    merged = bnt.merge_statistics([idle, idle], [7, 3], since=server)
+    merged = bnt.merge_state_dicts([idle, idle], [7, 3], since=server)
     assert _equal([merged], [server.state_dict()])
     assert merged["running_mean"].data_ptr() not in {m.running_mean.data_ptr() for m in (idle, server)}
     busy(torch.randn(5, C, generator=torch.Generator().manual_seed(1)))
-    merged = bnt.merge_statistics([idle, busy], [7, 3], since=server)
+    merged = bnt.merge_state_dicts([idle, busy], [7, 3], since=server)
     torch.testing.assert_close(merged["running_var"], busy.running_var)
     assert merged["num_batches_tracked"] == 2
     unmoved = copy.deepcopy(server)
     unmoved.momentum = 0.0
-    assert torch.equal(bnt.merge_statistics([busy], [3], since=unmoved)["running_mean"], server.running_mean)
+    assert torch.equal(bnt.merge_state_dicts([busy], [3], since=unmoved)["running_mean"], server.running_mean)
 
 
 def test_a_whole_model_with_since():
@@ -137,7 +137,7 @@ def test_a_whole_model_with_since():
     for i, client in enumerate(clients):
         client[0].weight.data += i
         client(torch.randn(4, C, generator=torch.Generator().manual_seed(i)))
-    merged = bnt.merge_statistics([client.state_dict() for client in clients], [4, 4, 0], since=server)
+    merged = bnt.merge_state_dicts([client.state_dict() for client in clients], [4, 4, 0], since=server)
     assert isinstance(merged, collections.OrderedDict)
     assert list(merged) == list(server.state_dict())
     torch.testing.assert_close(merged["0.weight"], server[0].weight.detach() + 0.5)
@@ -198,14 +198,14 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(name):
     before = _bits(everything)
     for correction in (0, 1) if name.startswith("shares") else (1,):
         if error is None:  # without a count there is nothing to refuse, but with since
-            assert list(bnt.merge_statistics(states, counts)) == ["running_mean", "running_var"]
+            assert list(bnt.merge_state_dicts(states, counts)) == ["running_mean", "running_var"]
             continue
         with pytest.raises(error, match=words):
-            bnt.merge_statistics(states, counts, since=since, running_correction=correction)
+            bnt.merge_state_dicts(states, counts, since=since, running_correction=correction)
     assert str([dict(state) for state in everything]) == str(before)
 
 
 def test_large_counts_are_shares_all_the_same():
-    merged = bnt.merge_statistics([_state(1, mean=1.0), _state(1, mean=4.0)], [2**62, np.float32(2**61)])
+    merged = bnt.merge_state_dicts([_state(1, mean=1.0), _state(1, mean=4.0)], [2**62, np.float32(2**61)])
     torch.testing.assert_close(merged["running_mean"], torch.full((C,), 2.0))
     assert merged["running_var"].isfinite().all()

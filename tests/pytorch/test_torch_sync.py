@@ -83,7 +83,7 @@ def _step(layer, given, plain=False):
     t = _tensors(given)
     leaves = [t[k].requires_grad_() for k in ("x", "residual") if k in t]
     seen = [leaf.as_subclass(Plain) if plain else leaf for leaf in leaves]
-    selection = {k: t[k] for k in ("mask", "weights") if t.get(k) is not None}
+    selection = {k: t[k] for k in ("mask", "sample_weight") if t.get(k) is not None}
     y = layer(seen[0], **selection, **({"residual": seen[1]} if len(seen) > 1 else {}))
     by = torch.autograd.grad(y, [*leaves, layer.weight, layer.bias], t["g"].to(y.dtype))
     return _arrays(y, *by, layer.running_mean, layer.running_var, layer.num_batches_tracked)
@@ -94,7 +94,7 @@ def _exact(values, options, correction=None):
     x, r = (values[k].double().clone().requires_grad_() if k in values else None for k in ("x", "residual"))
     layer = _spread(bnt.SyncBatchNorm(C, dtype=torch.float64))
     w = torch.ones_like(x)
-    for name in ("mask", "weights"):
+    for name in ("mask", "sample_weight"):
         if name in values:
             w = w * values[name].double().unsqueeze(1)
     over = [d for d in range(x.dim()) if d != 1]
@@ -139,8 +139,8 @@ def _batch(N, kind, residual, *rest):
         values["residual"] = _randn(N, C, *rest, seed=2)
     if kind == "mask":
         values["mask"] = _randn(N, *rest, seed=3) < 0.7
-    if kind == "weights":
-        values["weights"] = _randn(N, *rest, seed=3).abs() + 0.1
+    if kind == "sample_weight":
+        values["sample_weight"] = _randn(N, *rest, seed=3).abs() + 0.1
     return values
 
 
@@ -155,8 +155,8 @@ SPLITS = {
 }
 
 
-PRODUCT = list(itertools.product(SPLITS, ("all", "mask", "weights"), (False, True)))
-QUICK = pairs(SPLITS, ("all", "mask", "weights"), (False, True))
+PRODUCT = list(itertools.product(SPLITS, ("all", "mask", "sample_weight"), (False, True)))
+QUICK = pairs(SPLITS, ("all", "mask", "sample_weight"), (False, True))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_ranks_together_are_the_batch_as_a_whole(four, split, kind, reproducible
         _compare(found, _exact(values, options)[0], sizes)
 
 
-@pytest.mark.parametrize("kind", ["mask", "weights"])
+@pytest.mark.parametrize("kind", ["mask", "sample_weight"])
 def test_a_rank_of_which_nothing_counts(four, kind):
     values = _batch(7, kind, False, 4)
     values[kind][2:5] = 0
@@ -229,7 +229,7 @@ def test_renormalization_by_the_moments_of_all(four):
     [(torch.float32, False), (torch.float64, False), (torch.bfloat16, False), (torch.float32, True)],
     ids=["float32", "float64", "bfloat16", "float32, plain"],
 )
-@pytest.mark.parametrize("kind", ["all", "mask", "weights"])
+@pytest.mark.parametrize("kind", ["all", "mask", "sample_weight"])
 def test_reproducible_is_the_same_bits_for_any_contiguous_split(four, kind, dtype, plain):
     values = {k: v.to(dtype) if k in ("x", "g", "residual") else v for k, v in _batch(13, kind, True, 5).items()}
     activation = "relu" if plain else "silu"  # PyTorch's exp has other bits at the end of an array
@@ -255,7 +255,7 @@ def bits(rank, group, given, options, dtype, plain):
     layer = _spread(bnt.SyncBatchNorm(C, process_group=group_of(group), **options))
     x, r = (given[k].requires_grad_() for k in ("x", "residual"))
     seen = [t.as_subclass(Plain) if plain else t for t in (x, r)]
-    y = layer(seen[0], residual=seen[1], **{k: given[k] for k in ("mask", "weights") if k in given})
+    y = layer(seen[0], residual=seen[1], **{k: given[k] for k in ("mask", "sample_weight") if k in given})
     by = torch.autograd.grad(y, [x, r], given["g"])
     wide = [t.double() if t.dtype == torch.bfloat16 else t for t in (y, *by)]
     return _arrays(*wide, layer.running_mean, layer.running_var)
@@ -276,13 +276,13 @@ def second(rank, group, given, options):
     t = _tensors(given)
     layer = _spread(bnt.SyncBatchNorm(C, process_group=group_of(group), dtype=torch.float64, **options))
     x, g = t["x"].requires_grad_(), t["g"].requires_grad_()
-    y = layer(x, **{k: t[k] for k in ("weights",) if k in t})
+    y = layer(x, **{k: t[k] for k in ("sample_weight",) if k in t})
     by_x, by_weight = torch.autograd.grad(y, [x, layer.weight], g, create_graph=True)
     own = by_x.pow(3).sum() + (by_weight * torch.arange(1.0, C + 1)).sum()
     return _arrays(*torch.autograd.grad(own, [x, g, layer.weight]))
 
 
-@pytest.mark.parametrize("kind", ["all", "weights"])
+@pytest.mark.parametrize("kind", ["all", "sample_weight"])
 @pytest.mark.parametrize("sizes", [[4, 3], [3, 0, 4]], ids=str)
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("reproducible", [False, True], ids=["", "reproducible"])
@@ -362,13 +362,13 @@ REFUSALS = {
     ),
     "rank of one": ([THREE, np.ones(3, np.float32)], {}, [{}, {}], ["rank 1 .*refused", "at least 2D"]),
     "mask of one": ([THREE, THREE], {}, [{"mask": np.ones(2, bool)}, {}], ["mask says", "rank 0 .*refused"]),
-    "weights of one": ([THREE, THREE], {}, [{}, {"weights": -np.ones(3)}], ["rank 1 .*refused", "non-negative"]),
+    "weights of one": ([THREE, THREE], {}, [{}, {"sample_weight": -np.ones(3)}], ["rank 1 .*refused", "non-negative"]),
     "residual of one": ([THREE, THREE], {}, [{}, {"residual": np.ones((7, 2))}], ["rank 1 .*refused", "broadcast"]),
     "dtype of one": ([THREE.astype(np.int64), THREE], {}, [{}, {}], ["input must be float32", "rank 0 .*refused"]),
     "one value": ([ONE, NONE], {}, [{}, {}], ["one value per channel in the batches of all ranks"] * 2),
     "nothing counts": ([THREE, THREE], {}, [{"mask": np.zeros(3, bool)}] * 2, ["select nothing"] * 2),
     "not finite": ([THREE, BAD], {"on_nonfinite": "raise"}, [{}, {}], ["is not finite|has mean nan"] * 2),
-    "small weights": ([THREE, THREE], {}, [{"weights": np.full(3, 0.1)}] * 2, ["running_correction=0"] * 2),
+    "small weights": ([THREE, THREE], {}, [{"sample_weight": np.full(3, 0.1)}] * 2, ["running_correction=0"] * 2),
 }
 
 
@@ -403,7 +403,7 @@ def test_what_moves_nothing_moves_nothing_on_any_rank(four, xs, options):
 def evaluated(rank, x):
     """By one rank alone."""
     layer = bnt.SyncBatchNorm(C, process_group=group_of((0, 1))).eval()
-    frozen = bnt.SyncBatchNorm(C, process_group=group_of((0, 1)), statistics="running", update=False)
+    frozen = bnt.SyncBatchNorm(C, process_group=group_of((0, 1)), normalize_with="running", update_running_stats=False)
     return _arrays(layer(torch.from_numpy(x)), frozen(torch.from_numpy(x)))
 
 
@@ -515,7 +515,7 @@ def statistics(rank, group, x):
     layer(torch.from_numpy(x))
     states = [None] * 2
     dist.all_gather_object(states, (layer.state_dict(), len(x)), group=group_of(group))
-    merged = bnt.merge_statistics([state for state, _ in states], [n for _, n in states])
+    merged = bnt.merge_state_dicts([state for state, _ in states], [n for _, n in states])
     return _arrays(merged["running_mean"], merged["running_var"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import itertools
 import pickle
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 import batchnorm as bn
 import batchnorm.torch as bnt
 from batchnorm.torch import _plain
-from batchnorm.torch.functional import Statistics, batch_norm
+from batchnorm.torch.functional import RunningStatistics, batch_norm
 
 C = 3
 
@@ -51,12 +52,12 @@ def test_merged_running_statistics_are_those_of_all_the_data(counts, correction,
     """The law of total variance, with offsets between the parts."""
     parts = [_randn(n, C, seed=seed + i) * (i + 1) + 10 * i for i, n in enumerate(counts)]
     layers = [_trained(x, running_correction=correction) for x in parts]
-    merged = bnt.merge_statistics(layers, counts, running_correction=correction)
+    merged = bnt.merge_state_dicts(layers, counts, running_correction=correction)
     whole = torch.cat(parts)
     torch.testing.assert_close(merged["running_mean"], whole.mean(0), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(merged["running_var"], whole.var(0, correction=correction), rtol=1e-12, atol=1e-12)
     assert merged["num_batches_tracked"] == len(counts)
-    again = bnt.merge_statistics([layer.state_dict() for layer in layers[::-1]], counts[::-1],
+    again = bnt.merge_state_dicts([layer.state_dict() for layer in layers[::-1]], counts[::-1],
                                  running_correction=correction)  # fmt: skip
     torch.testing.assert_close(again["running_var"], merged["running_var"], rtol=1e-13, atol=0)
 
@@ -70,7 +71,7 @@ def test_a_whole_model_is_merged_parameters_averaged_by_their_shares():
     models = [_model() for _ in range(3)]
     for i, model in enumerate(models):
         model(torch.randn(8, 2) + i)
-    merged = bnt.merge_statistics([m.state_dict() for m in models], [10, 0, 30])
+    merged = bnt.merge_state_dicts([m.state_dict() for m in models], [10, 0, 30])
     assert isinstance(merged, collections.OrderedDict)
     assert list(merged) == list(models[0].state_dict())
     target = _model()
@@ -88,7 +89,7 @@ def test_equal_states_stay_as_they_are():
     """Pooling the ranks of data-parallel training: parameters are alike there, and keep their bits."""
     models = [_model() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    merged = bnt.merge_statistics(models, [7, 13], running_correction=0)
+    merged = bnt.merge_state_dicts(models, [7, 13], running_correction=0)
     for name, value in models[0].state_dict().items():
         assert name.endswith("batches_tracked") or torch.equal(merged[name], value), name
         assert merged[name].data_ptr() != value.data_ptr()
@@ -115,7 +116,7 @@ REFUSED_STATES = {
 def test_states_that_do_not_fit_are_refused(name):
     states, counts, kind, words = REFUSED_STATES[name]
     with pytest.raises(kind, match=words):
-        bnt.merge_statistics(states, counts)
+        bnt.merge_state_dicts(states, counts)
 
 
 # --- masks from lengths ---
@@ -195,10 +196,10 @@ def _selection(kind, N, *rest):
     if kind == "mask":
         w = _randn(N, *rest, seed=9) < 0.8
         w.view(N, -1)[:, :2] = True
-    return {("mask" if kind == "mask" else "weights"): w}, w.double().unsqueeze(1)
+    return {("mask" if kind == "mask" else "sample_weight"): w}, w.double().unsqueeze(1)
 
 
-SELECTIONS = ["all", "mask", "weights"]
+SELECTIONS = ["all", "mask", "sample_weight"]
 
 
 # --- ghost batches ---
@@ -366,7 +367,7 @@ def test_the_schedule_is_that_of_numpy_and_its_state_is_the_count_of_batches(ste
     list(itertools.product(["auto", "batch", "running"], [None, True, False], [True, False])),
 )
 def test_each_switch_does_one_thing(statistics, update, train_affine, training, way):
-    options = {"statistics": statistics, "update": update, "train_affine": train_affine}
+    options = {"normalize_with": statistics, "update_running_stats": update, "train_affine": train_affine}
     layer = _spread(bnt.BatchNorm1d(C, **options, dtype=torch.float64)).train(training)
     layer.running_mean.copy_(torch.linspace(-1, 1, C))
     before = copy.deepcopy(layer)
@@ -440,8 +441,8 @@ def test_a_skipped_batch_leaves_the_count():
     before = copy.deepcopy(layer.state_dict())
     layer(torch.full((4, C), torch.nan))
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
-    with pytest.raises(ValueError, match="sum to more than 1"):
-        layer(_randn(5, C, dtype=torch.float32), weights=torch.full((5,), 0.1))
+    with pytest.raises(ValueError, match="sum is more than 1"):
+        layer(_randn(5, C, dtype=torch.float32), sample_weight=torch.full((5,), 0.1))
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
 
 
@@ -451,7 +452,7 @@ OPTIONED = {
     "ghosts": {"virtual_batch_size": 3},
     "renorm": {"renorm": bn.Renorm(2.0, 1.0, **CONSTANT)},
     "both": {"virtual_batch_size": 3, "renorm": bn.Renorm(2.0, 1.0, **CONSTANT)},
-    "switches": {"statistics": "running", "update": True, "train_affine": False},
+    "switches": {"normalize_with": "running", "update_running_stats": True, "train_affine": False},
     "count": {"keep_count": True},
 }
 
@@ -492,7 +493,7 @@ def test_options_compile(name, way, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["ghosts", "renorm", "both"])
-@pytest.mark.parametrize("kind", ["all", "weights"])
+@pytest.mark.parametrize("kind", ["all", "sample_weight"])
 def test_second_derivatives(name, kind):
     """Of renormalization where both limits are met: elsewhere r and d move with x, though gradients take no notice."""
     layer = bnt.BatchNorm1d(C, **OPTIONED[name], dtype=torch.float64)
@@ -500,7 +501,7 @@ def test_second_derivatives(name, kind):
     layer.running_var.fill_(0.01)
     given_, _ = _selection(kind, 5, 2)
     (x,) = _leaves(_randn(5, C, 2))
-    layer.update = False
+    layer.update_running_stats = False
     parameters = tuple(_leaves(layer.weight, layer.bias))
 
     def run(x, weight, bias):
@@ -528,21 +529,23 @@ def test_options_on_converted_layers(name):
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_the_function_is_the_layer_with_its_bits(momentum, kind):
     layer = _spread(bnt.BatchNorm1d(C, momentum=momentum, activation="relu"))
-    stats, before = Statistics.of(layer), Statistics.of(layer)
+    stats, before = RunningStatistics.from_layer(layer), RunningStatistics.from_layer(layer)
     for step in range(3):
         given_, _ = _selection(kind, 6, 4)
         x, xf = _leaves(*[_randn(6, C, 4, seed=step, dtype=torch.float32)] * 2)
         y = layer(x, **given_)
-        yf, stats = batch_norm(xf, stats, layer.weight, layer.bias, momentum=momentum, activation="relu", **given_)
+        yf, stats = batch_norm(
+            xf, stats, layer.weight, layer.bias, momentum=momentum, activation="relu", **given_, training=True
+        )
         assert torch.equal(y, yf)
         assert _same(torch.autograd.grad(y.sum(), x), torch.autograd.grad(yf.sum(), xf))
-        assert _same(stats, Statistics.of(layer))
+        assert _same(stats, RunningStatistics.from_layer(layer))
         assert not any(t.requires_grad for t in stats)
     layer.eval()
     yf, after = batch_norm(xf, stats, layer.weight, layer.bias, training=False, activation="relu")
     assert torch.equal(layer(xf), yf)
     assert after is stats
-    assert _same(before, Statistics.initial(C))
+    assert _same(before, RunningStatistics.initial(C))
 
 
 @settings(max_examples=25)
@@ -558,8 +561,8 @@ def test_micro_batches_are_the_whole_batch(sizes, kind, plain):
     cut = {k: v.split(sizes) for k, v in given_.items()}
     wrap = WAYS["plain" if plain else "kernels"]
     ys, stats = batch_norm(
-        [wrap(t) for t in xs], Statistics.initial(C, dtype=torch.float64), weight, bias, residual=[wrap(t) for t in rs],
-        activation="silu", **cut,
+        [wrap(t) for t in xs], RunningStatistics.initial(C, dtype=torch.float64), weight, bias,
+        residual=[wrap(t) for t in rs], activation="silu", **cut, training=True
     )  # fmt: skip
     g = _randn(N, C, 3, seed=4)
     ours = torch.autograd.grad(ys, [*xs, *rs, weight, bias], list(g.split(sizes)))
@@ -568,10 +571,10 @@ def test_micro_batches_are_the_whole_batch(sizes, kind, plain):
     _close([*ys, *ours], [*exact.split(sizes), *by_x.split(sizes), *by_r.split(sizes), *by])
     count, mean, var = _moments(x.detach(), w)
     _close(stats[:2], [0.1 * mean, 0.9 + 0.1 * var * count / (count - 1)])
-    assert stats.batches == 1
+    assert stats.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("kind", ["all", "weights"])
+@pytest.mark.parametrize("kind", ["all", "sample_weight"])
 def test_micro_batches_have_second_derivatives(kind):
     given_, _ = _selection(kind, 5, 2)
     cut = {k: v.split([2, 1, 2]) for k, v in given_.items()}
@@ -580,7 +583,9 @@ def test_micro_batches_have_second_derivatives(kind):
     activation = "silu" if kind == "all" else "leaky_relu"  # y tells the derivative
 
     def run(a, b, c, weight, bias, *rs):
-        return tuple(batch_norm([a, b, c], None, weight, bias, residual=rs, activation=activation, **cut)[0])
+        return tuple(
+            batch_norm([a, b, c], None, weight, bias, residual=rs, activation=activation, **cut, training=True)[0]
+        )
 
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs)
@@ -590,39 +595,46 @@ def test_the_function_under_vmap_and_grad():
     """An ensemble's statistics at once, and gradients by torch.func."""
     xs, g = _randn(4, 6, C, 5), _randn(6, C, 5, seed=1)
     weight, bias = _randn(C, seed=2), _randn(C, seed=3)
-    stats = Statistics(torch.zeros(4, C).double(), torch.ones(4, C).double(), torch.zeros(4, dtype=torch.int64))
-    ys, moved = torch.func.vmap(lambda x, s: batch_norm(x, s, weight, bias))(xs, stats)
+    stats = RunningStatistics(torch.zeros(4, C).double(), torch.ones(4, C).double(), torch.zeros(4, dtype=torch.int64))
+    ys, moved = torch.func.vmap(lambda x, s: batch_norm(x, s, weight, bias, training=True))(xs, stats)
     for i in range(4):
-        y, alone = batch_norm(xs[i], Statistics.initial(C, dtype=torch.float64), weight, bias)
+        y, alone = batch_norm(xs[i], RunningStatistics.initial(C, dtype=torch.float64), weight, bias, training=True)
         _close([ys[i], *(t[i] for t in moved)], [y, *alone])
 
     def loss(x, weight):
-        y, new = batch_norm(x, Statistics.initial(C, dtype=torch.float64), weight, bias)
+        y, new = batch_norm(x, RunningStatistics.initial(C, dtype=torch.float64), weight, bias, training=True)
         return (y * g).pow(2).sum(), new
 
     by, new = torch.func.grad(loss, argnums=(0, 1), has_aux=True)(xs[0], weight)
     x, w = _leaves(xs[0], weight)
     expected, stats = loss(x, w)
     _close([*by, *new], [*torch.autograd.grad(expected, [x, w]), *stats])
-    micro = torch.func.grad(lambda x: batch_norm(x.split([1, 5]), None, weight, bias)[0][1].pow(3).sum())(xs[0])
-    whole = torch.func.grad(lambda x: batch_norm(x, None, weight, bias)[0][1:].pow(3).sum())(xs[0])
+    micro = torch.func.grad(
+        lambda x: batch_norm(x.split([1, 5]), None, weight, bias, training=True)[0][1].pow(3).sum()
+    )(xs[0])
+    whole = torch.func.grad(lambda x: batch_norm(x, None, weight, bias, training=True)[0][1:].pow(3).sum())(xs[0])
     _close([micro], [whole])
 
 
+_train_step = functools.partial(batch_norm, training=True)
+
 REFUSED_CALLS = {
-    "one value": (lambda x: batch_norm(x[:1, :, 0], None), ValueError, r"at least two .*got 1 \(input \(1, 3\)"),
-    "empty mask": (lambda x: batch_norm(x, None, mask=torch.zeros(4, 2, dtype=torch.bool)), ValueError, "got 0"),
-    "no statistics": (lambda x: batch_norm(x, None, training=False), ValueError, "stats=None"),
-    "channels": (lambda x: batch_norm(x, Statistics.initial(4)), ValueError, r"stats.mean .* 3 channels; got \(4,\)"),
-    "weight": (lambda x: batch_norm(x, None, torch.ones(2)), ValueError, "weight must"),
-    "rank": (lambda x: batch_norm(x[:, 0, 0], None), ValueError, "channels on axis 1"),
-    "no parts": (lambda x: batch_norm([], None), ValueError, "at least one micro-batch"),
-    "parts": (lambda x: batch_norm([x, x[:, :2]], None), ValueError, "3 of .* and 2 of"),
-    "masks": (lambda x: batch_norm([x, x], None, mask=[torch.ones(4, 2).bool()]), ValueError, "each of 2 .*got 1"),
-    "a mask": (lambda x: batch_norm([x], None, mask=torch.ones(4, 2).bool()), TypeError, "sequence of tensors"),
-    "residual": (lambda x: batch_norm(x, None, residual=x[:2]), ValueError, "residual must have"),
+    "one value": (lambda x: _train_step(x[:1, :, 0], None), ValueError, r"at least two .*got 1 \(input \(1, 3\)"),
+    "empty mask": (lambda x: _train_step(x, None, mask=torch.zeros(4, 2, dtype=torch.bool)), ValueError, "got 0"),
+    "no statistics": (lambda x: batch_norm(x, None, training=False), ValueError, "running=None"),
+    "channels": (
+        lambda x: _train_step(x, RunningStatistics.initial(4)), ValueError, r"running_mean .* 3 channels; got \(4,\)"
+    ),
+    "weight": (lambda x: _train_step(x, None, torch.ones(2)), ValueError, "weight must"),
+    "rank": (lambda x: _train_step(x[:, 0, 0], None), ValueError, "channels on axis 1"),
+    "no parts": (lambda x: _train_step([], None), ValueError, "at least one micro-batch"),
+    "parts": (lambda x: _train_step([x, x[:, :2]], None), ValueError, "3 of .* and 2 of"),
+    "masks": (lambda x: _train_step([x, x], None, mask=[torch.ones(4, 2).bool()]), ValueError, "each of 2 .*got 1"),
+    "a mask": (lambda x: _train_step([x], None, mask=torch.ones(4, 2).bool()), TypeError, "sequence of tensors"),
+    "residual": (lambda x: _train_step(x, None, residual=x[:2]), ValueError, "residual must have"),
     "no running statistics": (
-        lambda x: Statistics.of(bnt.BatchNorm1d(3, track_running_stats=False)), ValueError, "no running statistics"
+        lambda x: RunningStatistics.from_layer(bnt.BatchNorm1d(3, track_running_stats=False)), ValueError,
+        "no running statistics",
     ),
 }  # fmt: skip
 
@@ -698,7 +710,7 @@ def test_operations_on_tables_refuse_what_would_lead_out_of_memory(name):
 
 
 def test_a_frozen_layer_takes_one_sample_in_training():
-    layer = _spread(bnt.BatchNorm1d(C, statistics="running", update=False))
+    layer = _spread(bnt.BatchNorm1d(C, normalize_with="running", update_running_stats=False))
     x = torch.randn(5, C)
     samples = torch.cat([layer(sample) for sample in x.split(1)])
     plain = torch.func.vmap(layer)(x[:, None])[:, 0]
@@ -708,10 +720,13 @@ def test_a_frozen_layer_takes_one_sample_in_training():
 
 
 def test_one_value_is_refused_wherever_the_batch_normalises():
-    for layer in (bnt.BatchNorm1d(C, track_running_stats=False).eval(), bnt.BatchNorm1d(C, statistics="batch").eval()):
+    for layer in (
+        bnt.BatchNorm1d(C, track_running_stats=False).eval(),
+        bnt.BatchNorm1d(C, normalize_with="batch").eval(),
+    ):
         with pytest.raises(ValueError, match="one value per channel"):
             layer(torch.randn(1, C))
-    moving = bnt.BatchNorm1d(C, statistics="running")  # normalises with the running ones, but moves them
+    moving = bnt.BatchNorm1d(C, normalize_with="running")  # normalises with the running ones, but moves them
     with pytest.raises(ValueError, match="one value per channel"):
         moving(torch.randn(1, C))
     assert moving.num_batches_tracked == 0

@@ -35,9 +35,10 @@ def columns(values: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:
     return np.transpose(values, reduced + kept).reshape(-1, channels).astype(compute)
 
 
-def moments(x: np.ndarray, weights: np.ndarray | None = None) -> Sums:
-    """Moments of the columns of `x` (m, C); `weights` (m, 1) or (m, C), the same for all channels, say what counts."""
-    w = np.ones(len(x)) if weights is None else weights[:, 0].astype(np.float64)
+def moments(x: np.ndarray, sample_weight: np.ndarray | None = None) -> Sums:
+    """Moments of the columns of `x` (m, C); `sample_weight` (m, 1) or (m, C), one for all channels, says what
+    counts."""
+    w = np.ones(len(x)) if sample_weight is None else sample_weight[:, 0].astype(np.float64)
     with np.errstate(all="ignore"):
         blocks = [_block(x[i : i + BLOCK], w[i : i + BLOCK]) for i in range(0, len(x), BLOCK)]
         return _tree(blocks, _merge) if blocks else _nothing(x.shape[1])

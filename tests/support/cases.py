@@ -21,7 +21,7 @@ from pairs import pairs
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 WIDE = ("float32", "float64")
 ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", ("leaky_relu", 0.2), "silu")
-SELECTIONS = ("all", "mask", "weights", "mask+weights", "kept mask", "row mask", "scalar weights")
+SELECTIONS = ("all", "mask", "sample_weight", "mask+sample_weight", "kept mask", "row mask", "scalar sample_weight")
 LENGTHS = (2, 15, 16, 17, 31, 33, 63, 65, 97, 2047, 2048, 2049, 5000)
 CHANNELS = (1, 3, 15, 16, 17, 64, 65)
 EPS = 1e-5
@@ -79,13 +79,13 @@ class Built:
     weight: np.ndarray | None
     bias: np.ndarray | None
     mask: np.ndarray | None
-    weights: np.ndarray | None
+    sample_weight: np.ndarray | None
     residual: np.ndarray | None
     counted: np.ndarray | None  # mask and weights together, of the shape of x
 
     @property
     def selection(self) -> dict:
-        return {"mask": self.mask, "weights": self.weights}
+        return {"mask": self.mask, "sample_weight": self.sample_weight}
 
     @property
     def options(self) -> dict:
@@ -98,7 +98,7 @@ class Built:
             x=self.x,
             kept=self.case.kept,
             eps=self.case.eps,
-            weights=self.counted,
+            sample_weight=self.counted,
             weight=self.weight,
             bias=self.bias,
             residual=self.residual,
@@ -241,35 +241,35 @@ def _mask(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def _weights(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Fractions and a few zeros, in all at least 2."""
-    weights = np.asarray(rng.random(shape) + 0.25) * (rng.random(shape) < 0.8)
-    weights.flat[-2:] = 1.5
-    return weights
+    sample_weight = np.asarray(rng.random(shape) + 0.25) * (rng.random(shape) < 0.8)
+    sample_weight.flat[-2:] = 1.5
+    return sample_weight
 
 
 def _select(rng: np.random.Generator, case: Case) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """`mask` and `weights` as they are passed."""
+    """`mask` and `sample_weight` as they are passed."""
     shape = case.reduced_shape
     if case.select == "mask":
         return _mask(rng, shape), None
-    if case.select == "weights":
+    if case.select == "sample_weight":
         return None, _weights(rng, shape)
-    if case.select == "mask+weights":
+    if case.select == "mask+sample_weight":
         return _mask(rng, shape), _weights(rng, shape) + 0.5
     if case.select == "kept mask":
         return np.expand_dims(_mask(rng, shape), case.kept), None
     if case.select == "row mask":
         return _mask(rng, shape[:1] + (1,) * (len(shape) - 1)), None
-    if case.select == "scalar weights":
+    if case.select == "scalar sample_weight":
         return None, np.asarray(np.float32(0.75))
     return None, None
 
 
-def _counted(case: Case, mask: np.ndarray | None, weights: np.ndarray | None) -> np.ndarray | None:
-    """What `mask` and `weights` say together, for every position of x."""
-    if mask is None and weights is None:
+def _counted(case: Case, mask: np.ndarray | None, sample_weight: np.ndarray | None) -> np.ndarray | None:
+    """What `mask` and `sample_weight` say together, for every position of x."""
+    if mask is None and sample_weight is None:
         return None
     counted = np.ones(case.shape)
-    for given in (mask, weights):
+    for given in (mask, sample_weight):
         if given is not None:
             if given.ndim != len(case.shape):
                 given = np.expand_dims(np.broadcast_to(given, case.reduced_shape), case.kept)
@@ -282,7 +282,7 @@ def build(case: Case) -> Built:
     """The arrays of a case: the same ones every time it is called. Copy what you change."""
     rng = np.random.default_rng(zlib.crc32(str(case).encode()))
     dtype = DTYPES[case.dtype]
-    mask, weights = _select(rng, case)
+    mask, sample_weight = _select(rng, case)
 
     def draw(values: np.ndarray) -> np.ndarray:
         return lay_out(values.astype(dtype), case.layout, case.kept)
@@ -297,9 +297,9 @@ def build(case: Case) -> Built:
         weight=np.asarray(scale, dtype=parameters) if case.affine in ("weight", "both") else None,
         bias=np.asarray(shift, dtype=parameters) if case.affine in ("bias", "both") else None,
         mask=mask,
-        weights=weights,
+        sample_weight=sample_weight,
         residual=draw(2.0 * rng.standard_normal(case.shape)) if case.residual else None,
-        counted=_counted(case, mask, weights),
+        counted=_counted(case, mask, sample_weight),
     )
 
 
@@ -356,7 +356,7 @@ def _layouts() -> list[Case]:
 def _options() -> list[Case]:
     """Every selection with every activation, with and without a residual, in float32 or float64; fewer in 16 bits."""
     last = list(itertools.product(ACTIVATIONS, (False, True)))
-    found = [*pairs(WIDE, SELECTIONS, last), *pairs(("float16", "bfloat16"), ("all", "mask+weights"), last)]
+    found = [*pairs(WIDE, SELECTIONS, last), *pairs(("float16", "bfloat16"), ("all", "mask+sample_weight"), last)]
     return [_with(_ONE, dtype=d, select=s, activation=a, residual=r) for d, s, (a, r) in found]
 
 

@@ -30,10 +30,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ghosts": {"virtual_batch_size": 3},
     "renorm": {"renorm": bn.Renorm(1.5, 0.3, start=0, r_end=0, d_end=0)},
     "schedule": {"renorm": bn.Renorm(2.0, 1.0, start=1, r_end=9, d_end=5)},
-    "by batch": {"statistics": "batch"},
-    "by running": {"statistics": "running"},
-    "updates": {"update": True},
-    "still": {"update": False},
+    "by batch": {"normalize_with": "batch"},
+    "by running": {"normalize_with": "running"},
+    "updates": {"update_running_stats": True},
+    "still": {"update_running_stats": False},
     "constant affine": {"train_affine": False},
     "count": {"keep_count": True},
     "cumulative": {"momentum": None},
@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "untracked": {"track_running_stats": False},
 }
 NEEDS_RUNNING = ("renorm", "schedule", "by running", "updates", "count", "single")
-SELECTIONS = ("all", "mask", "weights", "both")
+SELECTIONS = ("all", "mask", "sample_weight", "both")
 LAYERS = (bnt.BatchNorm1d, bnt.SyncBatchNorm)
 
 
@@ -85,8 +85,8 @@ class Cell(NamedTuple):
         if self.selection in ("mask", "both"):
             made["mask"] = torch.rand(rest, generator=generator) < 0.8
             made["mask"] |= torch.arange(rest[-1]) < (2 if len(rest) > 1 else max(2, rest[0] - 1))
-        if self.selection in ("weights", "both"):
-            made["weights"] = torch.rand(rest, generator=generator, dtype=self.dtype) + 0.5
+        if self.selection in ("sample_weight", "both"):
+            made["sample_weight"] = torch.rand(rest, generator=generator, dtype=self.dtype) + 0.5
         return made
 
 
@@ -111,7 +111,7 @@ class Exact(NamedTuple):
 def exact(layer: Any, operands: dict[str, Tensor]) -> Exact:
     """What a call should give; `plain_layer.Refused` where it should be refused."""
     made = {name: t.detach().double().requires_grad_() for name, t in leaves_of(layer, operands).items()}
-    rest = {name: t for name, t in operands.items() if name in ("mask", "weights")}
+    rest = {name: t for name, t in operands.items() if name in ("mask", "sample_weight")}
     found = plain_layer.call(
         plain_layer.known(layer),
         made["input"],

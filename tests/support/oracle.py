@@ -58,7 +58,7 @@ class Problem(NamedTuple):
     x: np.ndarray
     kept: tuple[int, ...]
     eps: float = 1e-5
-    weights: np.ndarray | None = None  # of the shape of x
+    sample_weight: np.ndarray | None = None  # of the shape of x
     weight: np.ndarray | None = None
     bias: np.ndarray | None = None
     residual: np.ndarray | None = None
@@ -86,7 +86,7 @@ def high_and_low(values) -> tuple[np.ndarray, np.ndarray]:
 
 def statistics(problem: Problem) -> Statistics:
     """count = sum w, mean = sum w x / count, m2 = sum w (x - mean)²; a position of weight 0 is not there."""
-    if problem.weights is None:
+    if problem.sample_weight is None:
         x = exact(problem.x)
         count = _over_channels(x.size / math.prod(x.shape[axis] for axis in _kept(problem)), problem)
         mean = _sum(x, problem) / count
@@ -131,8 +131,8 @@ def backward(problem: Problem, grad: np.ndarray, stats: Statistics, *, training:
     sum_g, sum_gx = _sum(g, problem), _sum(g * xhat, problem)
     dx = a * g
     if training:
-        weights = MP.mpf(1) if problem.weights is None else exact(problem.weights)
-        dx = a * (g - weights / stats.count * (sum_g + xhat * sum_gx))
+        sample_weight = MP.mpf(1) if problem.sample_weight is None else exact(problem.sample_weight)
+        dx = a * (g - sample_weight / stats.count * (sum_g + xhat * sum_gx))
     terms = _gradient_terms(problem, grad, to_float(g), to_float(xhat), to_float(a), to_float(stats.count), training)
     d_weight, d_bias = (to_float(kept_shape(v, problem)) for v in (sum_gx, sum_g))
     return Backward(to_float(dx), d_weight, d_bias, to_float(g), *terms)
@@ -148,8 +148,8 @@ def _gradient_terms(problem: Problem, grad, g, xhat, a, count, training: bool) -
     of_weight = (size * np.abs(xhat)).sum(axis=reduced, keepdims=True)
     of_x = size
     if training:
-        weights = 1.0 if problem.weights is None else problem.weights
-        of_x = size + weights / count * (of_bias + np.abs(xhat) * of_weight)
+        sample_weight = 1.0 if problem.sample_weight is None else problem.sample_weight
+        of_x = size + sample_weight / count * (of_bias + np.abs(xhat) * of_weight)
     return np.abs(a) * of_x, kept_shape(of_weight, problem), kept_shape(of_bias, problem)
 
 
@@ -165,7 +165,7 @@ def _sum(values: np.ndarray, problem: Problem) -> np.ndarray:
 
 def _counted(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """x and its weights; what does not count is 0, whatever stands there."""
-    w = np.asarray(problem.weights, dtype=np.float64)
+    w = np.asarray(problem.sample_weight, dtype=np.float64)
     return exact(np.where(w > 0, problem.x, np.zeros_like(problem.x))), exact(w)
 
 

@@ -34,8 +34,8 @@ class Call(NamedTuple):
 
 
 OPTIONS = (
-    "activation", "on_single_value", "on_nonfinite", "running_correction", "virtual_batch_size", "renorm", "statistics",
-    "update", "train_affine", "keep_count", "eps", "momentum",
+    "activation", "on_single_value", "on_nonfinite", "running_correction", "virtual_batch_size", "renorm",
+    "normalize_with", "update_running_stats", "train_affine", "keep_count", "eps", "momentum",
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def known(layer: Any) -> Known:
     tensors = {name: t for name in STATE if (t := getattr(layer, name, None)) is not None}
     options = {name: getattr(layer, name) for name in OPTIONS if hasattr(layer, name)}
     defaults = dict.fromkeys(OPTIONS) | {
-        "on_single_value": "error", "on_nonfinite": "propagate", "running_correction": 1, "statistics": "auto",
+        "on_single_value": "error", "on_nonfinite": "propagate", "running_correction": 1, "normalize_with": "auto",
         "train_affine": True, "keep_count": False,
     }  # fmt: skip
     state = {name: torch.as_tensor(t).detach().clone().double() for name, t in tensors.items()}
@@ -58,17 +58,21 @@ def call(
     bias: Tensor | None,
     *,
     mask: Tensor | None = None,
-    weights: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Call:
     """One call of a layer on float64 tensors; raises Refused where the rules refuse it."""
     options, state = layer.options, layer.state
     batch = layer.training or not state
-    if options["statistics"] != "auto":
-        batch = options["statistics"] == "batch"
-    updates = layer.training and options["track"] if options["update"] is None else options["update"]
-    selected = mask is not None or weights is not None
-    w = _selection(x, mask, weights)
+    if options["normalize_with"] != "auto":
+        batch = options["normalize_with"] == "batch"
+    updates = (
+        layer.training and options["track"]
+        if options["update_running_stats"] is None
+        else options["update_running_stats"]
+    )
+    selected = mask is not None or sample_weight is not None
+    w = _selection(x, mask, sample_weight)
     if x.numel() == 0:
         updates = False
     elif batch or updates:
@@ -107,10 +111,10 @@ def activate(z: Tensor, activation: Any) -> Tensor:
     return z * torch.sigmoid(z) if name == "silu" else z
 
 
-def _selection(x: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
+def _selection(x: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
     """The weight of every position, with one channel."""
     w = x.new_ones(x.shape[0], 1, *x.shape[2:])
-    for given in (mask, weights):
+    for given in (mask, sample_weight):
         if given is not None:
             w = w * (given if given.dim() == x.dim() else given.unsqueeze(1)).to(w)
     return w
@@ -146,7 +150,7 @@ def _moved(layer: Known, x: Tensor, w: Tensor, selected: bool) -> dict[str, Tens
     dims = [0, *range(2, x.dim())]
     count = w.sum()
     if selected and not count > (1 if options["keep_count"] else correction):
-        raise Refused("weights that sum to more")
+        raise Refused("sum is more than")
     there = torch.where(w > 0, x, 0)
     mean = (w * there).sum(dims) / count
     m2 = (w * (there - over(mean, x)) ** 2).sum(dims)

@@ -21,7 +21,7 @@ from ._accelerate import Acceleration, Status, accelerate, status
 from ._convert import convert, convert_sync, revert
 from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ._merge import merge_statistics
+from ._merge import merge_state_dicts
 from ._positions import mask_from_lengths
 from ._sync import SyncBatchNorm
 
@@ -37,7 +37,7 @@ __all__ = [
     "convert_sync",
     "fuse",
     "mask_from_lengths",
-    "merge_statistics",
+    "merge_state_dicts",
     "revert",
     "status",
 ]

@@ -45,8 +45,8 @@ class _Extended(_BatchNorm):
     running_correction: int = DEFAULTS["running_correction"]
     virtual_batch_size: int | None = DEFAULTS["virtual_batch_size"]
     renorm: Renorm | None = DEFAULTS["renorm"]
-    statistics: str = DEFAULTS["statistics"]
-    update: bool | None = DEFAULTS["update"]
+    normalize_with: str = DEFAULTS["normalize_with"]
+    update_running_stats: bool | None = DEFAULTS["update_running_stats"]
     train_affine: bool = DEFAULTS["train_affine"]
 
     _settable: ClassVar[Mapping[str, Option]] = _options.MODULE
@@ -68,8 +68,8 @@ class _Extended(_BatchNorm):
         running_correction: int = 1,
         virtual_batch_size: int | None = None,
         renorm: Renorm | None = None,
-        statistics: str = "auto",
-        update: bool | None = None,
+        normalize_with: str = "auto",
+        update_running_stats: bool | None = None,
         train_affine: bool = True,
         keep_count: bool = False,
     ) -> None:
@@ -157,10 +157,10 @@ class _Extended(_BatchNorm):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        weights: Tensor | None = None,
+        sample_weight: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """``activation(batch_norm(input) + residual)``; mask and weights say which positions count in the statistics.
+        """``activation(batch_norm(input) + residual)``; mask and sample_weight say which positions count.
 
         Parameters
         ----------
@@ -169,20 +169,20 @@ class _Extended(_BatchNorm):
         mask
             Bool; broadcastable to the input without its channel axis, or with it as length one. False positions do not
             count in the statistics; every position is normalised. In evaluation it changes nothing.
-        weights
+        sample_weight
             Non-negative floats, shaped like `mask`: the weight of each position.
         residual
             Added before the activation. With the input's shape and dtype in the same pass, else as PyTorch adds.
         """
         if is_traced(input):
-            node: Tensor = self._as_leaf(input, mask, weights, residual)
+            node: Tensor = self._as_leaf(input, mask, sample_weight, residual)
             return node
         self._check_input(input)
         activation = activation_code(self.activation)
         if residual is None or _operands.is_like(residual, input):
-            return self._normalise(input, mask, weights, residual, activation)
+            return self._normalise(input, mask, sample_weight, residual, activation)
         _operands.check_residual(type(self).__name__, input, residual, activation[0])
-        return _options.activate(self._normalise(input, mask, weights, None, (0, 0.0)) + residual, *activation)
+        return _options.activate(self._normalise(input, mask, sample_weight, None, (0, 0.0)) + residual, *activation)
 
     def _check_input(self, input: Tensor) -> None:
         """Refuse another rank or number of channels than the layer's."""
@@ -197,11 +197,11 @@ class _Extended(_BatchNorm):
         self,
         x: Tensor,
         mask: Tensor | None,
-        weights: Tensor | None,
+        sample_weight: Tensor | None,
         residual: Tensor | None,
         activation: tuple[int, float],
     ) -> Tensor:
-        if mask is None and weights is None and self._is_usual(x):
+        if mask is None and sample_weight is None and self._is_usual(x):
             weight, bias = self._weight_and_bias()
             if not self.training:
                 mean, var, _ = _running.statistics(self)
@@ -211,10 +211,10 @@ class _Extended(_BatchNorm):
             return y
         if x.layout is _operands.ONEDNN:  # there and back
             added = None if residual is None else residual.to_dense()
-            return self._normalise(x.to_dense(), mask, weights, added, activation).to_mkldnn()
+            return self._normalise(x.to_dense(), mask, sample_weight, added, activation).to_mkldnn()
         selection = None
-        if mask is not None or weights is not None:
-            selection = _positions.weights_like(x, mask, weights, type(self).__name__)
+        if mask is not None or sample_weight is not None:
+            selection = _positions.weights_like(x, mask, sample_weight, type(self).__name__)
         batch, updates = self._choices()
         empty = not is_jit_trace() and x.numel() == 0
         if (batch or updates) and self._has_single_value(x, selection):
@@ -257,7 +257,12 @@ class _Extended(_BatchNorm):
 
     def _is_usual(self, x: Tensor) -> bool:
         """Whether this is a call without rare options: else there is more to decide, and time to do it."""
-        if self.statistics != "auto" or self.update is not None or self.renorm is not None or not self.train_affine:
+        if (
+            self.normalize_with != "auto"
+            or self.update_running_stats is not None
+            or self.renorm is not None
+            or not self.train_affine
+        ):
             return False
         if not (self.eps > 0 and is_ours(x)):
             return False
@@ -270,14 +275,18 @@ class _Extended(_BatchNorm):
 
     def _choices(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalise, and whether the running ones move."""
-        if (self.statistics != "auto" or self.update or self.renorm is not None) and self.running_mean is None:
+        if (
+            self.normalize_with != "auto" or self.update_running_stats or self.renorm is not None
+        ) and self.running_mean is None:
             check_all_without_running(self, type(self).__name__)
         batch = self.training or (self.running_mean is None and self.running_var is None)
-        if self.statistics != "auto":
-            batch = self.statistics == "batch"
+        if self.normalize_with != "auto":
+            batch = self.normalize_with == "batch"
         if batch and not self.eps > 0:
             _options.POSITIVE_EPS.checked(self.eps, type(self).__name__)
-        return batch, (self.training and self.track_running_stats) if self.update is None else self.update
+        return batch, (
+            self.training and self.track_running_stats
+        ) if self.update_running_stats is None else self.update_running_stats
 
     def _is_again(self, batch: bool) -> bool:
         """Whether a checkpoint computes a forward again, whose statistics have moved; ValueError where they matter."""
@@ -288,8 +297,12 @@ class _Extended(_BatchNorm):
         raise ValueError(
             f"{type(self).__name__}: a checkpoint's second forward must normalise as its first did, whose running "
             "statistics have moved since; got one with "
-            + (f"statistics={self.statistics!r}, update={self.update!r}" if not batch else "renorm")
-            + ". Leave the layer out of the checkpoint, or set update=False for the steps with it"
+            + (
+                f"normalize_with={self.normalize_with!r}, update_running_stats={self.update_running_stats!r}"
+                if not batch
+                else "renorm"
+            )
+            + ". Leave the layer out of the checkpoint, or set update_running_stats=False for the steps with it"
         )
 
     def _refuse_ghosts_of_any_batch(self) -> NoReturn:
@@ -398,7 +411,7 @@ class _Extended(_BatchNorm):
 
     def _as_leaf(self, x: Any, *rest: object) -> Any:
         """One node of the graph that torch.fx traces, as torch.nn's own layers are."""
-        names = ("mask", "weights", "residual")
+        names = ("mask", "sample_weight", "residual")
         given = {name: value for name, value in zip(names, rest, strict=True) if value is not None}
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), given)
 
@@ -428,9 +441,9 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
         themselves (the last may be fewer); running statistics move once, by the moments of all. None: the whole batch.
     renorm
         Batch renormalization (Ioffe 2017): a `batchnorm.Renorm`, whose limits follow `num_batches_tracked`.
-    statistics
+    normalize_with
         What normalises: "auto" (the batch's in training, the running ones in evaluation), "batch" or "running".
-    update
+    update_running_stats
         Whether a call moves the running statistics. None: in training mode.
     train_affine
         False: weight and bias are constants of the backward.

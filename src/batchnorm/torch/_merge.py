@@ -1,4 +1,4 @@
-"""`merge_statistics`: states of the same model, trained apart, become one."""
+"""`merge_state_dicts`: states of the same model, trained apart, become one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAMES_SHOWN = 4
 _COUNTS = 2**63  # positions are fewer
 
 
-def merge_statistics(
+def merge_state_dicts(
     states: Sequence[State | torch.nn.Module],
     counts: Sequence[float],
     *,
@@ -83,7 +83,7 @@ def merge_statistics(
     >>> import batchnorm.torch as bnt
     >>> a, b = (torch.nn.BatchNorm1d(1, momentum=1.0) for _ in range(2))
     >>> _ = a(torch.tensor([[1.0], [3.0]])), b(torch.tensor([[9.0], [11.0], [13.0]]))
-    >>> bnt.merge_statistics([a, b], [2, 3])["running_var"]  # of 1, 3, 9, 11 and 13
+    >>> bnt.merge_state_dicts([a, b], [2, 3])["running_var"]  # of 1, 3, 9, 11 and 13
     tensor([26.8000])
 
     Rounds of training from a common model:
@@ -93,7 +93,7 @@ def merge_statistics(
     >>> for round in range(3):
     ...     clients = [copy.deepcopy(server) for _ in range(10)]
     ...     _ = [client(torch.randn(20, 1)) for client in clients]
-    ...     _ = server.load_state_dict(bnt.merge_statistics(clients, [20] * 10, since=server))
+    ...     _ = server.load_state_dict(bnt.merge_state_dicts(clients, [20] * 10, since=server))
     >>> server.num_batches_tracked
     tensor(30)
     """
@@ -121,7 +121,7 @@ def _merged_value(name: str, values: list[Any], counts: Tensor) -> Any:
     if not isinstance(first, Tensor):
         if any(value != first for value in values[1:]):
             raise ValueError(
-                f"merge_statistics: {name} differs between the states and is not a tensor: nothing merges it"
+                f"merge_state_dicts: {name} differs between the states and is not a tensor: nothing merges it"
             )
         return first
     values = [value.to(first.device) for value in values]
@@ -129,8 +129,8 @@ def _merged_value(name: str, values: list[Any], counts: Tensor) -> Any:
         return first.detach().clone()
     if not (first.is_floating_point() or first.is_complex()):
         raise ValueError(
-            f"merge_statistics: {name} ({str(first.dtype).removeprefix('torch.')}) differs between the states, and has "
-            "no average; make it equal first, or leave it out of the states"
+            f"merge_state_dicts: {name} ({str(first.dtype).removeprefix('torch.')}) differs between the states, and "
+            "has no average; make it equal first, or leave it out of the states"
         )
     wide = torch.complex128 if first.is_complex() else torch.float64
     shares = (counts / counts.sum()).tolist()
@@ -144,7 +144,7 @@ def _state_of(state: object, i: int) -> State:
         return state.state_dict()
     if not isinstance(state, Mapping):
         raise TypeError(
-            f"merge_statistics: states are state_dicts or modules; number {i} is {type(state).__name__}; pass "
+            f"merge_state_dicts: states are state_dicts or modules; number {i} is {type(state).__name__}; pass "
             "[model.state_dict(), ...]"
         )
     return state
@@ -152,18 +152,18 @@ def _state_of(state: object, i: int) -> State:
 
 def _checked_counts(counts: Sequence[float], states: int, correction: int, counting: bool) -> Tensor:
     if states == 0:
-        raise ValueError("merge_statistics: needs at least one state; got none")
-    RUNNING_CORRECTION.checked(correction, "merge_statistics")
+        raise ValueError("merge_state_dicts: needs at least one state; got none")
+    RUNNING_CORRECTION.checked(correction, "merge_state_dicts")
     given: list[Any] = [_number(count) for count in counts]
     if len(given) != states:
-        raise ValueError(f"merge_statistics: needs one count for each state; got {len(given)} for {states} states")
+        raise ValueError(f"merge_state_dicts: needs one count for each state; got {len(given)} for {states} states")
     least = 1 if correction or counting else 0  # positions behind a variance, or behind a running_count
     for i, count in enumerate(given):
         real = isinstance(count, numbers.Real) and not isinstance(count, bool)
         if not real or not 0 <= count < _COUNTS or 0 < count <= least:
             rule = "above 1, or 0" if least else "at least 0"
             raise ValueError(
-                f"merge_statistics: a count is how many positions stand behind a state, a number below 2**63 and "
+                f"merge_state_dicts: a count is how many positions stand behind a state, a number below 2**63 and "
                 f"{rule}; number {i} is {count!r}"
                 + (
                     ". For shares of unknown size, running_correction=0 merges the variances as they are"
@@ -172,7 +172,7 @@ def _checked_counts(counts: Sequence[float], states: int, correction: int, count
                 )
             )
     if not any(given):
-        raise ValueError("merge_statistics: all counts are 0: there is nothing to merge")
+        raise ValueError("merge_state_dicts: all counts are 0: there is nothing to merge")
     return torch.tensor([float(count) for count in given], dtype=torch.float64)
 
 
@@ -183,7 +183,7 @@ def _number(count: Any) -> Any:
 def _check_since(first: State, since: Any) -> None:
     if not isinstance(since, torch.nn.Module):
         raise TypeError(
-            "merge_statistics: since must be a module, the model as it was when the round began: its layers say by "
+            "merge_state_dicts: since must be a module, the model as it was when the round began: its layers say by "
             f"which momentum their statistics moved; got {type(since).__name__}; load it into a model"
         )
     _check_alike(first, since.state_dict(), "since")
@@ -194,14 +194,14 @@ def _check_alike(first: State, state: State, which: str) -> None:
     if missing or unexpected:
         said = [f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("has", unexpected)) if names]
         raise ValueError(
-            f"merge_statistics: states must have the same names; {which} {' and '.join(said)}, unlike number 0. "
+            f"merge_state_dicts: states must have the same names; {which} {' and '.join(said)}, unlike number 0. "
             "Merge states of one architecture"
         )
     for name, value in first.items():
         ours, theirs = _described(value), _described(state[name])
         if ours != theirs:
             raise ValueError(
-                f"merge_statistics: {name} must have one shape and dtype in all states; got {ours} in number 0 and "
+                f"merge_state_dicts: {name} must have one shape and dtype in all states; got {ours} in number 0 and "
                 f"{theirs} in {which}"
             )
 

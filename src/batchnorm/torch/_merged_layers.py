@@ -108,7 +108,7 @@ def _batches(parts: list[dict[str, Tensor]], prefix: str, before: int) -> Tensor
     most = 2 / torch.finfo(like.dtype).eps if like.is_floating_point() else torch.iinfo(like.dtype).max
     if whole > most:
         raise ValueError(
-            f"merge_statistics: {prefix}num_batches_tracked would be {whole}, which "
+            f"merge_state_dicts: {prefix}num_batches_tracked would be {whole}, which "
             f"{str(like.dtype).removeprefix('torch.')} does not hold. Give since=, the model that the states were "
             "trained from: then only what they added is counted"
         )
@@ -121,7 +121,7 @@ def _checked_batches(part: dict[str, Tensor], prefix: str, which: str, least: in
     batches = value.item() if value.numel() == 1 else math.nan
     if batches != batches // 1 or batches < least:
         raise ValueError(
-            f"merge_statistics: {prefix}num_batches_tracked must be a number of batches, at least {least}"
+            f"merge_state_dicts: {prefix}num_batches_tracked must be a number of batches, at least {least}"
             f"{', that of since' if least else ''}; got {value.tolist()} in {which}"
         )
     return int(batches)
@@ -132,8 +132,8 @@ def _fitting(name: str, value: Tensor, given: list[Tensor]) -> Tensor:
     stored = value.to(given[0].dtype)
     if not stored.isfinite().all() and all(part.isfinite().all() for part in given):
         raise ValueError(
-            f"merge_statistics: {name} would not be finite in {str(stored.dtype).removeprefix('torch.')}, though it is "
-            "in all states; make them float32 or float64, model.float(), before they are merged"
+            f"merge_state_dicts: {name} would not be finite in {str(stored.dtype).removeprefix('torch.')}, though it "
+            "is in all states; make them float32 or float64, model.float(), before they are merged"
         )
     return stored
 
@@ -143,7 +143,7 @@ def _start(since: torch.nn.Module, prefix: str) -> Start:
     part = _part(layer.state_dict(), "")
     if "num_batches_tracked" not in part or not hasattr(layer, "momentum"):
         raise ValueError(
-            f"merge_statistics: with since a layer must have momentum and num_batches_tracked, which say how much of "
+            f"merge_state_dicts: with since a layer must have momentum and num_batches_tracked, which say how much of "
             f"the start is left in its statistics; {prefix.removesuffix('.') or 'the model itself'}, "
             f"{type(layer).__name__}, has not"
         )

@@ -69,8 +69,8 @@ def check(who: str, own: Running, table: Tensor, momentum: float | None, correct
         kept = own.counts is not None
         what = "running_count (keep_count=True)" if kept else f"running_var is M2 / (count - {least}), which"
         raise ValueError(
-            f"{who}: {what} needs weights that sum to more than {least}; got a sum of {float(count.min()):g}. Scale "
-            "the weights (only their ratios matter for the output)" + ("" if kept else ", or use running_correction=0")
+            f"{who}: {what} needs a sample_weight whose sum is more than {least}; got a sum of {float(count.min()):g}. "
+            "Scale it (only their ratios matter for the output)" + ("" if kept else ", or use running_correction=0")
         )
 
 

@@ -1,4 +1,4 @@
-"""Which positions count: masks from lengths; mask and weights as one tensor that says how much each counts."""
+"""Which positions count: masks from lengths; mask and sample_weight as one tensor that says how much each counts."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def mask_from_lengths(lengths: Tensor, max_length: int | None = None) -> Tensor:
     return torch.arange(length, device=lengths.device) < lengths.unsqueeze(1)
 
 
-def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: str) -> Tensor:
-    """Mask and weights together, broadcast to x, with one channel; no memory of x's size is made."""
-    for name, given in (("mask", mask), ("weights", weights)):
+def weights_like(x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, who: str) -> Tensor:
+    """Mask and sample_weight together, broadcast to x, with one channel; no memory of x's size is made."""
+    for name, given in (("mask", mask), ("sample_weight", sample_weight)):
         _operands.check_tensor(who, name, given)
         if given is not None and given.device != x.device:
             raise ValueError(
@@ -73,17 +73,21 @@ def weights_like(x: Tensor, mask: Tensor | None, weights: Tensor | None, who: st
         if mask.dtype != torch.bool:
             raise TypeError(
                 f"{who}: mask must be bool (True: the position counts); got dtype {mask.dtype}; use mask != 0, or "
-                "weights= for fractions"
+                "sample_weight= for fractions"
             )
         mask = _over_positions(x, mask, "mask", who)
-    if weights is None:
+    if sample_weight is None:
         assert mask is not None
         return mask
-    if not weights.is_floating_point():
-        raise TypeError(f"{who}: weights must be floating point; got dtype {weights.dtype}; use mask= for a choice")
-    if weights.requires_grad:
-        raise ValueError(f"{who}: weights are constants, gradients by them are not computed; pass weights.detach()")
-    w = _over_positions(x, weights, "weights", who)
+    if not sample_weight.is_floating_point():
+        raise TypeError(
+            f"{who}: sample_weight must be floating point; got dtype {sample_weight.dtype}; use mask= for a choice"
+        )
+    if sample_weight.requires_grad:
+        raise ValueError(
+            f"{who}: sample_weight is a constant, gradients by it are not computed; pass sample_weight.detach()"
+        )
+    w = _over_positions(x, sample_weight, "sample_weight", who)
     if w.dtype not in (torch.float32, torch.float64):
         w = w.float()
     return w if mask is None else torch.where(mask, w, 0.0)
@@ -96,7 +100,7 @@ def counted(x: Tensor, selection: Tensor | None) -> Tensor | int:
     return (selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum()
 
 
-def refused(x: Tensor, weights: Tensor, group: int, least: int) -> str:
+def refused(x: Tensor, sample_weight: Tensor, group: int, least: int) -> str:
     """What is wrong with the values of weights, or nothing: the rules of `refused_weights` of fused_calls.cpp.
 
     At least `least` positions must count, of every `group` samples where each so many are normalised by themselves.
@@ -104,18 +108,23 @@ def refused(x: Tensor, weights: Tensor, group: int, least: int) -> str:
     N = x.shape[0]
     size = min(group, N) if group else N
     groups = -(-N // size)
-    of_samples = (weights > 0).expand(N, 1, *x.shape[2:]).flatten(1).sum(1)
+    of_samples = (sample_weight > 0).expand(N, 1, *x.shape[2:]).flatten(1).sum(1)
     counts = torch.nn.functional.pad(of_samples, (0, groups * size - N)).reshape(groups, size).sum(1)
-    bad = ~((weights >= 0) & torch.isfinite(weights))
+    bad = ~((sample_weight >= 0) & torch.isfinite(sample_weight))
     *found, bads = torch.cat([counts, bad.sum().reshape(1)]).tolist()  # at once, so that a device is waited for once
     if bads:
-        return f"weights must be finite and non-negative; got {weights[bad][0].item():f}"
+        return f"sample_weight must be finite and non-negative; got {sample_weight[bad][0].item():f}"
     return next((_too_few(n, g, groups, group) for g, n in enumerate(found) if n < least), "")
 
 
-def check(x: Tensor, weights: Tensor | None, group: int, least: int) -> None:
+def check(x: Tensor, sample_weight: Tensor | None, group: int, least: int) -> None:
     """Refuse what the CPU kernels refuse, in their words, where PyTorch's operations are to compute."""
-    if weights is not None and x.numel() and _backend.is_readable(x) and (words := refused(x, weights, group, least)):
+    if (
+        sample_weight is not None
+        and x.numel()
+        and _backend.is_readable(x)
+        and (words := refused(x, sample_weight, group, least))
+    ):
         raise ValueError(f"batch_norm: {words}")
 
 
@@ -127,7 +136,7 @@ def _too_few(positions: int, g: int, groups: int, group: int) -> str:
             "be 0. Use another virtual_batch_size, or leave out the samples that remain"
         )
     if positions == 0:
-        return "mask and weights select nothing: no position of any channel counts"
+        return "mask and sample_weight select nothing: no position of any channel counts"
     return "one counted value per channel, so its variance is 0"
 
 

@@ -128,7 +128,8 @@ def _check_writable(who: str, new: list[tuple[Tensor, Tensor]]) -> None:
         raise ValueError(
             f"{who}: a transform of torch.func cannot move the running statistics of the layer itself; got a call that "
             "moves them. Pass buffers to functional_call (those of torch.func.stack_module_state, for torch.vmap), or "
-            "set layer.update = False, or use batchnorm.torch.functional.batch_norm, which returns new ones"
+            "set layer.update_running_stats = False, or use batchnorm.torch.functional.batch_norm, which returns new "
+            "ones"
         ) from error
 
 
@@ -142,7 +143,7 @@ def renormalized(layer: Any, table: Tensor, weight: Tensor | None, bias: Tensor 
 
 
 def _correction(layer: Any, table: Tensor) -> tuple[Tensor, Tensor]:
-    """`Renorm.correction`, with limits that follow the tensor `num_batches_tracked`; (C) each, or of ghosts (G, C)."""
+    """`Renorm.factors`, with limits that follow the tensor `num_batches_tracked`; (C) each, or of ghosts (G, C)."""
     count, mean, low, m2 = table
     running_mean, running_var = map(_operations.as_they_are, (layer.running_mean, layer.running_var))
     limits = _formulas.renorm_limits(torch, layer.renorm, layer.num_batches_tracked.to(m2.dtype))

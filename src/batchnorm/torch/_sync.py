@@ -22,8 +22,8 @@ class SyncBatchNorm(_Extended):
 
     In training every rank gathers the moments of all (one collective of O(num_features) numbers), and in the backward
     the two sums of the gradient (another one). They are merged in the order of ranks, so that all ranks have the same
-    bits. Batches may differ in size, or be empty; masks and weights count as they would in one batch. Evaluation needs
-    no other process, and without a process group, or with one process, this is `BatchNorm1d`, `2d` or `3d`.
+    bits. Batches may differ in size, or be empty; masks and sample weights count as they would in one batch. Evaluation
+    needs no other process, and without a process group, or with one process, this is `BatchNorm1d`, `2d` or `3d`.
 
     Parameters
     ----------
@@ -33,7 +33,8 @@ class SyncBatchNorm(_Extended):
         The same bits of y, of the gradient by x and of the running statistics for any number of processes, one
         included, and any contiguous split of a batch: moments are gathered sample by sample and merged in one order.
         Costs a collective more in the forward, and O(N num_features) numbers.
-    activation, on_single_value, on_nonfinite, running_correction, renorm, statistics, update, train_affine, keep_count
+    activation, on_single_value, on_nonfinite, running_correction, renorm, normalize_with, update_running_stats,
+    train_affine, keep_count
         As of `BatchNorm1d`. (Not virtual_batch_size: a ghost batch is a part of one process's.)
 
     Notes
@@ -79,8 +80,8 @@ class SyncBatchNorm(_Extended):
         on_nonfinite: str = "propagate",
         running_correction: int = 1,
         renorm: Renorm | None = None,
-        statistics: str = "auto",
-        update: bool | None = None,
+        normalize_with: str = "auto",
+        update_running_stats: bool | None = None,
         train_affine: bool = True,
         keep_count: bool = False,
         reproducible: bool = False,
@@ -108,23 +109,23 @@ class SyncBatchNorm(_Extended):
         self,
         input: Tensor,
         mask: Tensor | None = None,
-        weights: Tensor | None = None,
+        sample_weight: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
         """As that of `BatchNorm1d`, with the statistics of all ranks."""
         if _backend.is_traced(input) or not self._exchanges():
-            return super().forward(input, mask, weights, residual)
-        return self._synchronised(input, mask, weights, residual, activation_code(self.activation))
+            return super().forward(input, mask, sample_weight, residual)
+        return self._synchronised(input, mask, sample_weight, residual, activation_code(self.activation))
 
     def _normalise(
-        self, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None,
+        self, x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, residual: Tensor | None,
         activation: tuple[int, float],
     ) -> Tensor:  # fmt: skip
         """One pass of a fused model."""
         if self._exchanges():
-            return self._synchronised(x, mask, weights, residual, activation)
+            return self._synchronised(x, mask, sample_weight, residual, activation)
         self._check_input_dim(x)
-        return super()._normalise(x, mask, weights, residual, activation)
+        return super()._normalise(x, mask, sample_weight, residual, activation)
 
     def _exchanges(self) -> bool:
         """Whether this forward takes part in a collective, or in the order of one."""
@@ -134,11 +135,11 @@ class SyncBatchNorm(_Extended):
         return self.reproducible or world_size(self.process_group) > 1
 
     def _synchronised(
-        self, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None,
+        self, x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, residual: Tensor | None,
         activation: tuple[int, float],
     ) -> Tensor:  # fmt: skip
         ranks = Ranks(self.process_group, self.reproducible, type(self).__name__)
-        part, whole = self._gathered(ranks, x, mask, weights, residual, activation[0])
+        part, whole = self._gathered(ranks, x, mask, sample_weight, residual, activation[0])
         batch, updates = self._choices()
         if whole.positions == 1:  # on_single_value="running", or it would have been refused
             batch = updates = False
@@ -152,7 +153,7 @@ class SyncBatchNorm(_Extended):
         return y
 
     def _gathered(
-        self, ranks: Ranks, x: Tensor, mask: Tensor | None, weights: Tensor | None, residual: Tensor | None,
+        self, ranks: Ranks, x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, residual: Tensor | None,
         activation: int,
     ) -> tuple[_shared.Part, Whole]:  # fmt: skip
         """This rank's part and the moments of all; where one rank's input is refused, all ranks raise."""
@@ -167,7 +168,7 @@ class SyncBatchNorm(_Extended):
             if residual is not None and not _operands.is_like(residual, x):
                 _operands.check_residual(type(self).__name__, x, residual, activation)
                 in_pass = None
-            part = _shared.Part(x, self._selection(x, mask, weights), in_pass)
+            part = _shared.Part(x, self._selection(x, mask, sample_weight), in_pass)
             table = _shared.gather(part, ranks.group)
             positions = _positions.counted(x, part.weights)
         except (TypeError, ValueError) as error:
@@ -196,10 +197,10 @@ class SyncBatchNorm(_Extended):
                 "BatchNorm1d, 2d or 3d there, or evaluation"
             )
 
-    def _selection(self, x: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor | None:
-        if mask is None and weights is None:
+    def _selection(self, x: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor | None:
+        if mask is None and sample_weight is None:
             return None
-        return _positions.weights_like(x, mask, weights, type(self).__name__)
+        return _positions.weights_like(x, mask, sample_weight, type(self).__name__)
 
     def _check_whole(self, whole: Whole) -> None:
         """Refuse what all ranks refuse, since all know it."""
@@ -217,7 +218,7 @@ class SyncBatchNorm(_Extended):
             )
         if whole.positions == 0 and whole.samples:
             raise ValueError(
-                f"{who}: the masks and weights of all ranks together select nothing: no position of any channel counts"
+                f"{who}: mask and sample_weight of all ranks together select nothing: no position of any channel counts"
             )
 
     def _by_whole(

@@ -16,105 +16,108 @@ from . import _backend, _moving, _operands, _operations, _options, _plain, _posi
 Tensor = torch.Tensor
 Some = Tensor | Sequence[Tensor] | None
 
-__all__ = ["Statistics", "batch_norm"]
+__all__ = ["RunningStatistics", "batch_norm"]
 
 
-class Statistics(NamedTuple):
+class RunningStatistics(NamedTuple):
     """Running statistics: mean and variance of each channel, and how many batches have moved them.
 
     A tuple of tensors, so `torch.func` and `torch.utils._pytree` look into it.
 
     >>> import torch
-    >>> from batchnorm.torch.functional import Statistics
-    >>> Statistics.initial(2)
-    Statistics(mean=tensor([0., 0.]), var=tensor([1., 1.]), batches=tensor(0))
+    >>> from batchnorm.torch.functional import RunningStatistics
+    >>> RunningStatistics.initial(2)
+    RunningStatistics(running_mean=tensor([0., 0.]), running_var=tensor([1., 1.]), num_batches_tracked=tensor(0))
     """
 
-    mean: Tensor
-    var: Tensor
-    batches: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     @classmethod
     def initial(
         cls, num_features: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> Statistics:
+    ) -> RunningStatistics:
         """Mean 0 and variance 1, of no batches."""
         mean = torch.zeros(num_features, device=device, dtype=dtype)
         return cls(mean, torch.ones_like(mean), torch.zeros((), dtype=torch.int64, device=device))
 
     @classmethod
-    def of(cls, layer: torch.nn.Module) -> Statistics:
+    def from_layer(cls, layer: torch.nn.Module) -> RunningStatistics:
         """Copies of a layer's."""
         mean, var, batches = layer.running_mean, layer.running_var, layer.num_batches_tracked
         if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or not isinstance(batches, Tensor):
-            raise ValueError("Statistics.of: the layer has no running statistics (track_running_stats=False)")
+            raise ValueError(
+                "RunningStatistics.from_layer: the layer has no running statistics (track_running_stats=False)"
+            )
         return cls(mean.clone(), var.clone(), batches.clone())
 
 
 @overload
 def batch_norm(
-    x: Tensor, stats: Statistics, weight: Tensor | None = ..., bias: Tensor | None = ..., *, training: bool = ...,
-    momentum: float | None = ..., eps: float = ..., running_correction: int = ..., mask: Some = ...,
-    weights: Some = ..., residual: Some = ..., activation: Activation = ...,
-) -> tuple[Tensor, Statistics]: ...  # fmt: skip
+    input: Tensor, running: RunningStatistics, weight: Tensor | None = ..., bias: Tensor | None = ..., *,
+    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: int = ..., mask: Some = ...,
+    sample_weight: Some = ..., residual: Some = ..., activation: Activation = ...,
+) -> tuple[Tensor, RunningStatistics]: ...  # fmt: skip
 @overload
 def batch_norm(
-    x: Tensor, stats: None, weight: Tensor | None = ..., bias: Tensor | None = ..., *, training: bool = ...,
-    momentum: float | None = ..., eps: float = ..., running_correction: int = ..., mask: Some = ...,
-    weights: Some = ..., residual: Some = ..., activation: Activation = ...,
+    input: Tensor, running: None, weight: Tensor | None = ..., bias: Tensor | None = ..., *,
+    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: int = ..., mask: Some = ...,
+    sample_weight: Some = ..., residual: Some = ..., activation: Activation = ...,
 ) -> tuple[Tensor, None]: ...  # fmt: skip
 @overload
 def batch_norm(
-    x: Sequence[Tensor], stats: Statistics | None, weight: Tensor | None = ..., bias: Tensor | None = ..., *,
-    training: bool = ..., momentum: float | None = ..., eps: float = ..., running_correction: int = ...,
-    mask: Some = ..., weights: Some = ..., residual: Some = ..., activation: Activation = ...,
-) -> tuple[list[Tensor], Statistics | None]: ...  # fmt: skip
+    input: Sequence[Tensor], running: RunningStatistics | None, weight: Tensor | None = ...,
+    bias: Tensor | None = ..., *,
+    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: int = ...,
+    mask: Some = ..., sample_weight: Some = ..., residual: Some = ..., activation: Activation = ...,
+) -> tuple[list[Tensor], RunningStatistics | None]: ...  # fmt: skip
 def batch_norm(
-    x: Tensor | Sequence[Tensor],
-    stats: Statistics | None,
+    input: Tensor | Sequence[Tensor],
+    running: RunningStatistics | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    training: bool = True,
+    training: bool,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     running_correction: int = 1,
     mask: Some = None,
-    weights: Some = None,
+    sample_weight: Some = None,
     residual: Some = None,
     activation: Activation = None,
-) -> tuple[Tensor | list[Tensor], Statistics | None]:
-    """``activation(batch_norm(x) + residual)`` and the running statistics after it; nothing is written to.
+) -> tuple[Tensor | list[Tensor], RunningStatistics | None]:
+    """``activation(batch_norm(input) + residual)`` and the running statistics after it; nothing is written to.
 
     Parameters
     ----------
-    x
-        Input with channels on axis 1. Or a sequence of such, the micro-batches of one batch: moments are gathered over
+    input
+        With channels on axis 1. Or a sequence of such, the micro-batches of one batch: moments are gathered over
         all of them first, then each is normalised; likewise the sums of the backward. So results and gradients are
-        those of the whole batch, to rounding. mask, weights and residual are sequences then, too.
-    stats
+        those of the whole batch, to rounding. mask, sample_weight and residual are sequences then, too.
+    running
         Running statistics, or None where there are none.
     weight, bias
         Scale and shift, one for each channel. Default: 1 and 0.
     training
-        True: normalise with the batch's moments, and return moved statistics. False: normalise with `stats`, and return
-        them as they are.
+        True: normalise with the batch's moments, and return moved statistics. False: normalise with `running`, and
+        return them as they are.
     momentum, eps, running_correction, activation
         As of `BatchNorm1d`.
-    mask, weights, residual
+    mask, sample_weight, residual
         As of `BatchNorm1d.forward`.
 
     Returns
     -------
     y : Tensor, or list of Tensor
-        In x's shape and dtype.
-    stats : Statistics or None
+        In the shape and dtype of the input.
+    running : RunningStatistics or None
         New ones, in the dtypes of the given. They are constants: no gradients flow through them.
 
     Raises
     ------
     TypeError, ValueError
-        For shapes, a mask or weights that do not fit, missing statistics, or one value per channel in training.
+        For shapes, a mask or sample_weight that do not fit, missing statistics, or one value per channel in training.
 
     Notes
     -----
@@ -123,11 +126,12 @@ def batch_norm(
     Examples
     --------
     >>> import torch
-    >>> from batchnorm.torch.functional import Statistics, batch_norm
-    >>> y, stats = batch_norm(torch.tensor([[1.0], [3.0]]), Statistics.initial(1))
-    >>> y.flatten(), stats.mean
+    >>> from batchnorm.torch.functional import RunningStatistics, batch_norm
+    >>> y, running = batch_norm(torch.tensor([[1.0], [3.0]]), RunningStatistics.initial(1), training=True)
+    >>> y.flatten(), running.running_mean
     (tensor([-1.0000,  1.0000]), tensor([0.2000]))
-    >>> parts = batch_norm([torch.tensor([[1.0]]), torch.tensor([[3.0]])], None)[0]  # two micro-batches of one
+    >>> micro_batches = [torch.tensor([[1.0]]), torch.tensor([[3.0]])]
+    >>> parts = batch_norm(micro_batches, None, training=True)[0]
     >>> parts[0], parts[1]
     (tensor([[-1.0000]]), tensor([[1.0000]]))
     """
@@ -136,25 +140,27 @@ def batch_norm(
     momentum = _options.MOMENTUM.checked(momentum, who)
     eps = (_options.POSITIVE_EPS if training else _options.EPS).checked(eps, who)
     options = _shared.Options(eps, *_options.activation(activation, who))
-    micro = not isinstance(x, Tensor)
-    parts = _parts(x, mask, weights, residual, who)
-    _check_channels(parts, stats, weight, bias, who)
+    micro = not isinstance(input, Tensor)
+    parts = _parts(input, mask, sample_weight, residual, who)
+    _check_channels(parts, running, weight, bias, who)
     if not training:
-        ys, new = _evaluated(parts, stats, weight, bias, options, who), stats
+        ys, new = _evaluated(parts, running, weight, bias, options, who), running
     else:
         ys, table = _trained(parts, weight, bias, options, who)
-        new = None if stats is None else _moved(stats, table, momentum, running_correction)
+        new = None if running is None else _moved(running, table, momentum, running_correction)
     return (ys if micro else ys[0]), new
 
 
-def _parts(x: Tensor | Sequence[Tensor], mask: Some, weights: Some, residual: Some, who: str) -> list[_shared.Part]:
+def _parts(
+    x: Tensor | Sequence[Tensor], mask: Some, sample_weight: Some, residual: Some, who: str
+) -> list[_shared.Part]:
     xs = [x] if isinstance(x, Tensor) else list(x)
     if not xs:
         raise ValueError(f"{who}: a batch needs at least one micro-batch; got an empty sequence")
-    given = {"mask": mask, "weights": weights, "residual": residual}
+    given = {"mask": mask, "sample_weight": sample_weight, "residual": residual}
     lists = {name: _as_list(name, value, len(xs), isinstance(x, Tensor), who) for name, value in given.items()}
     parts = []
-    for part, m, w, r in zip(xs, lists["mask"], lists["weights"], lists["residual"], strict=True):
+    for part, m, w, r in zip(xs, lists["mask"], lists["sample_weight"], lists["residual"], strict=True):
         _operands.check_input(who, part)
         if part.dim() < 2:
             raise ValueError(f"{who}: x must have channels on axis 1; got shape {tuple(part.shape)}")
@@ -184,14 +190,15 @@ def _as_list(name: str, value: Some, n: int, single: bool, who: str) -> list[Ten
 
 
 def _check_channels(
-    parts: list[_shared.Part], stats: Statistics | None, weight: Tensor | None, bias: Tensor | None, who: str
+    parts: list[_shared.Part], running: RunningStatistics | None, weight: Tensor | None, bias: Tensor | None, who: str
 ) -> None:
     first, C = parts[0].x, parts[0].x.shape[1]
     for part in parts:
         _operands.check_together(who, first, x=part.x, residual=part.residual)
-    running = {} if stats is None else {f"stats.{name}": t for name, t in stats._asdict().items()}
-    _operands.check_together(who, first, weight=weight, bias=bias, **running)
-    given = {"weight": weight, "bias": bias, "stats.mean": stats and stats.mean, "stats.var": stats and stats.var}
+    tensors = {} if running is None else {f"running.{name}": t for name, t in running._asdict().items()}
+    _operands.check_together(who, first, weight=weight, bias=bias, **tensors)
+    tensors.pop("running.num_batches_tracked", None)
+    given = {"weight": weight, "bias": bias, **tensors}
     for name, value in given.items():
         if value is not None and value.shape != (C,):
             raise ValueError(f"{who}: {name} must have one value for each of {C} channels; got {tuple(value.shape)}")
@@ -204,15 +211,15 @@ def _check_channels(
 
 
 def _evaluated(
-    parts: list[_shared.Part], stats: Statistics | None, weight: Tensor | None, bias: Tensor | None,
+    parts: list[_shared.Part], running: RunningStatistics | None, weight: Tensor | None, bias: Tensor | None,
     options: _shared.Options, who: str,
 ) -> list[Tensor]:  # fmt: skip
-    if stats is None:
-        raise ValueError(f"{who}: evaluation (training=False) normalises with running statistics; got stats=None")
+    if running is None:
+        raise ValueError(f"{who}: evaluation (training=False) normalises with running statistics; got running=None")
     ys = []
     for x, _, residual in parts:
         forward = _operations.differentiable_forward if _backend.is_ours(x) and x.numel() else _plain.forward
-        ys.append(forward(x, weight, bias, stats.mean, stats.var, None, residual, *options)[0])
+        ys.append(forward(x, weight, bias, running.running_mean, running.running_var, None, residual, *options)[0])
     return ys
 
 
@@ -267,8 +274,10 @@ def _check_positions(parts: list[_shared.Part], who: str) -> None:
         )
 
 
-def _moved(stats: Statistics, table: Tensor, momentum: float | None, correction: int) -> Statistics:
+def _moved(running: RunningStatistics, table: Tensor, momentum: float | None, correction: int) -> RunningStatistics:
     """As `batchnorm::update_` moves them, into new tensors."""
-    own = _moving.Running(stats.mean.detach(), stats.var.detach(), stats.batches, None)
+    own = _moving.Running(
+        running.running_mean.detach(), running.running_var.detach(), running.num_batches_tracked, None
+    )
     to = _moving.moved(own, table.detach(), momentum, correction).running
-    return Statistics(to.mean, to.var, to.batches)
+    return RunningStatistics(to.mean, to.var, to.batches)
