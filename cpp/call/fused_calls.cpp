@@ -306,8 +306,7 @@ std::string refused_running(const View& stats, const Running& running, bool cumu
   for (int64_t c = 0; c < C; ++c)
     if (!(count[c] > least))
       return what + " needs a sample_weight whose sum is more than " + std::to_string(least) + "; got a sum of " + said(count[c]) +
-             ". Scale it (only their ratios matter for the output)" +
-             (running.count ? "" : ", or use running_correction=0");
+             ". Scale it (only their ratios matter for the output)" + (running.count ? "" : ", or use running_correction=0");
   return "";
 }
 
