@@ -112,16 +112,30 @@ class Gathered:
         return Moments(self._count, self._mean, self._m2, self._mean_low)
 
 
+def block_moments(x: np.ndarray, kept: tuple[int, ...], nan_policy: str) -> Moments:
+    """Return the moments of a block; with the policy ``omit``, NaN is a value that is not there."""
+    if nan_policy != "omit" or not np.isnan(x).any():
+        return moments(x, kept)
+    columns = np.moveaxis(x, kept, range(x.ndim - len(kept), x.ndim))
+    shape = columns.shape[x.ndim - len(kept) :]
+    parts = [moments(c[~np.isnan(c), None]) for c in columns.reshape(-1, math.prod(shape)).T]
+    count, mean, m2, low = (
+        np.array([getattr(p, name)[0] for p in parts]).reshape(shape) for name in ("count", "mean", "m2", "mean_low")
+    )
+    return Moments(count, mean, m2, low)
+
+
 def gather(
     x: np.ndarray,
     kept: tuple[int, ...],
     advance: Advance | None = None,
     load: Callable[[np.ndarray, Block], np.ndarray] = load,
+    nan_policy: str = "propagate",
 ) -> Moments:
     """Return the moments of ``x``, block by block; an array of one block has exactly ``bn.moments(x, kept)``."""
     gathered = Gathered(tuple(x.shape[a] for a in kept))
     for block in blocks(x):
-        gathered.add(tuple(block[a] for a in kept), moments(load(x, block), kept))
+        gathered.add(tuple(block[a] for a in kept), block_moments(load(x, block), kept, nan_policy))
         if advance is not None:
             advance(math.prod(s.stop - s.start for s in block))
     return gathered.moments()

@@ -574,8 +574,8 @@ BREAKS = [
     ),
     Break(
         SRC + "tools/files/text_tables.py",
-        "else columns[0][0]\n    marked = form.marked or",
-        "else columns[0][0]\n    marked = False and",
+        "encoding=encoding, marked=marked)",
+        "encoding=encoding, marked=False)",
         "files: the mark of UTF-8 is lost",
         "test_files.py test_found_files.py",
     ),
@@ -594,7 +594,7 @@ BREAKS = [
         "test_explain.py test_page.py",
     ),
     Break(
-        SRC + "tools/explain/suspicions.py",
+        SRC + "tools/text/remarks.py",
         "NEAR_EPS = 100.0",
         "NEAR_EPS = 1.0",
         "explain: variances near eps are not suspected",

@@ -262,6 +262,7 @@ def check(found: Found) -> str:
     path.write_bytes(found.content)
     x, axis = found.values, found.axis
     per_channel = x.size // max(1, int(np.prod([x.shape[a] for a in axis])))
+    found.options += ["--nan-policy", "propagate"]
     explained = command("explain", found.name, "--json", *found.options)
     assert explained[0] == 0, explained[2]
     status, _, err = command("normalize", found.name, "-o", str(target), *found.options, "--save-moments", "m.json")

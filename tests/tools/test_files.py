@@ -193,9 +193,12 @@ def test_header_on_request(tmp_path: Path) -> None:
     assert open_data(years, header=True).names == ("2019", "2020")
     mixed = write(tmp_path / "mixed.csv", "5.1,3.5,setosa\n4.9,3.0,setosa\n")
     data = open_data(mixed, columns="0,1")
-    assert data.names == ("5.1", "3.5")
-    assert data.remarks == (
-        "line 1 was taken as column names, although 2 cells are numbers; if it is data, add --no-header",
+    assert data.names is None  # what is written first comes again: it is no name
+    assert data.remarks == ("line 1 was taken as data; if it holds names, add --header",)
+    years = write(tmp_path / "years.csv", "country,2019\nA,1\nB,2\n")
+    assert open_data(years).names == ("2019",)
+    assert open_data(years).remarks[0] == (
+        "line 1 was taken as column names, although one cell is a number; if it is data, add --no-header"
     )
     assert open_data(mixed, columns="0,1", header=False).values.tolist() == [[5.1, 3.5], [4.9, 3.0]]
 

@@ -148,7 +148,9 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--eps", type=float, help="added to the variance; default 1e-5")
     parser.add_argument("--key", help="name of the array in an .npz")
-    parser.add_argument("--columns", metavar="A,B", help="columns of a table, by name or number (from 0); default all")
+    parser.add_argument(
+        "--columns", metavar="A,B", help="columns of a table, by name or number (from 0); default all of numbers"
+    )
     header = parser.add_mutually_exclusive_group()
     header.add_argument(
         "--header",
@@ -168,9 +170,15 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--delimiter",
         type=_delimiter,
         metavar="D",
-        help=f'what stands between the cells of a {TEXTS}, such as ";" or tab; default , in .csv, tab in .tsv',
+        help=f'what stands between the cells of a {TEXTS}, such as ";" or tab; default as found',
     )
-    parser.add_argument("--decimal", choices=(".", ","), help="what stands before decimals in it; default .")
+    parser.add_argument("--decimal", choices=(".", ","), help="what stands before decimals in it; default as found")
+    parser.add_argument(
+        "--nan-policy",
+        choices=("propagate", "omit", "raise"),
+        help="what a missing value (NaN) does: it spreads over its channel, is left out of the statistics, or is "
+        "refused; default omit for tables, propagate for arrays",
+    )
 
 
 def _add_explain(commands: Any) -> None:
@@ -274,6 +282,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
 
     names: Sequence[str] | None = None
     remarks: Sequence[str] = ()
+    nan_policy = options.nan_policy or "propagate"
     if options.file is None:
         options = argparse.Namespace(**{**vars(options), "axis": options.axis or (2,)})
         x, source = EXAMPLE, "the worked example"
@@ -281,6 +290,9 @@ def _explanation(options: argparse.Namespace) -> Explanation:
     else:
         data = open_data(options.file, **_reading(options))
         x, names, source, remarks = data.values, data.names, str(data), data.remarks
+        nan_policy = data.nan_policy(options.nan_policy)
+        if nan_policy == "raise":
+            data.refuse_gaps()
     axis = (1,) if options.axis is None else options.axis
     names = names if axis in ((1,), (-1,)) else None
     try:
@@ -289,6 +301,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
             axis,
             channel=_channel(options.channel, names, source),
             eps=EPS.default if options.eps is None else options.eps,
+            nan_policy=nan_policy,
             names=names,
             source=source,
             remarks=remarks,
@@ -338,6 +351,7 @@ def _normalize(options: argparse.Namespace) -> None:
         target=options.output,
         axis=options.axis,
         eps=options.eps,
+        nan_policy=options.nan_policy,
         save_moments=options.save_moments,
         use_moments=options.use_moments,
         **_reading(options),

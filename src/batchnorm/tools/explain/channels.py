@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..._blocks import Gathered, blocks, load, part
+from ..._blocks import Gathered, block_moments, blocks, load, part
 from ..._functional import normalize
-from ..._moments import Moments, moments
+from ..._moments import Moments
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,8 @@ class ChannelTable:
     """One number per channel in every field, as float64 or int64 arrays of shape (channels,).
 
     ``minimum`` and ``maximum`` are those of the finite values, NaN where there is none. ``mean_after`` and
-    ``std_after`` are measured on the library's output. ``std`` and ``var`` divide by m.
+    ``std_after`` are measured on the library's output. ``std`` and ``var`` divide by ``count``, the values of the
+    channel without missing ones.
     """
 
     mean: np.ndarray
@@ -29,6 +30,7 @@ class ChannelTable:
     std_after: np.ndarray
     nans: np.ndarray
     infinities: np.ndarray
+    count: np.ndarray
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -44,7 +46,7 @@ def _plain_floats(values: np.ndarray) -> list[float | int | str]:
     return [v if np.isfinite(v) else str(v) for v in values.tolist()]
 
 
-def channel_statistics(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float) -> ChannelTable:
+def channel_statistics(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, nan_policy: str) -> ChannelTable:
     """Return the table of all channels of ``x``, whose moments are ``m``."""
     shape = tuple(x.shape[a] for a in kept)
     reduced = tuple(a for a in range(x.ndim) if a not in kept)
@@ -55,7 +57,7 @@ def channel_statistics(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: fl
         where = tuple(block[a] for a in kept)
         data = load(x, block)
         y = normalize(data, part(m, where), axis=kept, eps=eps)
-        gathered.add(where, moments(y.astype(np.float64, copy=False), kept))
+        gathered.add(where, block_moments(y.astype(np.float64, copy=False), kept, nan_policy))
         least, most, nan, infinite = _extremes(data, reduced)
         low[where], high[where] = np.minimum(low[where], least), np.maximum(high[where], most)
         nans[where] += nan
@@ -64,7 +66,11 @@ def channel_statistics(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: fl
     nothing = low > high
     low[nothing] = high[nothing] = np.nan
     var = np.atleast_1d(m.var()).ravel()
-    flat = (np.atleast_1d(a).ravel() for a in (low, high, after.mean, after.std(), nans, infinities))
+    with np.errstate(invalid="ignore"):  # a channel with infinity has no value after
+        mean_after, std_after = np.where(after.count > 0, after.mean, np.nan), np.sqrt(after.m2 / after.count)
+    flat = (
+        np.atleast_1d(a).ravel() for a in (low, high, mean_after, std_after, nans, infinities, m.count.astype(np.int64))
+    )
     return ChannelTable(np.atleast_1d(m.mean).ravel(), np.sqrt(var), var, *flat)
 
 

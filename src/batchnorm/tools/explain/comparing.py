@@ -101,13 +101,14 @@ def compare_inside(sample: Sample, dtype: np.dtype, channel: int) -> Inside:
     by_x = np.argsort(x, axis=0, kind="stable")
     x, y = np.take_along_axis(x, by_x, 0), np.take_along_axis(y, by_x, 0)
     values, channels = x.shape
+    there = np.count_nonzero(~np.isnan(x), axis=0)
     reversed_ = int(np.count_nonzero((np.diff(x, axis=0) > 0) & (np.diff(y, axis=0) < 0)))
     moved, tolerance = _moved(x, y, dtype)
     return Inside(
         complete=sample.complete,
         channels=channels,
         values=values,
-        pairs=channels * values * (values - 1) // 2,
+        pairs=int((there * (there - 1) // 2).sum()),
         reversed=reversed_,
         made_equal=max(0, _equal_pairs(np.sort(y, axis=0)) - _equal_pairs(x)),
         moved=moved,
@@ -118,8 +119,11 @@ def compare_inside(sample: Sample, dtype: np.dtype, channel: int) -> Inside:
 
 
 def _finite(sample: Sample) -> np.ndarray:
-    finite: np.ndarray = np.isfinite(sample.x).all(axis=0) & np.isfinite(sample.y).all(axis=0)
-    return finite
+    """Which channels have an order: those of finite values, beside missing ones."""
+    missing = np.isnan(sample.x) if sample.omits else np.zeros(sample.x.shape, bool)
+    finite = np.isfinite(sample.x) & np.isfinite(sample.y)
+    usable: np.ndarray = (finite | missing).all(axis=0) & finite.any(axis=0)
+    return usable
 
 
 def _equal_pairs(ordered: np.ndarray) -> int:
@@ -138,21 +142,24 @@ def _moved(x: np.ndarray, y: np.ndarray, dtype: np.dtype) -> tuple[float, float]
     """Return the greatest change of a value's place in its channel, and the greatest that rounding of y explains."""
     if x.size == 0:
         return 0.0, 0.0
-    wide, wide_after = x[-1] - x[0], y[-1] - y[0]
+    high, high_after = np.nanmax(x, axis=0), np.nanmax(y, axis=0)  # missing values are sorted last
+    wide, wide_after = high - x[0], high_after - y[0]
     use = (wide > 0) & (wide_after > 0) & np.isfinite(wide)
     if not use.any():
         return 0.0, 0.0
     x, y, wide, wide_after = x[:, use], y[:, use], wide[use], wide_after[use]
-    moved = np.abs((x - x[0]) / wide - (y - y[0]) / wide_after).max()
+    moved = np.nanmax(np.abs((x - x[0]) / wide - (y - y[0]) / wide_after))
     bits = 7 if dtype.name == "bfloat16" else np.finfo(dtype).nmant
     unit = np.ldexp(1.0, -bits)
-    largest = np.maximum(abs(y[0]), abs(y[-1]))
+    largest = np.maximum(abs(y[0]), abs(high_after[use]))
     return float(moved), float((4 * unit * np.maximum(largest / wide_after, 1)).max())
 
 
 def _place(sample: Sample, channel: int) -> Place | None:
     column = int(np.searchsorted(sample.channels, channel))
     x, y = sample.x[:, column], sample.y[:, column]
+    if sample.omits:
+        x, y = x[~np.isnan(x)], y[~np.isnan(x)]
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return None
     distinct, first = np.unique(x, return_index=True)
@@ -185,6 +192,7 @@ def compare_between(sample: Sample) -> Between:
     x, y = sample.x[np.ix_(rows, columns)].ravel(), sample.y[np.ix_(rows, columns)].ravel()
     first, second = np.triu_indices(len(x), 1)
     other_channel = first % len(columns) != second % len(columns)
+    other_channel &= ~(np.isnan(x[first]) | np.isnan(x[second]))
     first, second = first[other_channel], second[other_channel]
     before, after = np.sign(x[first] - x[second]), np.sign(y[first] - y[second])
     changed = before != after

@@ -44,10 +44,12 @@ class Formulas:
     y: float
 
 
-def fill_in(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, channel: int) -> Formulas:
-    """Return the formulas of ``channel``; only the values shown are read."""
+def fill_in(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, channel: int, omits: bool) -> Formulas:
+    """Return the formulas of ``channel``; only the values shown are read, or all to find those that are there."""
     at = unravel(channel, [x.shape[a] for a in kept])
     of_channel = x[tuple(at[kept.index(a)] if a in kept else slice(None) for a in range(x.ndim))]
+    if omits and x.dtype.kind not in "iub":
+        of_channel = of_channel[~np.isnan(of_channel)]
     count = of_channel.size
     positions = range(count) if count <= SHOWN + 1 else [*range(SHOWN), count - 1]
     shape = of_channel.shape

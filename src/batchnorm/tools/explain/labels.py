@@ -47,6 +47,10 @@ class Labels:
         name = "" if self.names is None else f" {cut(repr(self.names[channel]), LONGEST)}"
         return f"{self.unit} {self.index(channel)}{name}"
 
+    def briefly(self, channel: int) -> str:
+        """Return how a remark calls a channel: by its name alone, where it has one: ``"column 'petal width'"``."""
+        return self.of(channel) if self.names is None else f"{self.unit} {cut(repr(self.names[channel]), LONGEST)}"
+
     def plural(self, count: int) -> str:
         """Return "1 column", "4 columns"."""
         return f"{count} {self.unit}{'s' * (count != 1)}"

@@ -15,7 +15,9 @@ import numpy as np
 from ... import _inputs, _options
 from ..._blocks import gather, working_dtype
 from ..._foreign import content
+from ..._moments import Moments
 from ..._plan import Axis, Plan, make_plan
+from ..text.remarks import gaps
 from .channels import ChannelTable, channel_statistics
 from .comparing import Between, Inside, compare_between, compare_inside
 from .drawing import Grid, Stack, draw
@@ -52,6 +54,7 @@ class Explanation:
     between: Between
     excerpt: Excerpt
     remarks: tuple[str, ...] = ()
+    nan_policy: str = "propagate"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dicts, lists, texts and numbers that JSON has.
@@ -110,6 +113,7 @@ def explain(
     *,
     channel: int = 0,
     eps: float = 1e-5,
+    nan_policy: str = "propagate",
     names: Sequence[str] | None = None,
     source: str | os.PathLike[str] | None = None,
     remarks: Sequence[str] = (),
@@ -129,6 +133,8 @@ def explain(
         The channel whose formulas are filled in, counted from 0 in the order of the kept axes.
     eps : float
         Added to the variance; positive.
+    nan_policy : {"propagate", "omit", "raise"}
+        What NaN, a missing value, does: it spreads over its channel, is left out of the statistics, or is refused.
     names : sequence of str, optional
         One name per channel.
     source : str, optional
@@ -166,9 +172,11 @@ def explain(
         )
     kept = plan.axis
     labels = Labels.make(plan, names)
-    m = gather(x, kept)
-    table = channel_statistics(x, m, kept, eps)
-    sample = take_sample(x, m, kept, eps, also=channel)
+    omits = nan_policy == "omit"
+    m = gather(x, kept, nan_policy=nan_policy)
+    _check_values(m, labels, nan_policy)
+    table = channel_statistics(x, m, kept, eps, nan_policy)
+    sample = take_sample(x, m, kept, eps, also=channel, omits=omits)
     dtype = working_dtype(x.dtype)
     return Explanation(
         source=None if source is None else os.fspath(source),
@@ -178,13 +186,18 @@ def explain(
         plan=plan,
         labels=labels,
         drawing=draw(x, m, kept, eps, channel),
-        formulas=fill_in(x, m, kept, eps, channel),
+        formulas=fill_in(x, m, kept, eps, channel, omits),
         channels=table,
-        suspicions=find_suspicions(table, plan.m, eps, dtype),
+        suspicions=find_suspicions(table, eps, dtype, omits),
         inside=compare_inside(sample, dtype, channel),
         between=compare_between(sample),
         excerpt=take_excerpt(x),
-        remarks=(*_conversion(x.dtype, table), *remarks),
+        remarks=(
+            *_conversion(x.dtype, table),
+            *remarks,
+            *gaps(table.count, plan.m, labels.briefly, labels.unit == "column"),
+        ),
+        nan_policy=nan_policy,
     )
 
 
@@ -200,6 +213,20 @@ def _conversion(dtype: np.dtype, table: ChannelTable) -> tuple[str, ...]:
     largest = float(np.maximum(abs(table.minimum), abs(table.maximum)).max())
     rounded = ", which rounds integers beyond 2^53" if largest > 2.0**53 else ""
     return (f"{dtype.newbyteorder('=')} was converted to float64{rounded}",)
+
+
+def _check_values(m: Moments, labels: Labels, nan_policy: str) -> None:
+    """Refuse NaN where it was asked to be, and a channel that holds nothing else."""
+    if nan_policy == "raise" and len(found := np.flatnonzero(np.isnan(m.mean.ravel()))):
+        raise ValueError(
+            f'explain: with nan_policy "raise" no value may be NaN; {labels.of(int(found[0]))} has one; fill it in, or '
+            'take nan_policy "omit"'
+        )
+    if len(found := np.flatnonzero(m.count.ravel() == 0)):
+        raise ValueError(
+            f"explain: every channel needs a value that is not missing; {labels.of(int(found[0]))} has none; leave it "
+            "out"
+        )
 
 
 def _array(x: Any) -> np.ndarray:

@@ -59,7 +59,10 @@ def _plan(e: Explanation, columns: int) -> list[Line]:
 
 def _plan_in_words(e: Explanation) -> list[str]:
     p, unit = e.plan, e.labels.unit
+    least, most = int(e.channels.count.min()), int(e.channels.count.max())
     m = tied(f"m = {many(p.m)}")
+    if least < p.m:
+        m = f"{tied(f'm = {many(least)}' + f' to {many(most)}' * (least < most))} without the missing ones"
     if not p.axis:
         return [f"No axis is kept: all {many(p.m)} values are averaged together, {m}."]
     kept = f"Axis {p.axis[0]} is" if len(p.axis) == 1 else f"Axes {joined(p.axis)} are"
@@ -78,7 +81,8 @@ def _plan_in_words(e: Explanation) -> list[str]:
 def _caption(e: Explanation) -> str:
     lit = f"{e.labels.unit} {e.labels.index(e.drawing.lit)}" if e.plan.axis else "everything"
     if isinstance(e.drawing, Grid):
-        values = f"{many(e.plan.m)} values give" if e.plan.m > 1 else "one value gives"
+        of_channel = e.formulas.m
+        values = f"{many(of_channel)} values give" if of_channel > 1 else "one value gives"
         return f"In the box is {lit}: its {values} one mean and one variance, and these normalise all of it."
     sizes = " · ".join(map(str, e.drawing.plane))
     count = f" = {many(math.prod(e.drawing.plane))}" if len(e.drawing.plane) > 1 else ""

@@ -28,6 +28,7 @@ class Sample:
     positions: np.ndarray
     channels: np.ndarray
     complete: bool
+    omits: bool = False  # whether NaN is a value that is not there
 
 
 def spread(count: int, most: int) -> np.ndarray:
@@ -45,7 +46,7 @@ def spread(count: int, most: int) -> np.ndarray:
     return chosen
 
 
-def take_sample(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, also: int) -> Sample:
+def take_sample(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, also: int, omits: bool) -> Sample:
     """Return the values to compare; channel ``also`` is among them."""
     shape = tuple(x.shape[a] for a in kept)
     reduced = tuple(x.shape[a] for a in range(x.ndim) if a not in kept)
@@ -60,7 +61,7 @@ def take_sample(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, al
     values = np.asarray(view[index]).reshape(len(positions), len(channels)).astype(working_dtype(x.dtype), copy=False)
     flat = (np.asarray(a).reshape(-1)[channels] for a in (m.count, m.mean, m.m2, m.mean_low))
     y = normalize(values, Moments(*flat), axis=1, eps=eps)
-    return Sample(values.astype(np.float64), y.astype(np.float64), positions, channels, complete)
+    return Sample(values.astype(np.float64), y.astype(np.float64), positions, channels, complete, omits)
 
 
 def _indices(flat: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..text.remarks import NEAR_EPS
 from .channels import ChannelTable
 from .digits import short
-
-#: Below this many eps, a variance loses more than 1 % of itself to eps.
-NEAR_EPS = 100.0
 
 #: Name, significand bits (the hidden one included) and greatest value of the 16-bit formats.
 SIXTEEN_BIT = (("float16", 11, 65504.0), ("bfloat16", 8, 3.3895313892515355e38))
@@ -39,9 +37,10 @@ class Suspicion:
         return TAGS.get(self.kind, "16-bit" if "float16" in self.kind else self.kind.split()[0])
 
 
-def find_suspicions(table: ChannelTable, m: int, eps: float, dtype: np.dtype) -> tuple[Suspicion, ...]:
-    """Return the suspicions that some channel gives rise to, the gravest first."""
-    bad = table.nans + table.infinities
+def find_suspicions(table: ChannelTable, eps: float, dtype: np.dtype, omits: bool) -> tuple[Suspicion, ...]:
+    """Return the suspicions that some channel gives rise to, the gravest first; NaN is none where it is left out."""
+    m = table.count
+    bad = table.infinities if omits else table.nans + table.infinities
     clean = (bad == 0) & np.isfinite(table.var)
     near = clean & (table.maximum > table.minimum) & (table.var < NEAR_EPS * eps)
     constant = clean & (table.maximum == table.minimum) & (m > 1)
@@ -50,7 +49,7 @@ def find_suspicions(table: ChannelTable, m: int, eps: float, dtype: np.dtype) ->
     found = [
         _suspicion("non-finite", "number of NaN and infinite values", bad > 0, bad),
         _suspicion("overflow", "largest |x|, whose square float64 cannot hold", (bad == 0) & ~clean, largest),
-        _suspicion("one value", "number of values", np.full(len(table), m == 1), np.full(len(table), m)),
+        _suspicion("one value", "number of values", m == 1, m),
         _suspicion("constant", "the one value", constant, table.minimum),
         _suspicion("near eps", "var / (var + eps): the variance after, which should be 1", near, share),
     ]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .refused import Refused
 from .table import Table
+from .text_source import said
 
 
 @dataclass(frozen=True)
@@ -52,5 +54,30 @@ class Data:
         rounded = self.rounded is not None and self.values.dtype.kind == "f"
         return (*self.table.remarks, *([f"{self.rounded} was rounded: float64 holds integers up to 2^53"] * rounded))
 
+    def nan_policy(self, asked: str | None) -> str:
+        """Return what a missing value, NaN, does: what was asked, else it is left out of a table's statistics."""
+        return asked or ("propagate" if self.table is None else "omit")
+
+    def refuse_gaps(self) -> None:
+        """Refuse a value that is missing, and say where it stands."""
+        x = self.values
+        if x.dtype.kind != "f" or not (found := np.isnan(x)).any():
+            return
+        where = None if self.table is None else self.table.first_gap
+        if where is None:
+            index = tuple(int(i) for i in np.argwhere(found)[0])
+            where = (
+                f"index {index} is NaN" if self.table is None else f"row {index[0]}, {self.channel(index[1])} is NaN"
+            )
+        fix = "Fill it in, remove the row, or leave missing values out of the statistics with --nan-policy omit."
+        raise Refused(f"{self}, {where}. With --nan-policy raise no value may be missing. {fix}")
+
+    def channel(self, c: int) -> str:
+        """Return how a sentence calls a channel: a column of a table by its name, or its number in the file."""
+        if self.table is None:
+            return f"channel {c}"
+        names = self.table.chosen_names
+        return f"column {repr(names[c]) if names is not None and names[c] else self.table.chosen[c]}"
+
     def __str__(self) -> str:
-        return str(self.path) if self.key is None else f"{self.path}, array {self.key!r}"
+        return said(self.path) if self.key is None else f"{self.path}, array {self.key!r}"

@@ -11,9 +11,10 @@ import numpy as np
 from ..._blocks import working_dtype
 from .arrays import create_npy, read_npy, read_npz, replace_in_npz
 from .data import Data, Reading
-from .parquet_tables import read_parquet, texts, write_parquet
+from .parquet_tables import gaps, read_parquet, texts, write_parquet
 from .refused import Refused
 from .text_form import Form
+from .text_source import STDIN
 from .text_tables import read_text_table, write_text_table
 
 #: Writes the results for some data into an array.
@@ -68,12 +69,7 @@ def _write_parquet(path: Path, _: Format, data: Data, fill: Fill) -> None:
 
 def _read_text(path: Path, kind: Format, reading: Reading) -> Data:
     assert kind.form is not None
-    form = replace(
-        kind.form,
-        delimiter=reading.delimiter or kind.form.delimiter,
-        decimal=reading.decimal or kind.form.decimal,
-    )
-    table = read_text_table(path, form, reading.columns, reading.header)
+    table = read_text_table(path, kind.form, reading)
     return Data(path, table.values, table=table)
 
 
@@ -82,10 +78,20 @@ def _write_text(path: Path, kind: Format, data: Data, fill: Fill) -> None:
     assert table is not None  # only a table becomes one
     assert kind.form is not None
     y = _filled(data, fill)
+    form = kind.form
     if table.arrow is not None:
-        table = replace(table, others=texts(table, data.path))
-    same = table.form is not None and format_of(data.path) is kind
-    write_text_table(path, table, y, table.form if same and table.form is not None else kind.form)
+        table = replace(table, others=texts(table, data.path), gaps=gaps(table))
+    elif table.form is not None and _usual_form(data.path).delimiter == form.delimiter:
+        form = replace(table.form, packed=form.packed)  # the same kind: as the table was written
+    write_text_table(path, table, y, form)
+
+
+def _usual_form(path: Path) -> Form:
+    """Return the form of a text table's name; standard input is as a .csv."""
+    kind = format_of(path)
+    assert kind is not None
+    assert kind.form is not None
+    return kind.form
 
 
 def _fortran(x: np.ndarray) -> bool:
@@ -123,8 +129,8 @@ TABLES_OR = " or ".join(", ".join(_TABLES).rsplit(", ", 1))
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the format that a file's name tells, if any."""
-    return FORMATS.get(suffix_of(path))
+    """Return the format that a file's name tells, if any; standard input is read as a .csv."""
+    return FORMATS[".csv"] if path == STDIN else FORMATS.get(suffix_of(path))
 
 
 def suffix_of(path: Path) -> str:

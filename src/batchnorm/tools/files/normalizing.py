@@ -14,6 +14,7 @@ from ... import _blocks as blocks
 from ..._moments import Moments
 from ..._options import EPS
 from ..._plan import Axis, make_plan
+from ..text.remarks import gaps, narrow
 from .atomic import check_output, replacing
 from .data import Data
 from .formats import FORMATS, Format, suffix_of, wrong_suffix
@@ -39,6 +40,7 @@ class Request:
     header: bool | None = None
     delimiter: str | None = None
     decimal: str | None = None
+    nan_policy: str | None = None
     eps: float | None = None
     save_moments: Path | None = None
     use_moments: Path | None = None
@@ -52,6 +54,8 @@ def normalize_file(request: Request, progress: Progress = lambda phase, total: l
     if data.rounded is not None:
         raise Refused(f"{request.source}: {blocks.rounding(data.rounded)}, or leave the column out with --columns.")
     saved = None if request.use_moments is None else read(request.use_moments, "--use-moments")
+    if request.nan_policy == "raise":
+        data.refuse_gaps()
     kept = _kept(data, request.axis, saved)
     try:
         m = _moments(data, kept, request, saved, progress)
@@ -124,8 +128,12 @@ def _moments(
                 f"{request.use_moments} has a channel of no values. Save moments of data that has every channel."
             )
         return saved.moments
-    m = blocks.gather(data.values, kept, progress("gathering moments", data.values.size), blocks.load_exactly)
-    if (m.count <= 1).any():
+    advance, policy = progress("gathering moments", data.values.size), data.nan_policy(request.nan_policy)
+    m = blocks.gather(data.values, kept, advance, blocks.load_exactly, policy)
+    if (m.count == 0).any():
+        channel = int(np.flatnonzero(m.count.ravel() == 0)[0])
+        raise Refused(f"{data}: channel {channel} holds no value, all are missing. Leave it out, with --columns.")
+    if (m.count <= 1).all():
         raise Refused(
             f"{data} has one value per channel (shape {data.values.shape}, channels on axis {_axes(kept)}), so "
             "every variance is 0 and "
@@ -136,6 +144,7 @@ def _moments(
 
 def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], saved: SavedMoments | None) -> list[str]:
     x = data.values
+    name = data.channel if kept == (1,) else "channel {}".format
     channels = m.mean.size
     least, most = m.count.min(), m.count.max()
     counted = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
@@ -151,6 +160,10 @@ def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], sav
     if blocks.working_dtype(x.dtype) != x.dtype.newbyteorder("="):
         lines.append(f"The input is {x.dtype}; it was converted to float64.")
     lines += [f"Note: {remark}." for remark in data.remarks]
+    if saved is None and data.nan_policy(request.nan_policy) == "omit":
+        total = data.values.size // max(1, m.mean.size)
+        lines += [f"Note: {remark}." for remark in gaps(m.count, total, name, data.table is not None)]
+    lines += [f"Note: {remark}." for remark in narrow(m.var(), _eps(request, saved), name)]
     if broken := int(np.count_nonzero(~np.isfinite(m.mean))):
         lines.append(f"{broken} of the channels hold NaN or infinity; all their outputs are NaN.")
     return lines

@@ -7,6 +7,7 @@ from pathlib import Path
 from .data import Data, Reading
 from .formats import READABLE, Format, check_reading, format_of, wrong_suffix
 from .refused import Refused
+from .text_source import STDIN
 
 
 def open_data(
@@ -22,12 +23,12 @@ def open_data(
 
     Parameters
     ----------
-    path : a file of one of the kinds in ``formats.py``
+    path : a file of one of the kinds in ``formats.py``, or ``-``: a text table from standard input
     key : the array's name in an .npz
-    columns : names or numbers of a table's columns, separated by commas; None means all
-    header : whether the first line of a text table holds names; None decides by whether it holds anything but numbers
-    delimiter : what stands between the cells of a text table; None means a comma or a tab
-    decimal : what stands before decimals in a text table, a point or a comma; None means a point
+    columns : names or numbers of a table's columns, separated by commas; None means all that hold numbers
+    header : whether the first line of a text table holds names; None decides by what it holds
+    delimiter : what stands between the cells of a text table; None means a comma or a tab, or what its lines agree on
+    decimal : what stands before decimals in a text table, a point or a comma; None means what its numbers have
 
     Raises
     ------
@@ -49,6 +50,8 @@ def open_data(
 def check_input(path: Path) -> Format:
     """Return the file's format, or refuse it."""
     kind = format_of(path)
+    if kind is not None and path == STDIN:
+        return kind
     if path.is_dir():
         raise Refused(f"{path} is a directory. Name a file in it.")
     if not path.exists():

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from ..._blocks import MOST_EXACT, beyond_exact
+from .left_out import LeftOut, refusal, remark
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
 
 
 def read_parquet(path: Path, columns: str | None = None) -> Table:
-    """Return the table in ``path``. Missing values in a chosen column are refused."""
+    """Return the table in ``path``; missing values become NaN.
+
+    Columns that hold no numbers, or booleans, are left out, unless ``columns`` names them.
+    """
     pyarrow, parquet = _pyarrow(path)
     try:
         arrow = parquet.ParquetFile(path).read()  # the file alone: read_table makes columns of folders named a=1
@@ -34,8 +38,14 @@ def read_parquet(path: Path, columns: str | None = None) -> Table:
         )
     chosen = choose(columns, names, str(path), index)
     numeric = [i for i, field in enumerate(arrow.schema) if _is_number(pyarrow, field.type) and i not in index]
+    left = []
+    if columns is None:
+        left = [LeftOut(i, names[i], why) for i in chosen if (why := _no_number(pyarrow, arrow, i))]
+        chosen = tuple(i for i in chosen if i not in {one.column for one in left})
     for i in chosen:
         _check_column(pyarrow, arrow, i, numeric, path)
+    if not chosen:
+        raise refusal(str(path), left)
     parts = [_numpy(pyarrow, arrow.column(i)) for i in chosen]
     kinds = {p.dtype for p in parts}
     dtype = kinds.pop() if len(kinds) == 1 and parts[0].dtype.kind in "fi" else np.dtype(np.float64)
@@ -43,18 +53,34 @@ def read_parquet(path: Path, columns: str | None = None) -> Table:
     for j, column in enumerate(parts):
         values[:, j] = column
     rounded = next(filter(None, (_rounded(pyarrow, arrow, i) for i in chosen)), None)
-    return Table(names, True, chosen, values, {}, rounded=rounded, arrow=arrow)
+    remarks = (remark(left),) if left else ()
+    gap = next(
+        (
+            f"row {arrow.column(i).is_null().index(True).as_py()}, column {i} {names[i]!r} is missing"
+            for i in chosen
+            if arrow.column(i).null_count
+        ),
+        None,
+    )
+    return Table(names, True, chosen, values, {}, remarks, rounded=rounded, first_gap=gap, arrow=arrow)
 
 
 def write_parquet(path: Path, table: Table, values: np.ndarray) -> None:
-    """Write ``table`` with ``values`` in the chosen columns; a Parquet file's other columns keep type and metadata."""
+    """Write ``table`` with ``values`` in the chosen columns; a Parquet file's other columns keep type and metadata.
+
+    What was missing stays so.
+    """
     pyarrow, parquet = _pyarrow(path)
     arrow = table.arrow
     if arrow is None:
         others = [pyarrow.array(table.others.get(i, []) or [None] * len(values)) for i in range(len(table.names))]
         arrow = pyarrow.Table.from_arrays(others, names=list(table.names))
     for j, i in enumerate(table.chosen):
-        column = pyarrow.array(np.ascontiguousarray(values[:, j]))
+        missing = None if table.arrow is None else arrow.column(i).is_null().to_numpy()
+        if table.arrow is None and i in table.gaps:
+            missing = np.zeros(len(values), bool)
+            missing[[*table.gaps[i]]] = True
+        column = pyarrow.array(np.ascontiguousarray(values[:, j]), mask=missing)
         field = pyarrow.field(table.names[i], column.type, metadata=arrow.schema.field(i).metadata)
         arrow = arrow.set_column(i, field, column)
     parquet.write_table(_retyped(arrow, {table.names[i] for i in table.chosen}, str(values.dtype)), path)
@@ -74,6 +100,13 @@ def texts(table: Table, path: Path) -> dict[int, Sequence[Any]]:
                 "Write to a .parquet file."
             ) from error
     return found
+
+
+def gaps(table: Table) -> dict[int, dict[int, str]]:
+    """Return the missing cells of the chosen columns of a Parquet file, as a text table has them: blank."""
+    return {
+        i: dict.fromkeys(np.flatnonzero(table.arrow.column(i).is_null().to_numpy()).tolist(), "") for i in table.chosen
+    }
 
 
 def _pandas(arrow: Any) -> dict[str, Any]:
@@ -124,18 +157,25 @@ def _check_column(pyarrow: Any, arrow: Any, i: int, numeric: list[int], path: Pa
     where = f"{path}, column {i} {arrow.column_names[i]!r}"
     if not _is_number(pyarrow, column.type):
         raise Refused(f"{where} holds {column.type}, not numbers. {other_columns_hint(numeric, len(arrow.schema))}")
-    if column.null_count:
-        first = column.is_null().index(True).as_py()
-        raise Refused(
-            f"{where} has {column.null_count} missing values, the first in row {first}. A mean has no place for a "
-            "missing value: "
-            "fill them in, remove those rows, or leave the column out with --columns."
-        )
+
+
+def _no_number(pyarrow: Any, arrow: Any, i: int) -> str | None:
+    """Return what a column holds that is left out, or None where it holds numbers."""
+    column, types = arrow.column(i), pyarrow.types
+    if column.null_count == len(column):
+        return "no value"
+    if types.is_boolean(column.type):
+        return "booleans"
+    if types.is_temporal(column.type):
+        return "dates"
+    if types.is_dictionary(column.type) or types.is_string(column.type) or types.is_large_string(column.type):
+        return "text"
+    return None if _is_number(pyarrow, column.type) else str(column.type)
 
 
 def _numpy(pyarrow: Any, column: Any) -> np.ndarray:
-    if pyarrow.types.is_decimal(column.type):
-        column = column.cast(pyarrow.float64())
+    if pyarrow.types.is_decimal(column.type) or (column.null_count and not pyarrow.types.is_floating(column.type)):
+        column = column.cast(pyarrow.float64(), safe=False)
     values: np.ndarray = column.to_numpy()
     return values
 
@@ -145,8 +185,8 @@ def _rounded(pyarrow: Any, arrow: Any, i: int) -> str | None:
     column = arrow.column(i)
     rows: list[int] = []
     if pyarrow.types.is_integer(column.type):
-        rows = beyond_exact(column.to_numpy()).tolist()
+        rows = beyond_exact(column.fill_null(0).to_numpy()).tolist()
     elif pyarrow.types.is_decimal(column.type) and column.type.scale <= 0:
-        large = np.flatnonzero(np.abs(_numpy(pyarrow, column)) >= MOST_EXACT)
+        large = np.flatnonzero(np.abs(np.nan_to_num(_numpy(pyarrow, column))) >= MOST_EXACT)
         rows = [r for r in large.tolist() if abs(column[r].as_py()) > MOST_EXACT]
     return f"row {rows[0]}, column {i} {arrow.column_names[i]!r}: {column[rows[0]].as_py()}" if rows else None

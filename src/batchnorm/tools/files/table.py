@@ -6,7 +6,7 @@ import csv
 import io
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ class Table:
 
     ``values`` has one row per row of the file and one column per entry of ``chosen``; ``others`` holds every column
     that was not chosen, by its number. ``names`` names all columns; without a header they are the columns' numbers.
-    ``rounded`` says where an integer stood that float64 does not hold, if any. ``form`` is how a text file was written.
-    ``arrow`` is the pyarrow table of a Parquet file, which knows types and metadata, and the other columns.
+    ``rounded`` says where an integer stood that float64 does not hold, if any. ``gaps`` are the missing cells of chosen
+    columns, by column and row, as they were written; ``first_gap`` says where the first stands. ``form`` is how a text
+    file was written. ``arrow`` is the pyarrow table of a Parquet file, which knows types and metadata, and the other
+    columns.
     """
 
     names: tuple[str, ...]
@@ -32,6 +34,8 @@ class Table:
     others: dict[int, Sequence[Any]]
     remarks: tuple[str, ...] = ()
     rounded: str | None = None
+    gaps: dict[int, dict[int, str]] = field(default_factory=dict)
+    first_gap: str | None = None
     form: Form | None = None
     arrow: Any = None
 

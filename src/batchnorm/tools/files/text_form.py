@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..._blocks import MOST_EXACT
 
@@ -14,20 +15,31 @@ SEPARATORS = {";": ("semicolons", '";"'), "\t": ("tabs", "tab"), "|": ("bars", '
 #: What programs write for a value that they do not have.
 MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "null", "none", "nil", "nat", "-", "--", "?", "."))
 
-_COMMA_NUMBER = re.compile(r"\s*[+-]?\d+,\d+([eE][+-]?\d+)?\s*")
-_GROUPED_NUMBER = re.compile(r"\s*[+-]?\d{1,3}([ ,.'’\u00a0\u202f])\d{3}(\1\d{3})*([.,]\d+)?\s*")
+#: Encodings in words, where they are not UTF-8.
+ENCODINGS = {"utf-16-le": "UTF-16", "utf-16-be": "UTF-16", "cp1252": "Windows-1252", "latin-1": "Latin-1"}
+
+COMMA_NUMBER = re.compile(r"\s*[+-]?\d+,\d+([eE][+-]?\d+)?\s*")
+GROUPED_NUMBER = re.compile(r"\s*[+-]?\d{1,3}([ ,.'’\u00a0\u202f])\d{3}(\1\d{3})*([.,]\d+)?\s*")
+_POINT_NUMBER = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
+_GROUPED_BY_POINTS = re.compile(r"\s*[+-]?\d{1,3}(\.\d{3})+\s*")
+_GROUPED_BY_A_COMMA = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
+_DECLARED = re.compile(r"\"?sep=(.)\"?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Form:
-    """The delimiter of cells, the sign before decimals, whether the text begins with a byte order mark, and whether it
-    is compressed by gzip.
+    """The delimiter of cells, the sign before decimals, the encoding, and what stands around the table.
+
+    ``marked``: the text begins with a byte order mark. ``declared``: its first line names the delimiter, as Excel has
+    it. ``packed``: it is compressed by gzip.
     """
 
     delimiter: str
     decimal: str = "."
     marked: bool = False
     packed: bool = False
+    encoding: str = "utf-8"
+    declared: bool = False
 
     def numbers(self, cells: Sequence[str]) -> list[float]:
         """Return the numbers that cells hold, or raise ValueError."""
@@ -50,6 +62,11 @@ class Form:
         return str(value) if self.decimal == "." else str(value).replace(".", ",")
 
 
+def is_missing(cell: str) -> bool:
+    """Whether a cell stands for a value that is not there."""
+    return cell.strip().lower() in MISSING
+
+
 def rounded_integer(cells: Sequence[str]) -> int | None:
     """Return the place of the first integer that float64 does not hold exactly, or None."""
     for i, cell in enumerate(cells):
@@ -58,6 +75,71 @@ def rounded_integer(cells: Sequence[str]) -> int | None:
             if digits.isdecimal() and int(digits) > MOST_EXACT:
                 return i
     return None
+
+
+# What form a text has
+
+
+def declared(line: str) -> str | None:
+    """Return the delimiter that a first line such as ``sep=;`` names, or None."""
+    found = _DECLARED.fullmatch(line)
+    return found[1] if found else None
+
+
+def found_form(lines: Sequence[str], whole: bool, usual: Form, delimiter: str | None, decimal: str | None) -> Form:
+    """Return the form of a text that begins with ``lines``; what was asked for is not looked for.
+
+    The usual delimiter stays unless the lines do not agree on it, or it is a comma that cuts up decimals; then it is
+    another one that gives every line the same number of cells, two or more.
+    """
+    delimiter = delimiter or _found_delimiter(lines, whole, usual.delimiter)
+    rows = _rows(lines, whole, delimiter)
+    cells = [c for row in rows for c in row]
+    return replace(usual, delimiter=delimiter, decimal=decimal or _found_decimal(cells, delimiter))
+
+
+def _rows(lines: Sequence[str], whole: bool, delimiter: str) -> list[list[str]]:
+    try:
+        rows = [row for row in csv.reader(lines, delimiter=delimiter) if len(row) > 1 or any(c.strip() for c in row)]
+    except csv.Error:
+        return []
+    return rows if whole else rows[:-1]  # the last one may go on
+
+
+def _found_delimiter(lines: Sequence[str], whole: bool, usual: str) -> str:
+    shares: dict[str, float] = {}
+    for separator in (usual, *SEPARATORS):
+        rows = _rows(lines, whole, separator)
+        if len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
+            form = Form(separator, _found_decimal([c for row in rows for c in row], separator))
+            filled = [c for row in (rows[1:] or rows) for c in row if not is_missing(c)]
+            shares[separator] = sum(form.number(c) is not None for c in filled) / max(1, len(filled))
+            if form.decimal == "," and separator == ";" and shares[separator] == 1 and usual == ",":
+                return separator  # commas would cut up its numbers
+    return usual if usual in shares or not shares else max(shares, key=lambda s: shares[s])
+
+
+def _found_decimal(cells: Sequence[str], delimiter: str) -> str:
+    commas = [c for c in cells if COMMA_NUMBER.fullmatch(c)]
+    points = [c for c in cells if _POINT_NUMBER.fullmatch(c) and not _GROUPED_BY_POINTS.fullmatch(c)]
+    sure = delimiter == ";" or not all(map(_GROUPED_BY_A_COMMA.fullmatch, commas))  # 1,234 may be a thousand
+    return "," if commas and not points and sure else "."
+
+
+def form_in_words(form: Form, usual: Form) -> str | None:
+    """Say what of a form had to be found out, or None where it is the usual one."""
+    words = []
+    if form.encoding != usual.encoding:
+        words.append(f"the text is in {ENCODINGS[form.encoding]}")
+    if form.delimiter != usual.delimiter:
+        name = SEPARATORS[form.delimiter][0] if form.delimiter in SEPARATORS else repr(form.delimiter)
+        words.append(f"cells are separated by {name}")
+    if form.decimal != usual.decimal:
+        words.append(f"decimals stand after a {'comma' if form.decimal == ',' else 'point'}")
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else None
+
+
+# Advice about what does not fit
 
 
 def other_form(cells: Sequence[str], first: Sequence[str], form: Form) -> str | None:
@@ -70,31 +152,19 @@ def other_form(cells: Sequence[str], first: Sequence[str], form: Form) -> str | 
         if separator == form.delimiter or count == 0 or count != heading.count(separator):
             continue
         parts = row.split(separator)
-        comma = form.decimal == "," or (separator != "," and any(map(_COMMA_NUMBER.fullmatch, parts)))
+        comma = form.decimal == "," or (separator != "," and any(map(COMMA_NUMBER.fullmatch, parts)))
         if any(Form(separator, "," if comma else ".").number(p) is not None for p in parts):
             decimal, too = (' --decimal ","', ", and decimals by a comma") if comma else ("", "")
             return f"The cells seem to be separated by {words}{too}: add --delimiter {option}{decimal}."
     return None
 
 
-def cut_up(first: Sequence[str], form: Form) -> bool:
-    """Whether a row of cells between commas is one of numbers with decimal commas, between semicolons."""
-    parts = form.delimiter.join(first).split(";")
-    numbers = Form(";", ",")
-    return (
-        (form.delimiter, form.decimal) == (",", ".")
-        and len(parts) > 1
-        and any("," in p for p in parts)
-        and all(numbers.number(p) is not None for p in parts)
-    )
-
-
 def number_advice(cell: str, form: Form) -> str | None:
     """Return what to do about a cell that is a number in another form, or None."""
     if form.decimal == "," and "." in cell:
         return 'With --decimal "," a point is no part of a number: remove it where it separates thousands.'
-    if form.decimal == "." and _COMMA_NUMBER.fullmatch(cell):
+    if form.decimal == "." and COMMA_NUMBER.fullmatch(cell):
         return 'If its comma stands before decimals, add --decimal ","; if it separates thousands, remove it.'
-    if _GROUPED_NUMBER.fullmatch(cell):
+    if GROUPED_NUMBER.fullmatch(cell):
         return "Remove the separators of thousands."
     return None

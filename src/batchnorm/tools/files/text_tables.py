@@ -1,54 +1,86 @@
-"""CSV and TSV: a bad cell is named by line, column and text; tables are written back with the columns in place."""
+"""CSV and TSV: columns of numbers are found, a bad cell is named by line, column and text; written back in place."""
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
-import io
-import zlib
+import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 
+from . import left_out
+from .data import Reading
+from .left_out import LeftOut
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
-from .text_form import MISSING, Form, cut_up, number_advice, other_form, rounded_integer
+from .text_form import Form, declared, form_in_words, found_form, is_missing, number_advice, other_form, rounded_integer
+from .text_source import cells_of_any_length, created, decoded, opened, said
 
 Row = tuple[int, list[str]]  # the number of its last line in the file, and its cells
 
+#: Lines looked at before a table is read, to find its form and its columns of numbers.
+LOOKED_AT = 64
 
-def read_text_table(path: Path, form: Form, columns: str | None = None, header: bool | None = None) -> Table:
-    """Return the table in ``path``.
+#: What a row of totals begins with.
+_TOTALS = frozenset(
+    (
+        "total",
+        "totals",
+        "grand total",
+        "subtotal",
+        "sum",
+        "gesamt",
+        "summe",
+        "insgesamt",
+        "somme",
+        "totaal",
+        "合计",
+        "总计",
+    )
+)
 
-    ``header`` None decides by the first row: data if every cell of it is a number or blank, else names.
+
+_AS_FOUND = Reading()
+
+
+def read_text_table(path: Path, usual: Form, reading: Reading = _AS_FOUND) -> Table:
+    """Return the table in ``path``, whose form is the usual one but for what its first lines, or ``reading``, say.
+
+    Columns that hold no numbers are left out, unless ``reading`` names them: then the cell is refused.
     """
-    with _open(path, form) as file, _cells_of_any_length():
-        form = replace(form, marked=file.peek(3).startswith(codecs.BOM_UTF8))
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        try:
-            return _read(_rows(text, form, path), path, form, columns, header)
-        except UnicodeDecodeError as error:
-            raise Refused(f"{path} is not text in UTF-8{_not_utf8(path, form)}. Save the table as UTF-8.") from error
+
+    def read(encoding: str, marked: bool, text: Callable[[], IO[str]]) -> Table:
+        return _Reader(path, replace(usual, encoding=encoding, marked=marked), reading, text).table()
+
+    with opened(path, usual.packed) as file, cells_of_any_length():
+        return decoded(file, path, read)
 
 
 def write_text_table(path: Path, table: Table, values: np.ndarray, form: Form) -> None:
-    """Write ``table`` with ``values`` in the chosen columns; numbers have the digits that give the same value back."""
+    """Write ``table`` with ``values`` in the chosen columns; numbers have the digits that give the same value back.
+
+    Cells that were missing stay as they were.
+    """
     columns: dict[int, Sequence[Any]] = dict(table.others)
-    columns |= {column: [form.text(v) for v in values[:, i]] for i, column in enumerate(table.chosen)}
+    for j, i in enumerate(table.chosen):
+        written = [form.text(v) for v in values[:, j]]
+        for row, cell in table.gaps.get(i, {}).items():
+            written[row] = cell
+        columns[i] = written
     rows = zip(*(columns[i] for i in range(len(table.names))), strict=True)
     first = table.names[0] if table.header else columns[0][0]
-    marked = form.marked or str(first).startswith("\ufeff")  # reading takes one mark away
-    encoding = "utf-8-sig" if marked else "utf-8"
-    with _create(path, form) as binary, io.TextIOWrapper(binary, encoding, newline="") as file:
+    if str(first).startswith("\ufeff"):  # reading takes one mark away
+        form = replace(form, marked=True)
+    with created(path, form) as file:
         # A writer quotes the cells that hold a character of its line's end; before Python 3.11.9, no other CR or LF.
         writer = csv.writer(_EndedByLf(file), delimiter=form.delimiter, lineterminator="\r\n")
         try:
+            if form.declared:
+                file.write(f"sep={form.delimiter}\n")
             if table.header:
                 writer.writerow(table.names)
             writer.writerows(rows)
@@ -58,191 +90,289 @@ def write_text_table(path: Path, table: Table, values: np.ndarray, form: Form) -
             ) from error
 
 
-@contextmanager
-def _open(path: Path, form: Form) -> Iterator[Any]:
-    """Open a table's bytes; what is damaged in a compressed one, found now or later, is refused in one sentence."""
-    with open(path, "rb") as file:
-        if not form.packed:
-            yield file
-            return
-        try:
-            with gzip.GzipFile(fileobj=file) as unpacked, io.BufferedReader(unpacked) as buffered:
-                yield buffered
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise Refused(f"{path} is not a whole gzip file ({error}). Compress the table again.") from error
-
-
-@contextmanager
-def _create(path: Path, form: Form) -> Iterator[Any]:
-    """Open a new table's bytes; the same table gives the same bytes, without a name or a time in them."""
-    with open(path, "wb") as file:
-        if not form.packed:
-            yield file
-            return
-        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-            yield packed
-
-
 class _EndedByLf:
     """Takes rows that end in CR LF, and writes them ended by LF."""
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(self, file: IO[str]) -> None:
         self._file = file
 
     def write(self, row: str) -> int:
         return self._file.write(row[:-2] + "\n")
 
 
-@contextmanager
-def _cells_of_any_length() -> Iterator[None]:
-    """Lift the limit of 131072 characters a cell, which a document in a column of texts exceeds."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+class _NoNumber(Exception):
+    """A cell that is neither a number nor missing, in a column that was taken for one of numbers."""
+
+    def __init__(self, line: int, column: int, cells: list[str]) -> None:
+        super().__init__(line)
+        self.line, self.column, self.cells = line, column, cells
 
 
-def _not_utf8(path: Path, form: Form) -> str:
-    """Say where the first byte stands that is not UTF-8, line by line: no letter of UTF-8 holds a line's end."""
-    if not path.is_file():  # what a pipe held is gone
-        return ""
-    with _open(path, form) as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                return " but in UTF-16"
+@dataclass
+class _Columns:
+    """What the rows under the names hold: numbers, the cells missing among them, and other columns as they came."""
+
+    chosen: list[int]
+    numbers: array[float] = field(default_factory=lambda: array("d"))
+    gaps: dict[int, dict[int, str]] = field(default_factory=dict)
+    first_gap: str | None = None
+    others: dict[int, list[str]] = field(default_factory=dict)
+    rounded: str | None = None
+    last_line: int = 0
+
+    def values(self) -> np.ndarray:
+        return np.frombuffer(self.numbers, dtype=np.float64).reshape(-1, len(self.chosen))
+
+
+class _Reader:
+    """One text, read as often as it takes to know which columns hold numbers: mostly once."""
+
+    def __init__(self, path: Path, usual: Form, reading: Reading, text: Callable[[], IO[str]]) -> None:
+        self.path, self.source, self.reading, self.text = path, said(path), reading, text
+        self.blanks: list[int] = []
+        lines = [*itertools.islice(text(), LOOKED_AT + 1)]
+        whole = len(lines) <= LOOKED_AT
+        named = declared(lines[0]) if lines and reading.delimiter is None else None
+        asked = replace(usual, delimiter=reading.delimiter or named or usual.delimiter, declared=named is not None)
+        self.form = found_form(lines[named is not None :], whole, asked, reading.delimiter or named, reading.decimal)
+        self.in_words = form_in_words(self.form, replace(asked, encoding="utf-8", decimal=reading.decimal or "."))
+
+    def table(self) -> Table:
+        looked_at = [*itertools.islice(self._rows(), LOOKED_AT)]
+        if not looked_at:
+            raise Refused(f"{self.source} is empty: it holds no row. A table needs at least one row of numbers.")
+        (self.first_line, self.first), below = looked_at[0], [cells for _, cells in looked_at[1:]]
+        numbers = [self.form.number(c) is not None for c in self.first]
+        self.header = self._is_header(numbers, below) if self.reading.header is None else self.reading.header
+        self.names = tuple(self.first if self.header else map(str, range(len(self.first))))
+        if self.header and not below:
+            advice = other_form(self.first, self.first, self.form) or "If its only line is data, add --no-header."
+            raise Refused(f"{self.source} holds column names and no row. {advice}")
+        if self.reading.columns is None:
+            columns, left = self._columns_of_numbers(looked_at[self.header :])
+        else:
+            columns, left = self._chosen(choose(self.reading.columns, self.names, self.source)), []
+        return self._made(columns, left, numbers)
+
+    # Rows
+
+    def _rows(self) -> Iterator[Row]:
+        """Yield the rows that are not blank, from the first."""
+        self.blanks, blanks = [], list[int]()
+        text = self.text()
+        skipped = 0
+        if self.form.declared:
+            next(text)
+            skipped = 1
+        reader = csv.reader(text, delimiter=self.form.delimiter, strict=True)
+        while True:
             try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f" (line {number} holds the byte 0x{line[error.start]:02x})"
-    return ""
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise Refused(
+                    f"{self.source}, line {reader.line_num + skipped}: not a row of a table ({error}). Close every "
+                    "quote, and save as text."
+                ) from error
+            if cells is None:
+                return
+            if len(cells) == 0 or (len(cells) == 1 and not cells[0].strip()):
+                blanks.append(reader.line_num + skipped)
+                continue
+            self.blanks += blanks  # those at the end are no one's concern
+            blanks.clear()
+            yield reader.line_num + skipped, cells
 
+    def _body(self) -> Iterator[Row]:
+        """Yield the rows under the names, each as long as the first."""
+        for line, cells in itertools.islice(self._rows(), int(self.header), None):
+            if len(cells) != len(self.names):
+                advice = other_form(cells, self.first, self.form)
+                raise Refused(
+                    f"{self.source}, line {line}: expected {len(self.names)} cells as in line {self.first_line}, found "
+                    f"{len(cells)}. "
+                    + (advice or "Every row must have the same number of cells; quote a cell that holds the separator.")
+                )
+            yield line, cells
 
-def _rows(file: Iterable[str], form: Form, path: Path) -> Iterator[Row]:
-    """Yield the rows that are not blank; a blank line is fine at the end only: elsewhere it may be a missing value."""
-    reader = csv.reader(file, delimiter=form.delimiter, strict=True)
-    blank = None
-    while True:
+    def _is_header(self, numbers: Sequence[bool], below: Sequence[list[str]]) -> bool:
+        """Whether the first row names columns: it holds a text, and one that does not come again below it."""
+        if _counts(self.first):
+            return True
+        texts = [i for i, c in enumerate(self.first) if c.strip() and not numbers[i]]
+        if not any(numbers):
+            return bool(texts)
+        again = [any(len(row) > i and row[i] == self.first[i] for row in below) for i in texts]
+        return bool(texts) and not all(again)
+
+    # Columns
+
+    def _collected(self, chosen: Sequence[int]) -> _Columns:
+        """Take the rows apart into the numbers of the columns ``chosen``, and the others as they came."""
+        found = _Columns([*chosen], others={i: [] for i in range(len(self.names)) if i not in chosen})
+        for row, (line, cells) in enumerate(self._body()):
+            picked = [cells[i] for i in chosen]
+            try:
+                found.numbers.extend(self.form.numbers(picked))
+            except ValueError:
+                found.numbers.extend(self._with_gaps(found, row, line, cells))
+            if found.rounded is None and (i := rounded_integer(picked)) is not None:
+                found.rounded = f"{self._where(line, chosen[i])}: {picked[i].strip()}"
+            for i, column in found.others.items():
+                column.append(cells[i])
+            found.last_line = line
+        return found
+
+    def _with_gaps(self, found: _Columns, row: int, line: int, cells: list[str]) -> Iterator[float]:
+        """Yield the numbers of a row that has cells without one: missing ones, or _NoNumber is raised."""
+        for i in found.chosen:
+            value = self.form.number(cells[i])
+            if value is None:
+                if not is_missing(cells[i]):
+                    raise _NoNumber(line, i, cells)
+                found.gaps.setdefault(i, {})[row] = cells[i]
+                came = f": {_shown(cells[i])} stands for a missing value" if cells[i].strip() else " is empty"
+                found.first_gap = found.first_gap or f"{self._where(line, i)}{came}"
+            yield np.nan if value is None else value
+
+    def _chosen(self, chosen: Sequence[int]) -> _Columns:
+        """Return the columns that were named; a cell in them that is no number is refused."""
         try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise Refused(
-                f"{path}, line {reader.line_num}: not a row of a table ({error}). Close every quote, and save as text."
-            ) from error
-        if cells is None:
-            return
-        if len(cells) == 0 or (len(cells) == 1 and not cells[0].strip()):
-            blank = blank or reader.line_num
-            continue
-        if blank:
-            raise Refused(
-                f"{path}, line {blank} is blank, but rows follow. Remove the line, or fill in what is missing."
+            return self._collected(chosen)
+        except _NoNumber as bad:
+            cell = bad.cells[bad.column]
+            numeric = [i for i, c in enumerate(bad.cells) if self.form.number(c) is not None]
+            advice = (
+                other_form(bad.cells, self.first, self.form)
+                or number_advice(cell, self.form)
+                or other_columns_hint(numeric, len(bad.cells))
             )
-        yield reader.line_num, cells
+            where = f"{self.source}, {self._where(bad.line, bad.column)}"
+            raise Refused(f"{where}: {_shown(cell)} is not a number. {advice}") from None
 
+    def _columns_of_numbers(self, looked_at: Sequence[Row]) -> tuple[_Columns, list[LeftOut]]:
+        """Return the columns in which every cell is a number or missing, and the reasons to leave out the others."""
+        bad: dict[int, tuple[int, str]] = {}
+        index = [0] if self._numbers_rows([cells for _, cells in looked_at]) else []
+        self._look_for_texts(looked_at, index, bad)
+        while True:
+            chosen = [i for i in range(len(self.names)) if i not in bad and i not in index]
+            try:
+                found = self._collected(chosen)
+                break
+            except _NoNumber:
+                self._look_for_texts(self._body(), index, bad)  # all rows: the next try is the last
+        left = [LeftOut(0, None, "the numbers of the rows, under no name")] if index else []
+        rows = len(next(iter(found.others.values()))) if found.others else len(found.numbers) // max(1, len(chosen))
+        empty = np.isnan(found.values()).all(axis=0) if chosen else ()
+        for i in itertools.compress(chosen, empty):
+            gaps = found.gaps.pop(i, {})
+            found.others[i] = [gaps.get(row, "nan") for row in range(rows)]
+        kept = [j for j, i in enumerate(chosen) if i not in found.others]
+        if len(kept) < len(chosen):
+            numbers = found.values()[:, kept]
+            found.chosen, found.numbers = [chosen[j] for j in kept], array("d", numbers.ravel())
+            if not found.gaps:
+                found.first_gap = None
+        left += [
+            left_out.of_text(i, self._name(i), found.others[i], self.form, bad.get(i))
+            for i in sorted(found.others)
+            if i not in index
+        ]
+        if not found.chosen:
+            advice = other_form(looked_at[0][1], self.first, self.form)
+            raise left_out.refusal(self.source, left, advice)
+        return found, left
 
-def _read(rows: Iterator[Row], path: Path, form: Form, columns: str | None, header: bool | None) -> Table:
-    first = next(rows, None)
-    if first is None:
-        raise Refused(f"{path} is empty: it holds no row. A table needs at least one row of numbers.")
-    line, cells = first
-    if cut_up(cells, form):
-        raise Refused(
-            f"{path}, line {line}: {_shown(form.delimiter.join(cells))} would be cut up at its decimal commas. "
-            f"{other_form(cells, cells, form)}"
-        )
-    numbers = [form.number(c) is not None for c in cells]
-    has_header = _is_header(cells, numbers) if header is None else header
-    names = tuple(cells if has_header else map(str, range(len(cells))))
-    chosen = choose(columns, names, str(path))
-    body = _Body(path, form, first, names, chosen)
-    values, others = body.columns(rows if has_header else _chain(first, rows))
-    if len(values) == 0:
-        advice = other_form(cells, cells, form) or "If its only line is data, add --no-header."
-        raise Refused(f"{path} holds column names and no row. {advice}")
-    remarks = _remarks(header, names, numbers, 0 in chosen) if has_header else ()
-    return Table(names, has_header, chosen, values, others, remarks, rounded=body.rounded, form=form)
+    def _look_for_texts(
+        self, rows: Sequence[Row] | Iterator[Row], index: list[int], bad: dict[int, tuple[int, str]]
+    ) -> None:
+        """Add to ``bad`` the line and the text of the first cell of each column that is neither number nor missing."""
+        candidates = [i for i in range(len(self.names)) if i not in bad and i not in index]
+        for line, cells in rows:
+            if len(cells) == len(self.names):
+                for i in candidates:
+                    if i not in bad and self.form.number(cells[i]) is None and not is_missing(cells[i]):
+                        bad[i] = line, cells[i]
 
+    def _numbers_rows(self, cells: Sequence[list[str]]) -> bool:
+        """Whether the first column has no name and counts, as R and pandas write the numbers of rows."""
+        if not self.header or self.names[0].strip() or len(self.names) < 2 or not cells:
+            return False
+        start = cells[0][0].strip()
+        return start in ("0", "1") and all(row[0].strip() == str(int(start) + i) for i, row in enumerate(cells))
 
-def _is_header(cells: Sequence[str], numbers: Sequence[bool]) -> bool:
-    """Whether a first row names columns: a row of numbers and blanks does not."""
-    return _counts(cells) or not all(n or not c.strip() for c, n in zip(cells, numbers, strict=True))
+    def _may_number_rows(self, found: _Columns) -> str | None:
+        """Say why the first column may not be data, or None."""
+        name = self.names[0].strip()
+        if not name:
+            return "column 0 has no name"
+        first = found.values()[:, found.chosen.index(0)]
+        counts = len(first) > 2 and first[0] in (0, 1) and bool((np.diff(first) == 1).all())
+        return f"column {name!r} counts the rows" if counts and len(self.names) > 1 else None
+
+    # Words
+
+    def _made(self, found: _Columns, left: Sequence[LeftOut], numbers: Sequence[bool]) -> Table:
+        remarks = [
+            *([self.in_words] if self.in_words else []),
+            *self._about_the_header(numbers),
+            *self._about_blanks(),
+            *([left_out.remark(left)] if left else []),
+            *self._about_totals(found),
+        ]
+        if 0 in found.chosen and self.header and (why := self._may_number_rows(found)):
+            remarks.append(f"{why}; if it is no measurement, leave it out with --columns")
+        return Table(
+            self.names, self.header, tuple(found.chosen), found.values(), dict(found.others), tuple(remarks),
+            rounded=found.rounded, gaps=found.gaps, first_gap=found.first_gap, form=self.form,
+        )  # fmt: skip
+
+    def _about_the_header(self, numbers: Sequence[bool]) -> list[str]:
+        if self.reading.header is not None or not any(numbers) or _counts(self.first):
+            return []
+        if not self.header:
+            text = any(c.strip() and not n for c, n in zip(self.first, numbers, strict=True))
+            return [f"line {self.first_line} was taken as data; if it holds names, add --header"] * text
+        count = "one cell is a number" if sum(numbers) == 1 else f"{sum(numbers)} cells are numbers"
+        return [f"line {self.first_line} was taken as column names, although {count}; if it is data, add --no-header"]
+
+    def _about_blanks(self) -> list[str]:
+        if not self.blanks:
+            return []
+        if len(self.blanks) == 1:
+            return [f"line {self.blanks[0]} is blank and was skipped"]
+        return [f"{len(self.blanks)} blank lines were skipped, the first is line {self.blanks[0]}"]
+
+    def _about_totals(self, found: _Columns) -> list[str]:
+        values = found.values()
+        word = next((c[-1].strip() for _, c in sorted(found.others.items()) if c[-1].strip()), "")
+        named = word.lower().rstrip(":") in _TOTALS
+        if len(values) < 4 and not named:
+            return []
+        above, last = np.nansum(values[:-1], axis=0), values[-1]
+        there = ~np.isnan(last)
+        with np.errstate(invalid="ignore"):
+            near = np.abs(last - above) <= 1e-6 * np.abs(above)
+        sums = bool(there.any() and near[there].all() and above[there].any())
+        if not named and not sums:
+            return []
+        what = "is the sum of those above" if sums else f"begins with {_shown(word)}"
+        return [
+            f"the last row (line {found.last_line}) {what}; it was counted like the others: remove it if it is a total"
+        ]
+
+    def _name(self, column: int) -> str | None:
+        name = self.names[column].strip()
+        return name if self.header and name else None
+
+    def _where(self, line: int, column: int) -> str:
+        name = self._name(column)
+        return f"line {line}, column {column}{'' if name is None else f' {name!r}'}"
 
 
 def _counts(cells: Sequence[str]) -> bool:
     """Whether a row is a blank and 0, 1, …: what pandas writes above numbered rows and columns."""
     return not cells[0].strip() and list(cells[1:]) == [str(i) for i in range(len(cells) - 1)]
-
-
-def _remarks(header: bool | None, names: Sequence[str], numbers: Sequence[bool], first: bool) -> tuple[str, ...]:
-    remarks = []
-    if header is None and any(numbers) and not _counts(names):
-        count = "one cell is a number" if sum(numbers) == 1 else f"{sum(numbers)} cells are numbers"
-        remarks.append(f"line 1 was taken as column names, although {count}; if it is data, add --no-header")
-    if first and not names[0].strip():
-        remarks.append("column 0 has no name; if it numbers the rows, leave it out with --columns")
-    return tuple(remarks)
-
-
-def _chain(first: Row, rows: Iterator[Row]) -> Iterator[Row]:
-    yield first
-    yield from rows
-
-
-class _Body:
-    """The rows under the names, taken apart into numbers and other columns."""
-
-    def __init__(self, path: Path, form: Form, first: Row, names: tuple[str, ...], chosen: tuple[int, ...]) -> None:
-        self.path, self.form, self.names, self.chosen = path, form, names, chosen
-        self.first_line, self.first = first
-        self.rounded: str | None = None
-
-    def columns(self, rows: Iterator[Row]) -> tuple[np.ndarray, dict[int, Sequence[str]]]:
-        """Return the chosen columns as numbers, the others as they came."""
-        numbers = array("d")
-        texts: dict[int, list[str]] = {i: [] for i in range(len(self.names)) if i not in self.chosen}
-        for line, cells in rows:
-            if len(cells) != len(self.names):
-                raise self._bad_row(line, cells)
-            picked = [cells[i] for i in self.chosen]
-            try:
-                numbers.extend(self.form.numbers(picked))
-            except ValueError:
-                raise self._bad_cell(line, cells) from None
-            if self.rounded is None and (i := rounded_integer(picked)) is not None:
-                self.rounded = f"{self._where(line, self.chosen[i])}: {picked[i].strip()}"
-            for i, column in texts.items():
-                column.append(cells[i])
-        return np.frombuffer(numbers, dtype=np.float64).reshape(-1, len(self.chosen)), dict(texts)
-
-    def _where(self, line: int, column: int) -> str:
-        name = self.names[column]
-        return f"line {line}, column {column}{f' {name.strip()!r}' if name != str(column) else ''}"
-
-    def _bad_row(self, line: int, cells: list[str]) -> Refused:
-        advice = other_form(cells, self.first, self.form)
-        return Refused(
-            f"{self.path}, line {line}: expected {len(self.names)} cells as in line {self.first_line}, found "
-            f"{len(cells)}. "
-            + (advice or "Every row must have the same number of cells; quote a cell that holds the separator.")
-        )
-
-    def _bad_cell(self, line: int, cells: list[str]) -> Refused:
-        column = next(i for i in self.chosen if self.form.number(cells[i]) is None)
-        where, cell = f"{self.path}, {self._where(line, column)}", cells[column]
-        if cell.strip().lower() in MISSING:
-            came = f": {_shown(cell)} stands for a missing value" if cell.strip() else " is empty"
-            return Refused(
-                f"{where}{came}. A mean has no place for a missing value: fill it in, remove the row, or leave the "
-                "column out with --columns."
-            )
-        numeric = [i for i, c in enumerate(cells) if self.form.number(c) is not None]
-        advice = (
-            other_form(cells, self.first, self.form)
-            or number_advice(cell, self.form)
-            or other_columns_hint(numeric, len(cells))
-        )
-        return Refused(f"{where}: {_shown(cell)} is not a number. {advice}")
 
 
 def _shown(text: str) -> str:

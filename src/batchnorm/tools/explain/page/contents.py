@@ -35,7 +35,7 @@ def contents(e: Explanation) -> dict[str, Any]:
 def _tensor(x: np.ndarray, axes: Sequence[int], kind: str, chosen: int = 0) -> dict[str, Any]:
     """Return ``x`` as the page reads it: little-endian bytes in base64. ``chosen`` is the value lit at first."""
     data = base64.b64encode(x.astype(x.dtype.newbyteorder("<"), order="C").tobytes()).decode("ascii")
-    seen = {"axes": list(axes), "kind": kind, "chosen": chosen, "names": None}
+    seen = {"axes": list(axes), "kind": kind, "chosen": chosen, "names": None, "omits": False}
     return {"shape": list(x.shape), "dtype": x.dtype.name, "data": data, **seen}
 
 
@@ -65,6 +65,7 @@ def _own(e: Explanation) -> dict[str, Any]:
         at[axis] = min(i, x.shape[axis] - 1)
     chosen = int(np.ravel_multi_index(at, x.shape))
     own = _tensor(x, p.axis, kind, chosen) | {"names": None if names is None else list(names)}
+    own["omits"] = e.nan_policy == "omit"
     return {"id": "yours", "source": e.source, "whole": None if e.excerpt.whole else list(p.shape), **own}
 
 

@@ -44,9 +44,12 @@ function keptAxes(kind, rank, chosen) {
 
 const divisors = (n) => Array.from({ length: n }, (_, i) => i + 1).filter((d) => n % d === 0);
 
+/** Whether a value is missing, and so in no mean. */
+const isMissing = (tensor, i) => tensor.omits && Number.isNaN(tensor.values[i]);
+
 /**
  * What is normalised: {kind, shape, values, kept, blocks, ids, members}. `shape` has the batch's length on axis 0;
- * ids[i] is the group of value i, members[g] the flat numbers of group g in order.
+ * ids[i] is the group of value i, places[g] the flat numbers of group g in order, members[g] of those not missing.
  */
 function makeView(tensor, kind, chosen, blocks, batch) {
   const seen = seenShape(kind, tensor.shape);
@@ -65,7 +68,8 @@ function makeView(tensor, kind, chosen, blocks, batch) {
     });
     ids[i] = id;
   }
-  const members = Array.from({ length: product(lengths) }, () => []);
-  for (let i = 0; i < size; i++) members[ids[i]].push(i);
-  return { kind, shape, kept, blocks, ids, members, lengths, values: tensor.values.subarray(0, size), tensor };
+  const places = Array.from({ length: product(lengths) }, () => []);
+  for (let i = 0; i < size; i++) places[ids[i]].push(i);
+  const members = places.map((group) => group.filter((i) => !isMissing(tensor, i)));
+  return { kind, shape, kept, blocks, ids, places, members, lengths, values: tensor.values.subarray(0, size), tensor };
 }

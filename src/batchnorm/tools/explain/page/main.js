@@ -180,8 +180,8 @@ function showFound() {
 
 /** The values at the same place in every group. */
 function peersOf(view, i) {
-  const rank = view.members[view.ids[i]].indexOf(i);
-  return view.members.map((members) => members[rank]);
+  const rank = view.places[view.ids[i]].indexOf(i);
+  return view.places.map((places) => places[rank]).filter((j) => j === i || !isMissing(view.tensor, j));
 }
 
 /** At most `most` of some numbers, the chosen one among them, spread without a period that could match the data's. */
@@ -212,7 +212,7 @@ function orderText(numbers, group) {
 function betweenText() {
   if (view.members.length < 2) return words.fill("betweenNone");
   const peers = peersOf(view, state.chosen);
-  const numbers = view.values.length <= PAIRWISE ? [...view.values.keys()] : some(peers, PAIRWISE);
+  const numbers = view.values.length <= PAIRWISE ? view.members.flat() : some(peers, PAIRWISE);
   const c = compare(view.values, result.y, numbers, (i, j) => view.ids[i] !== view.ids[j]);
   const counts = { pairs: many(c.pairs), n: many(c.pairs - c.kept), reversed: many(c.reversed), equal: many(c.equal), parted: many(c.parted) };
   if (c.pairs === c.kept) return words.fill("betweenKept", counts);

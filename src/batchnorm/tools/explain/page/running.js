@@ -27,6 +27,9 @@ function trainChannel(tensor, view, at, momentum, steps) {
 function samplesOf(tensor, view, at) {
   const shape = [seenShape(view.kind, tensor.shape)[0], ...view.shape.slice(1)];
   const perSample = product(view.shape.slice(1));
-  const inside = view.members[view.ids[at]].filter((i) => i < perSample); // the channel's places in sample 0
-  return Array.from({ length: shape[0] }, (_, n) => momentsOf(tensor.values.subarray(n * perSample), inside));
+  const inside = view.places[view.ids[at]].filter((i) => i < perSample); // the channel's places in sample 0
+  return Array.from({ length: shape[0] }, (_, n) => {
+    const there = inside.filter((i) => !isMissing(tensor, n * perSample + i));
+    return momentsOf(tensor.values.subarray(n * perSample), there);
+  });
 }
