@@ -270,34 +270,17 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
 
 namespace {
 
-struct Moved {
-  double mean, var;
-  double gap;  // the unbiased variance less the biased one; both are averages with the same weights, so it is one, too
-  double count;
-};
-
-// A channel's running statistics after a batch, before they are rounded; `var` and `count` are those before.
-Moved moved(const double* stats, int64_t C, int64_t c, double a, int correction, double mean, double var, const double* count) {
-  const double n = stats[c], m2 = stats[3 * C + c];
-  Moved to{a * stats[C + c] + (1 - a) * mean, a * (m2 / (n - correction)) + (1 - a) * var, 0, 0};
-  if (count == nullptr) return to;
-  const int rest = 1 - correction;
-  to.gap = a * (m2 / (n * (n - 1))) + (1 - a) * (var / (count[c] - rest));
-  to.count = to.gap == 0 ? std::numeric_limits<double>::infinity() : to.var / to.gap + rest;
-  return to;
-}
-
-std::string refused_running(const View& stats, const Running& running, bool cumulative, int correction) {
+std::string refused_running(const View& stats, const Running& running, const int64_t* batches, bool cumulative, int correction) {
   const bool table = stats.dtype == DType::f64 && stats.ndim == 2 && stats.sizes[0] == 4 && stats.strides[1] == 1;
   const int64_t C = table ? stats.sizes[1] : 0;
   const auto fits = [&](const View& v) { return v.ndim == 1 && v.sizes[0] == C && is_floating(v.dtype); };
-  if (!table || stats.strides[0] != C || !fits(running.mean) || !fits(running.var) || running.batches == nullptr)
+  if (!table || stats.strides[0] != C || !fits(running.mean) || !fits(running.var) || batches == nullptr)
     return "running statistics must have a value for each channel of the table, and num_batches_tracked be one int64";
   if (running.count && !(fits(running.count) && running.count.dtype == DType::f64))
     return "running_count must be float64, with a value for each channel: a narrower dtype loses counts; set keep_count to "
            "False and to True again";
-  if (*running.batches == std::numeric_limits<int64_t>::max() || (cumulative && *running.batches < 0))
-    return "num_batches_tracked must count from 0 to 2**63 - 2; got " + std::to_string(*running.batches) +
+  if (*batches == std::numeric_limits<int64_t>::max() || (cumulative && *batches < 0))
+    return "num_batches_tracked must count from 0 to 2**63 - 2; got " + std::to_string(*batches) +
            ". Set it, layer.num_batches_tracked.zero_()";
   const int least = running.count ? 1 : correction;
   const std::string what =
@@ -319,35 +302,30 @@ const char* name_of(DType dtype) {
   }
 }
 
-std::string not_finite(const double* stats, int64_t C, int64_t c, const Running& running, const Moved& to) {
-  return "channel " + std::to_string(c) + " of the batch has mean " + said(stats[C + c]) + " and variance " +
-         said(stats[3 * C + c] / stats[c]) + "; as " + name_of(running.var.dtype) + ", running_mean would be " +
-         said(stored(running.mean, to.mean)) + " and running_var " + said(stored(running.var, to.var)) +
-         (std::isfinite(to.gap) ? "" : ", and the other variance not finite") +
+std::string not_finite(const Statistics& batch, int64_t c, const Running& running, const RunningRows& to) {
+  return "channel " + std::to_string(c) + " of the batch has mean " + said(batch.mean[c]) + " and variance " +
+         said(batch.m2[c] / batch.count[c]) + "; as " + name_of(running.var.dtype) + ", running_mean would be " +
+         said(stored(running.mean, to.mean[c])) + " and running_var " + said(stored(running.var, to.var[c])) +
+         (to.gap == nullptr || std::isfinite(to.gap[c]) ? "" : ", and the other variance not finite") +
          "; running statistics are left as they were (on_nonfinite='raise')";
 }
 
 }  // namespace
 
-std::string update_running(const View& stats, const Running& running, const double* momentum, int correction, OnNonfinite on) {
-  const std::string refused = refused_running(stats, running, momentum == nullptr, correction);
+std::string update_running(const View& stats, const Running& running, int64_t* batches, const double* momentum, int correction,
+                           OnNonfinite on) {
+  const std::string refused = refused_running(stats, running, batches, momentum == nullptr, correction);
   if (!refused.empty()) return refused;
   const int64_t C = stats.sizes[1];
-  const auto* table = reinterpret_cast<const double*>(stats.data);
-  const double a = momentum ? *momentum : 1 / static_cast<double>(*running.batches + 1);
-  const Doubles mean(running.mean), var(running.var), count(running.count);
-  Scratch<double> means(C), vars(C), counts(C);
-  for (int64_t c = 0; c < C; ++c) {
-    const Moved to = moved(table, C, c, a, correction, mean.get()[c], var.get()[c], count.get());
-    means[c] = to.mean, vars[c] = to.var, counts[c] = to.count;
-    if (on == OnNonfinite::propagate ||
-        (std::isfinite(stored(running.mean, to.mean)) && std::isfinite(stored(running.var, to.var)) && std::isfinite(to.gap)))
-      continue;
-    return on == OnNonfinite::skip ? "" : not_finite(table, C, c, running, to);
+  auto* table = reinterpret_cast<double*>(stats.data);
+  const Statistics batch{table, table + C, table + 2 * C, table + 3 * C};
+  const Moved to(running, batch, C, momentum ? *momentum : 1 / static_cast<double>(*batches + 1), correction);
+  if (on != OnNonfinite::propagate) {
+    const int64_t c = to.first_not_finite();
+    if (c < C) return on == OnNonfinite::skip ? "" : not_finite(batch, c, running, to.rows());
   }
-  ++*running.batches;
-  write_channels(running.mean, means), write_channels(running.var, vars);
-  if (running.count) write_channels(running.count, counts);
+  ++*batches;
+  to.store();
   return "";
 }
 

@@ -7,7 +7,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "call/channel_views.h"
+#include "call/running.h"
 
 namespace batchnorm {
 
@@ -59,15 +59,9 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
 
 enum class OnNonfinite : int { propagate = 0, skip = 1, raise = 2 };
 
-// `count`, where it is kept, is the n for which var * (n - 1) / n is the biased variance, of which var is the unbiased one; with a
-// correction of 0 var is biased, and var * n / (n - 1) unbiased.
-struct Running {
-  View mean, var, count;
-  int64_t* batches;
-};
-
 // Moves running statistics towards a batch's: all of them, or none. Without momentum: the mean over all batches. What is not to
 // propagate is what would not be finite *as it is stored*. Returns why it is refused, or empty.
-std::string update_running(const View& stats, const Running& running, const double* momentum, int correction, OnNonfinite on);
+std::string update_running(const View& stats, const Running& running, int64_t* batches, const double* momentum, int correction,
+                           OnNonfinite on);
 
 }  // namespace batchnorm

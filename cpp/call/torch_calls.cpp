@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "call/fused_calls.h"
+#include "call/running.h"
 #include "kernels/select.h"
 
 namespace batchnorm {
@@ -89,16 +90,9 @@ void aten_forward_training(const View& x, const View& y, const ChannelViews& cha
   ChannelViews parameters = channels;
   parameters.mean = parameters.var = View();
   fused_forward(x, y, parameters, {}, {eps, 0, threads}, table.row(0), false, table.row(4));
-  const double *count = table.row(0), *mean = table.row(1), *m2 = table.row(3);
-  write_channels(save_mean, mean), write_channels(save_invstd, table.row(4));
-  Tail(save_mean, save_invstd, C).write(eps, count);
-  if (!channels.mean) return;
-  const Doubles old_mean(channels.mean), old_var(channels.var);
-  Scratch<double> moved(2 * C);
-  double *const new_mean = moved, *const new_var = new_mean + C;
-  for (int64_t c = 0; c < C; ++c) new_mean[c] = momentum * mean[c] + (1 - momentum) * old_mean.get()[c];
-  for (int64_t c = 0; c < C; ++c) new_var[c] = momentum * (m2[c] / (count[c] - 1)) + (1 - momentum) * old_var.get()[c];
-  write_channels(channels.mean, new_mean), write_channels(channels.var, new_var);
+  write_channels(save_mean, table.row(1)), write_channels(save_invstd, table.row(4));
+  Tail(save_mean, save_invstd, C).write(eps, table.row(0));
+  if (channels.mean) Moved({channels.mean, channels.var, {}}, table.statistics(), C, momentum, 1).store();
 }
 
 void aten_forward_evaluation(const View& x, const View& y, const ChannelViews& channels, double eps, int threads) {

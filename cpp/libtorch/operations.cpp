@@ -210,8 +210,8 @@ void update_kernel(Value* stack, uint64_t, uint64_t) {
   const Handle count = in.optional_tensor();
   require_readable({&mean, &var, &stats, &count});
   const View table = stats.view();
-  const Running running{mean.view(true), var.view(true), count.view(true), batches.int64()};
-  refuse_if(update_running(table, running, given ? &momentum : nullptr, correction, on));
+  const Running running{mean.view(true), var.view(true), count.view(true)};
+  refuse_if(update_running(table, running, batches.int64(), given ? &momentum : nullptr, correction, on));
 }
 
 }  // namespace

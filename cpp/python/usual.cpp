@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "call/channel_views.h"
+#include "call/running.h"
 #include "python/lock.h"
 #include "runtime/parallel.h"
 
@@ -227,10 +227,7 @@ bool move_running(nb::handle mean_, nb::handle var_, nb::handle batches_, nb::ha
   if (before == std::numeric_limits<int64_t>::max() || (momentum < 0 && before < 0)) return false;
   const double a = momentum < 0 ? 1 / static_cast<double>(before + 1) : momentum;
   ++*batches.integer();
-  for (int64_t c = 0; c < C; ++c) {
-    mean.set(c, (1 - a) * mean.get(c) + a * rows.mean[c]);
-    var.set(c, (1 - a) * var.get(c) + a * (rows.m2[c] / (rows.count[c] - correction)));
-  }
+  Moved({mean.view(), var.view(), {}}, rows, C, a, correction).store();
   return true;
 }
 

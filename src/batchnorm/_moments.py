@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _ghosts, _inputs, _native, _usual
+from . import _formulas, _ghosts, _inputs, _native, _usual
 from ._plan import Axis, channel_axes
 
 Doubles = NDArray[np.float64]
@@ -195,7 +195,9 @@ class Moments:
                 raise TypeError(f"Moments merge with Moments; got {type(other).__name__}")
             if other.shape != self.shape:
                 raise ValueError(f"Moments merge channel by channel; got channel shapes {self.shape} and {other.shape}")
-            table = _with_finite_count(_merge(table, other._table))
+            with np.errstate(all="ignore"):
+                merged: Doubles = _formulas.merge_moments(np, table, other._table)
+            table = _with_finite_count(merged)
         return Moments._of_table(table.copy() if table is self._table else table)
 
     def reduce(self, axis: int | tuple[int, ...] | None = 0) -> Moments:
@@ -268,14 +270,6 @@ def _unpickle(table: Doubles) -> Moments:
     return Moments._of_table(table)
 
 
-def _two_sum(a: Doubles, b: Doubles) -> tuple[Doubles, Doubles]:
-    """Knuth's exact sum: high + low = a + b; low is 0 where the sum is not finite."""
-    high = a + b
-    rest = high - a
-    low = (a - (high - rest)) + (b - rest)
-    return high, np.where(np.isfinite(low), low, 0.0)
-
-
 def _with_finite_count(table: Doubles) -> Doubles:
     if not np.isfinite(table[_COUNT]).all():
         raise ValueError(
@@ -283,22 +277,6 @@ def _with_finite_count(table: Doubles) -> Doubles:
             "infinite; scale the weights (only their ratios matter)"
         )
     return table
-
-
-def _merge(a: Doubles, b: Doubles) -> Doubles:
-    """The formula of the kernels (cpp/core/canonical.h), operation by operation."""
-    with np.errstate(all="ignore"):
-        count = a[_COUNT] + b[_COUNT]
-        delta = (b[_MEAN] - a[_MEAN]) + (b[_LOW] - a[_LOW])
-        fraction = b[_COUNT] / count
-        high, low = _two_sum(a[_MEAN], a[_LOW] + delta * fraction)
-        m2 = (a[_M2] + b[_M2]) + (delta * delta) * (a[_COUNT] * fraction)
-        weighted = (a[_COUNT] * a[_MEAN] + b[_COUNT] * b[_MEAN]) / count
-    finite = np.isfinite(delta)
-    mean = np.where(finite, high, weighted)
-    merged = np.stack([count, mean, np.where(finite, low, 0.0), np.where(finite, m2, np.nan)])
-    merged = np.where(b[_COUNT] == 0, a, merged)
-    return np.where(a[_COUNT] == 0, b, merged)
 
 
 def moments(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _inputs, _native, _options
+from . import _formulas, _inputs, _native, _options
 from ._moments import Moments
 
 Array = NDArray[Any]
@@ -219,17 +219,11 @@ class RunningStatistics(_options.Checked):
         batches = int(self.num_batches_tracked) + 1
         a = 1 / batches if self.momentum is None else self.momentum
         with np.errstate(all="ignore"):  # a variance beyond float32 is infinite there, as in PyTorch
-            mean = ((1 - a) * self.running_mean.astype(np.float64) + a * m.mean).astype(self.running_mean.dtype)
-            var = (1 - a) * self.running_var.astype(np.float64) + a * (m.m2 / (m.count - self.running_correction))
-            new = [mean, var.astype(self.running_var.dtype), np.asarray(batches)]
-            finite = np.isfinite(mean) & np.isfinite(new[1])
-            if self.running_count is not None:
-                gap = (1 - a) * self._gap() + a * (m.m2 / (m.count * (m.count - 1)))
-                new.append(
-                    np.where(gap == 0, np.inf, var / gap + (1 - self.running_correction))
-                )  # the n of running_var
-                finite = finite & np.isfinite(gap)
-        return new, finite
+            own = self.running_mean.astype(np.float64), self.running_var.astype(np.float64), self.running_count
+            to = _formulas.moved(np, own, (m.count, m.mean, m.m2), a, self.running_correction)
+            mean, var = to.mean.astype(self.running_mean.dtype), to.var.astype(self.running_var.dtype)
+            finite = _formulas.all_finite(np, mean, var, to.gap)
+        return [mean, var, np.asarray(batches), *([] if to.counts is None else [to.counts])], finite
 
     def _not_finite(self, m: Moments, new: list[Array], finite: Array) -> str:
         """Which channel of a batch is refused with on_nonfinite="raise", and what would have been stored."""
@@ -242,12 +236,6 @@ class RunningStatistics(_options.Checked):
             f"{', and the other variance not finite' if other else ''}; running statistics are left as they were "
             "(on_nonfinite='raise'). Look upstream, or use on_nonfinite='skip'"
         )
-
-    def _gap(self) -> Array:
-        """The unbiased running variance less the biased one."""
-        assert self.running_count is not None
-        gap: Array = self.running_var.astype(np.float64) / (self.running_count - (1 - self.running_correction))
-        return gap
 
     def running_variance(self, correction: int = 0) -> Array:
         """The biased (0) or unbiased (1) running variance, in float64.
@@ -267,7 +255,8 @@ class RunningStatistics(_options.Checked):
                 f"correction={self.running_correction}, or build with keep_count=True"
             )
         with np.errstate(invalid="ignore"):
-            return var - self._gap() if self.running_correction else var + self._gap()
+            other: Array = _formulas.other_variance(var, self.running_count, self.running_correction)
+        return other
 
     def moments(self) -> Moments:
         """Moments to normalise with in evaluation: mean and variance as they are kept."""

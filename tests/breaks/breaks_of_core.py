@@ -244,9 +244,9 @@ BREAKS = [
     ),
     # --- front ends ---
     Break(
-        "cpp/python/usual.cpp",
-        "rows.m2[c] / (rows.count[c] - correction)",
-        "rows.m2[c] / rows.count[c]",
+        "cpp/core/running.cpp",
+        "averaged(a, m2 / (n - correction), before)",
+        "averaged(a, m2 / n, before)",
         "running_var of the usual call: biased",
         "test_running.py test_layers.py",
     ),
@@ -294,8 +294,8 @@ BREAKS = [
     ),
     Break(
         "cpp/call/torch_calls.cpp",
-        "momentum * (m2[c] / (count[c] - 1))",
-        "momentum * (m2[c] / count[c])",
+        "table.statistics(), C, momentum, 1);",
+        "table.statistics(), C, momentum, 0);",
         "accelerate: running_var is biased",
         "test_torch_accelerate.py",
     ),

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import _tables
+from .. import _formulas
+from . import _plain
 
 Tensor = torch.Tensor
 
@@ -49,18 +50,15 @@ def _statistics(
     ]
     if start is not None and not tables:  # nothing moved
         return {name: value.to(device, copy=True) for name, value in start.part.items()}
-    whole = _tables.merge_moments(torch.stack(tables, 1))
-    mean, var = _tables.mean_and_variance(whole, correction)
-    count = whole[0]
+    count, mean, _, m2 = _plain.merge(torch.stack(tables, 1))
+    var = m2 / (count - correction)
     if start is not None and whole_kept > 0:
         old_mean, old_var, old_count = (value.to(device) for value in _of_start(start.part))
-        rest = 1 - correction
-        gap = var / (count - rest)  # the unbiased variance less the biased one
+        gaps = (_formulas.variance_gap(v, n, correction) for v, n in ((old_var, old_count), (var, count)))
         mean, var, gap = (
-            old + (1 - whole_kept) * (new - old)
-            for old, new in ((old_mean, mean), (old_var, var), (old_var / (old_count - rest), gap))
+            old + (1 - whole_kept) * (new - old) for old, new in ((old_mean, mean), (old_var, var), tuple(gaps))
         )
-        count = torch.where(gap == 0, torch.inf, var / gap + rest)
+        count = _formulas.count_behind(torch, var, gap, correction)
     statistics = {"running_mean": mean, "running_var": var.clamp(min=0)}  # which rounding may leave below 0
     return {
         name: _fitting(prefix + name, value, [part[name] for part in parts]) for name, value in statistics.items()
@@ -73,14 +71,14 @@ def _own_moments(part: dict[str, Tensor], n: Tensor, kept: float, correction: in
     if start is not None and kept > 0:
         old_mean, old_var = (value.to(mean.device) for value in _biased(start.part, n, correction))
         mean, var = old_mean + (mean - old_mean) / (1 - kept), old_var + (var - old_var) / (1 - kept)
-    return _tables.of_statistics(n.to(mean.device), mean, var)
+    return _plain.table(n.to(mean.device), mean, var)
 
 
 def _biased(part: dict[str, Tensor], n: Tensor, correction: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, in float64; n positions are behind the correction, where the state does not say."""
     mean, var = part["running_mean"].double(), part["running_var"].double()
     behind = part.get("running_count", n).double()
-    return mean, torch.where(torch.isinf(behind), var, var * ((behind - 1) / behind)) if correction else var
+    return mean, _formulas.other_variance(var, behind, 1) if correction else var
 
 
 def _of_start(part: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,12 +1,13 @@
 """The same mathematics in PyTorch's own operations: for other devices, transforms and higher derivatives.
 
-`forward`, `moments`, `normalize`, `sums` and `input_gradients` mean what our operations of those names mean.
+`forward`, `moments`, `normalize`, `sums`, `input_gradients` and `merge` mean what our operations of those names mean.
 """
 
 from __future__ import annotations
 
 import torch
 
+from .. import _formulas
 from . import _backend, _options
 
 Tensor = torch.Tensor
@@ -96,10 +97,30 @@ def _cut(t: Tensor | None, x: Tensor, group: int) -> list[Tensor | None]:
 
 
 def _table(x: Tensor, count: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    n, m, v = (t.detach().to(table_dtype(x)) for t in (count, mean, var))
-    counts = n > 0  # what divides by a count of 0 is not there
+    return table(count, mean, var, table_dtype(x))
+
+
+def table(count: Tensor, mean: Tensor, var: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Moments of that many positions with a given mean and biased variance; a count of 0 is nothing at all."""
+    n, m, v = (t.detach().to(dtype) for t in (count, mean, var))
+    counts = n > 0
     zero = torch.zeros_like(m)
-    return torch.stack([n, torch.where(counts, m, zero), zero, torch.where(counts, v * n, zero)])
+    return torch.stack([n.expand_as(m), torch.where(counts, m, zero), zero, torch.where(counts, v * n, zero)])
+
+
+def merge(parts: Tensor) -> Tensor:
+    """Moments (4, G, C) or sums (2, G, C) of parts to those of the whole, with the bits of our operation.
+
+    Neighbours are joined, level by level; an odd one is carried up.
+    """
+    if parts.shape[1] == 0:
+        return parts.new_zeros(parts.shape[0], parts.shape[2])
+    while parts.shape[1] > 1:
+        even = parts.shape[1] // 2 * 2
+        left, right = parts[:, 0:even:2], parts[:, 1:even:2]
+        joined = _formulas.merge_moments(torch, left, right) if parts.shape[0] == 4 else left + right
+        parts = torch.cat([joined, parts[:, even:]], 1)
+    return parts[:, 0]
 
 
 def moments(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:

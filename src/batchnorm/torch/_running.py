@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import _formulas
 from .._options import NONFINITE_CODES
-from . import _backend, _moving, _operands, _operations, _tables
+from . import _backend, _operands, _operations, _plain
 
 Tensor = torch.Tensor
+
+_MOST_BATCHES = 2**63 - 1
+
+
+class Running(NamedTuple):
+    """A layer's buffers, or what they would become."""
+
+    mean: Tensor
+    var: Tensor
+    batches: Any
+    counts: Tensor | None
+
+
+class Moved(NamedTuple):
+    """What a batch makes of running statistics, in their own dtypes."""
+
+    running: Running
+    gap: Tensor | None
+    finite: Tensor  # of each channel
 
 
 def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
@@ -19,7 +39,7 @@ def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
     `weighted`: the counts may be anything.
     """
     if table.dim() == 3:
-        table = _operations.merge(table) if ours else _tables.merge_moments(table)
+        table = (_operations if ours else _plain).merge(table)
     mean, var, count = statistics(layer)
     update = _move_by_kernel if ours else _move
     if mean is None or var is None:
@@ -96,10 +116,10 @@ def _move(
 ) -> None:
     """What `batchnorm::update_` does, in PyTorch's operations."""
     who = type(layer).__name__
-    own = _moving.Running(mean, var, count, layer.running_count)
+    own = Running(mean, var, count, layer.running_count)
     if (weighted or momentum is None) and _backend.is_readable(table):
-        _moving.check(who, own, table, momentum, layer.running_correction)
-    to = _moving.moved(own, table, momentum, layer.running_correction)
+        check(who, own, table, momentum, layer.running_correction)
+    to = moved(own, table, momentum, layer.running_correction)
     if any(t.numel() > 1 and 0 in t.stride() for t in (mean, var)):  # found out when some has moved
         raise ValueError(
             f"{who}: running statistics must have memory for each channel; got an expanded tensor; clone it"
@@ -107,7 +127,7 @@ def _move(
     if layer.on_nonfinite == "raise":
         _backend.refuse_to_look(who, "on_nonfinite='raise' looks at the batch", "on_nonfinite='skip'", table)
         if _backend.has_values(table) and not bool(to.finite.all()):
-            raise ValueError(f"{who}: {_moving.not_finite(table, to)}")
+            raise ValueError(f"{who}: {not_finite(table, to)}")
     new = [(buffer, value) for buffer, value in zip(own, to.running, strict=True) if buffer is not None]
     if layer.on_nonfinite != "propagate":
         moves = to.finite.all()
@@ -116,6 +136,54 @@ def _move(
         _check_writable(who, new)
     for buffer, value in new:
         buffer.copy_(value)
+
+
+def moved(own: Running, table: Tensor, momentum: float | None, correction: int) -> Moved:
+    """Move running statistics towards the moments of a batch, into new tensors."""
+    count, mean, _, m2 = table
+    batches = own.batches + 1
+    a = 1.0 / batches.to(m2.dtype) if momentum is None else momentum
+    if own.counts is not None and own.counts.dtype != table.dtype:
+        raise ValueError(
+            f"batch_norm: running_count must be {str(table.dtype).removeprefix('torch.')}, with a value for each "
+            "channel: a narrower dtype loses counts; set keep_count to False and to True again"
+        )
+    running = own.mean.to(m2.dtype), own.var.to(m2.dtype), own.counts
+    to = _formulas.moved(torch, running, (count, mean, m2), a, correction)
+    new = Running(to.mean.to(own.mean.dtype), to.var.to(own.var.dtype), batches, to.counts)
+    return Moved(new, to.gap, _formulas.all_finite(torch, new.mean, new.var, to.gap))
+
+
+def check(who: str, own: Running, table: Tensor, momentum: float | None, correction: int) -> None:
+    """Refuse counts that nothing can be moved by; looks at values."""
+    batches = int(own.batches)
+    if batches == _MOST_BATCHES or (momentum is None and batches < 0):
+        raise ValueError(
+            f"{who}: num_batches_tracked must count from 0 to 2**63 - 2; got {batches}. Set it, "
+            "layer.num_batches_tracked.zero_()"
+        )
+    count, least = table[0], correction if own.counts is None else 1
+    if not bool((count > least).all()):
+        kept = own.counts is not None
+        what = "running_count (keep_count=True)" if kept else f"running_var is M2 / (count - {least}), which"
+        raise ValueError(
+            f"{who}: {what} needs a sample_weight whose sum is more than {least}; got a sum of {float(count.min()):g}. "
+            "Scale it (only their ratios matter for the output)" + ("" if kept else ", or use running_correction=0")
+        )
+
+
+def not_finite(table: Tensor, to: Moved) -> str:
+    """Which channel of a batch is refused with on_nonfinite="raise", and what would have been stored."""
+    c = int((~to.finite).nonzero()[0])
+    count, mean, _, m2 = (float(row[c]) for row in table)
+    new_mean, new_var = float(to.running.mean[c]), float(to.running.var[c])
+    other = to.gap is None or math.isfinite(to.gap[c])
+    return (
+        f"channel {c} of the batch has mean {mean:g} and variance {m2 / count:g}; as "
+        f"{str(to.running.var.dtype).removeprefix('torch.')}, running_mean would be {new_mean:g} and running_var "
+        f"{new_var:g}{'' if other else ', and the other variance not finite'}; running statistics are left as they "
+        "were (on_nonfinite='raise')"
+    )
 
 
 def _check_writable(who: str, new: list[tuple[Tensor, Tensor]]) -> None:
@@ -163,6 +231,5 @@ def variance(layer: Any, correction: int) -> Tensor:
             f"{type(layer).__name__}: running_var has correction {layer.running_correction}; the variance with "
             f"correction {correction} needs the counts behind it: keep_count=True"
         )
-    n = layer.running_count.double()
-    ratio = (n - 1) / n if layer.running_correction else n / (n - 1)
-    return torch.where(torch.isinf(n), own, own * ratio)
+    other: Tensor = _formulas.other_variance(own, layer.running_count.double(), layer.running_correction)
+    return other

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from . import _operations, _options, _plain, _positions, _tables
+from . import _operations, _options, _plain, _positions
 from ._backend import is_ours
 
 Tensor = torch.Tensor
@@ -38,7 +38,7 @@ def merged(parts: Tensor) -> Tensor:
     if is_ours(parts) and parts.numel():
         whole: Tensor = _operations.merge(parts.contiguous())
         return whole
-    return (_tables.merge_moments if parts.shape[0] == 4 else _tables.add_sums)(parts)
+    return _plain.merge(parts)
 
 
 class Here:

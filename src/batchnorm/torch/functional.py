@@ -11,7 +11,7 @@ from typing import NamedTuple, overload
 import torch
 
 from .._options import RUNNING_CORRECTION, Activation
-from . import _backend, _moving, _operands, _operations, _options, _plain, _positions, _shared
+from . import _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
 
 Tensor = torch.Tensor
 Some = Tensor | Sequence[Tensor] | None
@@ -276,8 +276,8 @@ def _check_positions(parts: list[_shared.Part], who: str) -> None:
 
 def _moved(running: RunningStatistics, table: Tensor, momentum: float | None, correction: int) -> RunningStatistics:
     """As `batchnorm::update_` moves them, into new tensors."""
-    own = _moving.Running(
+    own = _running.Running(
         running.running_mean.detach(), running.running_var.detach(), running.num_batches_tracked, None
     )
-    to = _moving.moved(own, table.detach(), momentum, correction).running
+    to = _running.moved(own, table.detach(), momentum, correction).running
     return RunningStatistics(to.mean, to.var, to.batches)
