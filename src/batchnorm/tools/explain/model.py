@@ -1,13 +1,9 @@
-"""An explanation as numbers: everything a terminal, a page or a program needs, and nothing that prints.
-
-The parts are made by the modules beside this one, each with one idea; :func:`explain` puts them together.
-"""
+"""An explanation: its facts are made by the modules beside this one, and rendered as text, JSON or a page."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,42 +15,23 @@ from ..._moments import Moments
 from ..._plan import Axis, Plan, make_plan
 from ..text.remarks import gaps
 from .channels import ChannelTable, channel_statistics
-from .comparing import Between, Inside, compare_between, compare_inside
-from .drawing import Grid, Stack, draw
-from .excerpt import Excerpt, take_excerpt
-from .formulas import Formulas, fill_in
+from .comparing import compare_between, compare_inside
+from .drawing import draw
+from .excerpt import take_excerpt
+from .facts import Facts
+from .formulas import fill_in
 from .labels import Labels
 from .plain import dumps, plain
 from .sampling import take_sample
-from .suspicions import Suspicion, find_suspicions
-
-#: The worked example: five samples of one row and five columns. Row k begins at k + 1.
-EXAMPLE = np.arange(1.0, 6.0)[:, None, None, None] + np.arange(5.0)[:, None]
+from .suspicions import find_suspicions
 
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(Facts):
     """Batch normalization of one array, with all its numbers.
 
     ``source`` names the data; ``dtype`` is what came and ``working_dtype`` what was computed in (they differ for
     integers); ``remarks`` are sentences about how the data was read; ``excerpt`` are the values that a page holds.
     """
-
-    source: str | None
-    dtype: str
-    working_dtype: str
-    eps: float
-    plan: Plan
-    labels: Labels
-    drawing: Grid | Stack
-    formulas: Formulas
-    channels: ChannelTable
-    suspicions: tuple[Suspicion, ...]
-    inside: Inside
-    between: Between
-    excerpt: Excerpt
-    remarks: tuple[str, ...] = ()
-    nan_policy: str = "propagate"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dicts, lists, texts and numbers that JSON has.

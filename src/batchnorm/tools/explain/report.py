@@ -7,14 +7,14 @@ import math
 from ..text.lines import EMPTY, Line, line, paragraph, plain, printable, tied
 from .digits import joined, many, short
 from .drawing import Grid
+from .facts import Facts
 from .formulas_shown import formulas
-from .model import Explanation
 from .pictures import grid, stack
 from .table import table
 from .verdicts import verdicts
 
 
-def report(e: Explanation, columns: int = 80, *, rows: int | None = 12) -> list[Line]:
+def report(e: Facts, columns: int = 80, *, rows: int | None = 12) -> list[Line]:
     """Return the whole explanation; ``rows`` limits the table of channels, None shows all."""
     parts = [
         _title(e, columns),
@@ -30,7 +30,7 @@ def report(e: Explanation, columns: int = 80, *, rows: int | None = 12) -> list[
     return [one for part in parts for one in (*part, EMPTY)]
 
 
-def to_text(e: Explanation, columns: int = 80, *, rows: int | None = 12) -> str:
+def to_text(e: Facts, columns: int = 80, *, rows: int | None = 12) -> str:
     """Return the report without styles."""
     return "\n".join(map(plain, report(e, columns, rows=rows))).rstrip() + "\n"
 
@@ -39,7 +39,7 @@ def _heading(number: int, text: str, columns: int) -> list[Line]:
     return paragraph(text, columns, style="heading", first=line(" ", (str(number), "number"), "  "))
 
 
-def _title(e: Explanation, columns: int) -> list[Line]:
+def _title(e: Facts, columns: int) -> list[Line]:
     p = e.plan
     axis = str(p.axis[0]) if len(p.axis) == 1 else str(p.axis)
     facts = f"shape {p.shape} · {e.dtype} · axis {axis} · eps {short(e.eps)}"
@@ -51,13 +51,13 @@ def _title(e: Explanation, columns: int) -> list[Line]:
     return lines
 
 
-def _plan(e: Explanation, columns: int) -> list[Line]:
+def _plan(e: Facts, columns: int) -> list[Line]:
     lines = [one for sentence in _plan_in_words(e) for one in paragraph(sentence, columns)]
     drawn = grid(e.drawing, columns) if isinstance(e.drawing, Grid) else stack(e.drawing, e.labels)
     return [*lines, EMPTY, *drawn, *paragraph(_caption(e), columns, style="quiet")]
 
 
-def _plan_in_words(e: Explanation) -> list[str]:
+def _plan_in_words(e: Facts) -> list[str]:
     p, unit = e.plan, e.labels.unit
     least, most = int(e.channels.count.min()), int(e.channels.count.max())
     m = tied(f"m = {many(p.m)}")
@@ -78,7 +78,7 @@ def _plan_in_words(e: Explanation) -> list[str]:
     ]
 
 
-def _caption(e: Explanation) -> str:
+def _caption(e: Facts) -> str:
     lit = f"{e.labels.unit} {e.labels.index(e.drawing.lit)}" if e.plan.axis else "everything"
     if isinstance(e.drawing, Grid):
         of_channel = e.formulas.m

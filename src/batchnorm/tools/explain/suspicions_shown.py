@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..text.lines import INDENT, Line, line, paragraph, tied
 from .digits import joined, many, short
-from .model import Explanation
+from .facts import Facts
 from .suspicions import Suspicion
 
 #: Channels named one by one.
 NAMED = 6
 
 
-def suspicions(e: Explanation, columns: int) -> list[Line]:
+def suspicions(e: Facts, columns: int) -> list[Line]:
     """Return a paragraph for every suspicion, its tag before it."""
     lines: list[Line] = []
     for s in e.suspicions:
@@ -20,7 +20,7 @@ def suspicions(e: Explanation, columns: int) -> list[Line]:
     return lines
 
 
-def _who(e: Explanation, s: Suspicion) -> str:
+def _who(e: Facts, s: Suspicion) -> str:
     count, unit = len(s.channels), e.labels.unit
     if count == len(e.channels) > 1:
         return f"Both {unit}s" if count == 2 else f"All {e.labels.plural(count)}"
@@ -28,7 +28,7 @@ def _who(e: Explanation, s: Suspicion) -> str:
     return f"{unit.capitalize()}{'s' * (count > 1)} {named}" + f" ({many(count)} in all)" * (count > NAMED)
 
 
-def _meaning(e: Explanation, s: Suspicion) -> str:
+def _meaning(e: Facts, s: Suspicion) -> str:
     c, value = s.channels[0], s.values[0]
     it = "it" if len(s.channels) == 1 else e.labels.of(c)
     if s.kind == "non-finite":
@@ -46,14 +46,14 @@ def _meaning(e: Explanation, s: Suspicion) -> str:
     return _steps(e, s, it, value)
 
 
-def _nonfinite(e: Explanation, c: int, it: str) -> str:
+def _nonfinite(e: Facts, c: int, it: str) -> str:
     t = e.channels
     kinds = [f"{many(int(n))} {what}" for n, what in ((t.nans[c], "NaN"), (t.infinities[c], "infinite")) if n]
     held = f"{it} holds {' and '.join(kinds)} of {many(e.plan.m)} values"
     return f"{held}, so its mean or variance is not a number, and all its output is NaN"
 
 
-def _near_eps(e: Explanation, c: int, it: str, share: float) -> str:
+def _near_eps(e: Facts, c: int, it: str, share: float) -> str:
     has = "" if it == "it" else f"{it} has "
     var = tied(f"var = {short(float(e.channels.var[c]), 3)}")
     ratio = tied(f"var/(var + eps) = {short(share, 3)}")
@@ -63,7 +63,7 @@ def _near_eps(e: Explanation, c: int, it: str, share: float) -> str:
     )
 
 
-def _steps(e: Explanation, s: Suspicion, it: str, value: float) -> str:
+def _steps(e: Facts, s: Suspicion, it: str, value: float) -> str:
     name = s.kind.split()[0]
     where = "its mean" if it == "it" else f"the mean of {it}"
     steps = f"{value:.0f}" if value >= 10 else short(value, 2)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..text.lines import EMPTY, INDENT, Line, cells, fit, line, paragraph, printable, tied
 from .digits import decimals, digits_for, fitted, many, short
-from .model import Explanation
+from .facts import Facts
 from .suspicions_shown import suspicions
 
 #: Channels with something suspicious are shown up to this many, also where the table is shorter.
@@ -17,7 +17,7 @@ BESIDES_NAME = len(INDENT) + 4 * 9 + 2 + 8 + 8 + 10
 LONGEST_NAME = 28
 
 
-def table(e: Explanation, columns: int, rows: int | None) -> list[Line]:
+def table(e: Facts, columns: int, rows: int | None) -> list[Line]:
     """Return the table: suspicious channels first, then in order, ``rows`` in all (None: every one)."""
     tags = _tags(e)
     chosen = _choose(len(e.channels), tags, e.formulas.channel, rows)
@@ -50,7 +50,7 @@ def _choose(count: int, tags: dict[int, str], lit: int, rows: int | None) -> lis
     return suspicious + sorted(others[: max(rows - len(suspicious), 3)])
 
 
-def _tags(e: Explanation) -> dict[int, str]:
+def _tags(e: Facts) -> dict[int, str]:
     """Return the gravest tag of every channel that has one."""
     tags: dict[int, str] = {}
     for suspicion in e.suspicions:
@@ -59,12 +59,12 @@ def _tags(e: Explanation) -> dict[int, str]:
     return tags
 
 
-def _name(e: Explanation, c: int) -> str:
+def _name(e: Facts, c: int) -> str:
     index = e.labels.index(c)
     return index if e.labels.names is None else f"{index} {printable(e.labels.names[c])}"
 
 
-def _row(e: Explanation, c: int, name: str, tag: str) -> Line:
+def _row(e: Facts, c: int, name: str, tag: str) -> Line:
     t = e.channels
     mean, std = float(t.mean[c]), float(t.std[c])
     digits = max(4, digits_for(mean, std) - 1)
@@ -81,7 +81,7 @@ def _row(e: Explanation, c: int, name: str, tag: str) -> Line:
     )
 
 
-def _summary(e: Explanation, columns: int) -> list[Line]:
+def _summary(e: Facts, columns: int) -> list[Line]:
     """Return what became of the channels that nothing is wrong with."""
     t = e.channels
     troubled = [c for s in e.suspicions if s.tag != "16-bit" for c in s.channels]

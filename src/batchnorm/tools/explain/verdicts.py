@@ -5,14 +5,14 @@ from __future__ import annotations
 from ..text.lines import INDENT, Line, line, paragraph
 from .comparing import Pair
 from .digits import many, normal, short
-from .model import Explanation
+from .facts import Facts
 
 NOTHING = "–"
 STYLES = {"kept": "kept", "changed": "lost", "lost": "lost", NOTHING: "quiet"}
 Verdict = tuple[str, list[str]]
 
 
-def verdicts(e: Explanation, columns: int) -> list[Line]:
+def verdicts(e: Facts, columns: int) -> list[Line]:
     """Return three verdicts, each a word, what it is about, and the counts behind it."""
     unit = e.labels.unit
     found = (
@@ -28,7 +28,7 @@ def verdicts(e: Explanation, columns: int) -> list[Line]:
     return lines
 
 
-def _order(e: Explanation) -> Verdict:
+def _order(e: Facts) -> Verdict:
     i, unit = e.inside, e.labels.unit
     if i.pairs == 0:
         return NOTHING, [_nothing_inside(e)]
@@ -44,13 +44,13 @@ def _order(e: Explanation) -> Verdict:
     return "changed" if i.reversed else "kept", sentences
 
 
-def _nothing_inside(e: Explanation) -> str:
+def _nothing_inside(e: Facts) -> str:
     if e.inside.without_order:
         return f"No {e.labels.unit} free of NaN and infinity has two values to compare."
     return f"A {e.labels.unit} has one value: there is nothing to compare."
 
 
-def _distances(e: Explanation) -> Verdict:
+def _distances(e: Facts) -> Verdict:
     i, unit = e.inside, e.labels.unit
     if i.pairs == 0:
         return NOTHING, [_nothing_inside(e)]
@@ -73,7 +73,7 @@ def _distances(e: Explanation) -> Verdict:
     ]
 
 
-def _between(e: Explanation) -> Verdict:
+def _between(e: Facts) -> Verdict:
     b, unit = e.between, e.labels.unit
     if b.pairs == 0:
         few = "There is only one" if e.plan.C == 1 else "Fewer than two are free of NaN and infinity"
@@ -96,7 +96,7 @@ def _between(e: Explanation) -> Verdict:
     return "lost", sentences
 
 
-def _example(e: Explanation, p: Pair) -> str:
+def _example(e: Facts, p: Pair) -> str:
     a, b = (e.labels.element(*at) for at in ((p.position_a, p.channel_a), (p.position_b, p.channel_b)))
     before = f"{short(p.a)} ({a}) {'>' if p.a > p.b else '='} {short(p.b)} ({b})"
     if p.a_after == p.b_after:

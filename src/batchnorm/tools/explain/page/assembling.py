@@ -6,13 +6,10 @@ import html
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .... import __version__
+from ..facts import Facts
 from .contents import contents
-
-if TYPE_CHECKING:
-    from ..model import Explanation
 
 #: In the order in which they are read; each uses those before it.
 SCRIPTS = ("numbers", "groups", "statistics", "running", "words", "drawing", "formulas", "charts", "main")
@@ -21,7 +18,7 @@ SCRIPTS = ("numbers", "groups", "statistics", "running", "words", "drawing", "fo
 HEIGHT = 900
 
 
-def page(e: Explanation) -> str:
+def page(e: Facts) -> str:
     """Return the whole page as one text."""
     data = json.dumps(contents(e), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     parts = {
@@ -33,7 +30,7 @@ def page(e: Explanation) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("page.html"))
 
 
-def frame(e: Explanation) -> str:
+def frame(e: Facts) -> str:
     """Return the page in an element of its own, apart from the styles and scripts around it."""
     inside = html.escape(page(e), quote=True)
     style = f"width: 100%; height: {HEIGHT}px; border: 1px solid #8884; border-radius: 8px"

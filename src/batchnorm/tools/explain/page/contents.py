@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..digits import decimals, digits_for, fitted, short
+from ..facts import EXAMPLE, Facts
 from ..labels import unravel
-
-if TYPE_CHECKING:
-    from ..model import Explanation
 
 #: Positions of an axis that the page draws, so that the one lit at first is among them.
 DRAWN = 8
@@ -21,10 +19,8 @@ DRAWN = 8
 ROWS = 500
 
 
-def contents(e: Explanation) -> dict[str, Any]:
+def contents(e: Facts) -> dict[str, Any]:
     """Return the page's data. Its first tensor is the one shown at the beginning."""
-    from ..model import EXAMPLE
-
     example = {"id": "table", **_tensor(EXAMPLE, (2,), "1d")}
     own = e.excerpt.values
     is_example = own.shape == EXAMPLE.shape and np.array_equal(own, EXAMPLE)
@@ -54,7 +50,7 @@ def _others() -> list[dict[str, Any]]:
     return made
 
 
-def _own(e: Explanation) -> dict[str, Any]:
+def _own(e: Facts) -> dict[str, Any]:
     """Return the reader's array: all of it, or its corner."""
     x, p = e.excerpt.values, e.plan
     ranks = {2: "1d", 3: "1d", 4: "2d", 5: "3d"}
@@ -69,7 +65,7 @@ def _own(e: Explanation) -> dict[str, Any]:
     return {"id": "yours", "source": e.source, "whole": None if e.excerpt.whole else list(p.shape), **own}
 
 
-def _whole(e: Explanation) -> dict[str, Any]:
+def _whole(e: Facts) -> dict[str, Any]:
     """Return the table of every channel of the whole array, its numbers as the terminal writes them."""
     kinds: dict[int, list[str]] = {}
     for suspicion in e.suspicions:
@@ -89,7 +85,7 @@ def _whole(e: Explanation) -> dict[str, Any]:
     }
 
 
-def _row(e: Explanation, c: int, kinds: list[str]) -> dict[str, Any]:
+def _row(e: Facts, c: int, kinds: list[str]) -> dict[str, Any]:
     t = e.channels
     mean, std = float(t.mean[c]), float(t.std[c])
     digits = max(4, digits_for(mean, std) - 1)
