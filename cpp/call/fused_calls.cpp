@@ -145,6 +145,15 @@ std::string said(double value) {
   return text;
 }
 
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return "float64";
+    case DType::f32: return "float32";
+    case DType::f16: return "float16";
+    default: return "bfloat16";
+  }
+}
+
 }  // namespace
 
 int64_t groups_of(const View& x, int64_t group) { return Groups(x, kChannelsOnAxis1, group).count; }
@@ -228,12 +237,11 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
 std::string refused_y(const View& x, const Extras& extras) {
   if (!extras.y) return "";
   if (extras.residual) return "y stands for the residual: give one of them";
+  const AboutActivation& about = kActivations[static_cast<int>(extras.activation)];
   const bool positive = (x.dtype == DType::f32 ? static_cast<float>(extras.slope) : extras.slope) > 0;  // by 0, -inf becomes a NaN
-  const bool tells = extras.activation == Activation::relu || extras.activation == Activation::relu6 ||
-                     (extras.activation == Activation::leaky_relu && positive);
-  return tells && !is_16_bit(x.dtype) ? ""
-                                      : "y tells the derivative of relu, relu6 and leaky_relu of positive slope, in float32 and "
-                                        "float64; for others give the residual";
+  if (about.told_by_y && (about.slope == 0 || positive) && !is_16_bit(x.dtype)) return "";
+  return std::string("y does not tell the derivative of ") + about.name + (about.slope == 0 ? "" : " of this slope") + " in " +
+         name_of(x.dtype) + "; pass the residual";
 }
 
 std::string refused_table(const View& x, const View& table, int rows, int64_t groups) {
@@ -291,15 +299,6 @@ std::string refused_running(const View& stats, const Running& running, const int
       return what + " needs a sample_weight whose sum is more than " + std::to_string(least) + "; got a sum of " + said(count[c]) +
              ". Scale it (only their ratios matter for the output)" + (running.count ? "" : ", or use running_correction=0");
   return "";
-}
-
-const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::f64: return "float64";
-    case DType::f32: return "float32";
-    case DType::f16: return "float16";
-    default: return "bfloat16";
-  }
 }
 
 std::string not_finite(const Statistics& batch, int64_t c, const Running& running, const RunningRows& to) {

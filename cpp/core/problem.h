@@ -3,10 +3,11 @@
 
 #include <cstdint>
 
+#include "core/activations.h"
+
 namespace batchnorm {
 
 enum class DType : int { f64 = 0, f32 = 1, f16 = 2, bf16 = 3, boolean = 4 };
-enum class Activation : int { none = 0, relu = 1, relu6 = 2, leaky_relu = 3, silu = 4 };
 
 // Storage types of 16-bit floats; arithmetic happens in float.
 struct Half {

@@ -40,25 +40,21 @@ template <class C, class F> BN_INLINE void each_pair(char* a, const char* b, int
 template <class C, Activation Kind> BN_INLINE void activate_by(double slope, char* z, int64_t n) {
   each_pair<C>(z, z, n, [&](U<C> v, U<C>) BN_INLINE_LAMBDA { return activate(Kind, static_cast<C>(slope), v); });
 }
-template <class C> void activate_tile(Activation kind, double slope, char* z, int64_t n) {
-  switch (kind) {
-    case Activation::none: return;
-    case Activation::relu: return activate_by<C, Activation::relu>(slope, z, n);
-    case Activation::relu6: return activate_by<C, Activation::relu6>(slope, z, n);
-    case Activation::leaky_relu: return activate_by<C, Activation::leaky_relu>(slope, z, n);
-    case Activation::silu: return activate_by<C, Activation::silu>(slope, z, n);
-  }
-}
 template <class C, Activation Kind> BN_INLINE void activate_backward_by(double slope, char* g, const char* z, int64_t n) {
   each_pair<C>(g, z, n, [&](U<C> a, U<C> b) BN_INLINE_LAMBDA { return activate_backward(Kind, static_cast<C>(slope), b, a); });
 }
-template <class C> void activate_backward_tile(Activation kind, double slope, char* g, const char* z, int64_t n) {
-  switch (kind) {
-    case Activation::none: return;
-    case Activation::relu: return activate_backward_by<C, Activation::relu>(slope, g, z, n);
-    case Activation::relu6: return activate_backward_by<C, Activation::relu6>(slope, g, z, n);
-    case Activation::leaky_relu: return activate_backward_by<C, Activation::leaky_relu>(slope, g, z, n);
-    case Activation::silu: return activate_backward_by<C, Activation::silu>(slope, g, z, n);
+// A loop of its own for each activation.
+template <class C, int Kind = 1> void activate_tile(Activation kind, double slope, char* z, int64_t n) {
+  if constexpr (Kind < kActivationCount) {
+    constexpr auto this_one = static_cast<Activation>(Kind);
+    kind == this_one ? activate_by<C, this_one>(slope, z, n) : activate_tile<C, Kind + 1>(kind, slope, z, n);
+  }
+}
+template <class C, int Kind = 1> void activate_backward_tile(Activation kind, double slope, char* g, const char* z, int64_t n) {
+  if constexpr (Kind < kActivationCount) {
+    constexpr auto this_one = static_cast<Activation>(Kind);
+    kind == this_one ? activate_backward_by<C, this_one>(slope, g, z, n)
+                     : activate_backward_tile<C, Kind + 1>(kind, slope, g, z, n);
   }
 }
 

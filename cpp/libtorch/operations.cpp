@@ -61,8 +61,11 @@ struct Given {
 
   void read_options(Arguments& in) {
     eps = in.number();
-    activation = static_cast<Activation>(in.integer());
+    const int64_t code = in.integer();
     slope = in.number();
+    if (code < 0 || code >= kActivationCount)
+      refuse("activation must be a code from 0 to " + std::to_string(kActivationCount - 1) + "; got " + std::to_string(code));
+    activation = static_cast<Activation>(code);
   }
 
   ChannelViews channels() const { return {weight.view(), bias.view(), mean.view(), var.view()}; }

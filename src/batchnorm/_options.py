@@ -17,10 +17,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from . import _native
+
 Activation = str | tuple[str, float] | None
 
-ACTIVATIONS = {None: 0, "relu": 1, "relu6": 2, "leaky_relu": 3, "silu": 4}  # codes of cpp/core/problem.h
-SLOPE = 0.01  # of "leaky_relu" alone
+# Code and default slope of each, of the kernels' list (cpp/core/activations.h); a slope of 0: there is none to give.
+ACTIVATIONS: dict[str | None, tuple[int, float]] = {
+    None if name == "none" else name: (code, slope) for code, (name, _, slope) in enumerate(_native.activations())
+}
+TOLD_BY_Y: tuple[bool, ...] = tuple(told for _, told, _ in _native.activations())  # by code
+_SLOPED = tuple(str(name) for name, (_, slope) in ACTIVATIONS.items() if slope)
 NONFINITE_CODES = {"propagate": 0, "skip": 1, "raise": 2}  # codes of the kernels
 
 Take = Callable[[Any], Any]  # the value as it is kept; TypeError or ValueError, without words, for what is refused
@@ -119,9 +125,16 @@ def _renorm(value: Any) -> Any:
 def _activation(value: Any) -> Activation:
     if not isinstance(value, tuple):
         return str(_one_of(ACTIVATIONS)(value))
-    if len(value) != 2 or value[0] != "leaky_relu":
+    if len(value) != 2 or not isinstance(value[0], str) or value[0] not in _SLOPED:
         raise ValueError
-    return "leaky_relu", number(math.isfinite)(value[1])
+    return str(value[0]), number(math.isfinite)(value[1])
+
+
+def _activation_rule() -> str:
+    said = [
+        f"{name!r}, ({name!r}, slope) with a finite slope" if name in _SLOPED else repr(name) for name in ACTIVATIONS
+    ]
+    return f"must be {', '.join(said[:-1])}, or {said[-1]}"
 
 
 EPS = Option(
@@ -138,8 +151,7 @@ RUNNING_CORRECTION = Option(
     "must be 1 (unbiased running_var, as PyTorch) or 0 (biased, as Keras, Flax and ONNX)",
 )  # fmt: skip
 ACTIVATION = Option(
-    "activation", None, or_none(_activation),
-    "must be None, 'relu', 'relu6', 'leaky_relu', ('leaky_relu', slope) with a finite slope, or 'silu'",
+    "activation", None, or_none(_activation), _activation_rule(),
     choices=tuple(name for name in ACTIVATIONS if name),
 )  # fmt: skip
 ON_SINGLE_VALUE = Option(
@@ -197,8 +209,9 @@ def by_name(*options: Option) -> dict[str, Option]:
 
 def activation_code(value: Activation) -> tuple[int, float]:
     """Code and slope of an activation that was checked, as the kernels take them."""
-    name, slope = value if isinstance(value, tuple) else (value, SLOPE)
-    return ACTIVATIONS[name], float(slope)
+    if isinstance(value, tuple):
+        return ACTIVATIONS[value[0]][0], float(value[1])
+    return ACTIVATIONS[value]
 
 
 def checked_activation(value: Any, who: str) -> tuple[int, float]:

@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 from . import _native
 from ._memory import empty_like
-from ._options import ACTIVATIONS, SLOPE
+from ._options import ACTIVATIONS
 
 Array = NDArray[Any]
 Doubles = NDArray[np.float64]
 
 _ndarray = np.ndarray
 _forward, _backward = _native.usual.forward, _native.usual.backward
+
+
+_NONE = ACTIVATIONS[None]
 
 
 def _is_usual(x: Any) -> bool:
@@ -31,7 +34,7 @@ def moments(x: Any, axis: Any) -> Doubles | None:
     if not _is_usual(x) or type(axis) is not int or not -x.ndim <= axis < x.ndim:
         return None
     table = np.empty((4, x.shape[axis]))
-    return table if _forward(x, None, False, None, table, True, None, None, axis, 1.0, 0, SLOPE) else None
+    return table if _forward(x, None, False, None, table, True, None, None, axis, 1.0, 0, 0.0) else None
 
 
 def batch_norm(
@@ -58,11 +61,12 @@ def _normalized(
     x: Array, table: Doubles, gathers: bool, weight: Any, bias: Any, axis: int, eps: Any, residual: Any,
     activation: Any, out: Any,
 ) -> Array | None:  # fmt: skip
-    code = 0 if activation is None else _code(activation)
-    if code is None or type(eps) is not float:
+    act = _NONE if activation is None else _code(activation)
+    if act is None or type(eps) is not float:
         return None
+    code, slope = act
     y: Array = empty_like(x) if out is None else out
-    done = _forward(x, y, out is not None, residual, table, gathers, weight, bias, axis, eps, code, SLOPE)
+    done = _forward(x, y, out is not None, residual, table, gathers, weight, bias, axis, eps, code, slope)
     return y if done else None
 
 
@@ -71,21 +75,22 @@ def backward(
     training: bool, out: Any = None,
 ) -> tuple[Array, Array | None, Array | None, Array | None] | None:  # fmt: skip
     """Gradients by x, weight, bias and residual, given the table of the forward's moments."""
-    code = 0 if activation is None else _code(activation)
-    if code is None or not _is_usual(x) or type(axis) is not int or type(eps) is not float:
+    act = _NONE if activation is None else _code(activation)
+    if act is None or not _is_usual(x) or type(axis) is not int or type(eps) is not float:
         return None
     if not (weight is None or type(weight) is _ndarray) or not (bias is None or type(bias) is _ndarray):
         return None
+    code, slope = act
     grad_x = empty_like(x) if out is None else out
     grad_residual = None if residual is None else empty_like(x)
     grad_weight = None if weight is None else np.empty(weight.shape, weight.dtype)
     grad_bias = None if bias is None else np.empty(bias.shape, bias.dtype)
     done = _backward(
         grad_y, x, grad_x, out is not None, residual, grad_residual, table, weight, bias, grad_weight, grad_bias, axis,
-        eps, code, SLOPE, training,
+        eps, code, slope, training,
     )  # fmt: skip
     return (grad_x, grad_weight, grad_bias, grad_residual) if done else None
 
 
-def _code(activation: Any) -> int | None:
+def _code(activation: Any) -> tuple[int, float] | None:
     return ACTIVATIONS.get(activation) if type(activation) is str else None

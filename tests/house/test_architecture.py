@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import re
 import sys
 from pathlib import Path
@@ -43,6 +44,24 @@ LEVELS = {
     "__main__": 11,
 }
 ALONE = "_reference"  # the specification: imports nothing of the package, and only tools/bench imports it, to verify
+# Inside of two parts: a file, or a folder of the tools, imports from the rows above its own only.
+INSIDE = {
+    "torch": (
+        ("_backend", "_activations", "_options", "_fuse/reads"),
+        ("_operands", "_plain", "_fuse/watching"),
+        ("_positions", "_operations", "_merged_layers"),
+        ("_running", "_shared", "_accelerate", "_merge"),
+        ("_layers", "_ranks", "functional"),
+        ("_sync",),
+        ("_fuse/step",),
+        ("_fuse/trace", "_fuse/aliases"),
+        ("_fuse/forward", "_fuse/patterns"),
+        ("_convert",),
+        ("_fuse/fuse",),
+        ("__init__",),
+    ),
+    "tools": (("text",), ("files", "explain"), ("why", "bench"), ("cli",)),
+}
 MAY_IMPORT = {  # who, of the package
     "torch": ("torch", "tools/why", "tools/bench"),
     "sklearn": ("tools/why",),
@@ -73,9 +92,14 @@ def _imports(path: Path) -> list[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             name = ".".join([*base, *([node.module] if node.module else [])])
-            own = name == "batchnorm"  # from batchnorm import moments: the names are modules, or functions of __init__
+            own = _is_package(name)  # from batchnorm import moments: the names are modules, or functions of __init__
             found += [(f"{name}.{alias.name}" if own else name, node.lineno) for alias in node.names]
     return found
+
+
+def _is_package(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] == "batchnorm" and PACKAGE.joinpath(*parts[1:], "__init__.py").is_file()
 
 
 def _inside(path: Path) -> list[tuple[str, int]]:
@@ -113,6 +137,53 @@ def test_imports_point_down(path: Path):
         assert LEVELS[part] < LEVELS[module], f"{where}: {module} imports {part}, which stands above it or beside it"
 
 
+def _unit(part: str, parts: tuple[str, ...]) -> str:
+    """What a file, or an imported name, below torch or tools belongs to there."""
+    if part == "tools":
+        return parts[0]
+    return "/".join(parts[:2] if parts[0] == "_fuse" else parts[:1])
+
+
+@pytest.mark.parametrize("part", INSIDE)
+def test_imports_inside_a_part_point_down(part: str):
+    """Lazy imports and those of types, too; so there is no circle."""
+    rows = {unit: i for i, row in enumerate(INSIDE[part]) for unit in row}
+    units = set()
+    for path in sorted((PACKAGE / part).rglob("*.py")):
+        if not _imports(path):
+            continue  # a folder's front page that is words alone
+        unit = _unit(part, path.relative_to(PACKAGE / part).with_suffix("").parts)
+        units.add(unit)
+        for other, line in _inside_of(part, path):
+            where = f"{path.relative_to(PACKAGE)}:{line}"
+            assert other == unit or rows[other] < rows[unit], f"{where}: {unit} imports {other}, which is not below it"
+    assert units == set(rows)
+
+
+def test_no_circle():
+    """Among all files; but for the front page, whose functions load what they need when they are called."""
+    graph = {path: {_file_of(name) for name, _ in _imports(path)} - {None, path} for path in SOURCES}
+    del graph[PACKAGE / "__init__.py"]
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) >= len(graph)  # CycleError names one
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of the package in which a name lies; not the front page."""
+    top, *parts = name.split(".")
+    for n in range(len(parts) if top == "batchnorm" else 0, 0, -1):
+        place = PACKAGE.joinpath(*parts[:n])
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _inside_of(part: str, path: Path) -> list[tuple[str, int]]:
+    """Units of the same part that a file imports; its own, too."""
+    names = [(tuple(name.split(".")), line) for name, line in _imports(path)]
+    return [(_unit(part, name[2:]), line) for name, line in names if name[:2] == ("batchnorm", part) and len(name) > 2]
+
+
 def _first_function(path: Path) -> int:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return min((node.lineno for node in tree.body if isinstance(node, ast.FunctionDef)), default=sys.maxsize)
@@ -136,6 +207,8 @@ def test_this_test_sees_imports():
     found = {part for part, _ in _inside(PACKAGE / "_functional.py")}
     assert {"_moments", "_inputs", "_native"} <= found
     assert {name for name, _ in _outside(PACKAGE / "_functional.py")} == {"numpy"}
+    found = {part for part, _ in _inside_of("torch", PACKAGE / "torch" / "_fuse" / "patterns.py")}
+    assert {"_activations", "_sync", "_fuse/step"} <= found
 
 
 # python → libtorch → call → kernels → core → runtime: a folder includes those below it, and itself.

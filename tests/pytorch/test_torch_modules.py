@@ -513,9 +513,10 @@ def test_our_operations_refuse_what_would_lead_out_of_memory(name):
 
 
 TOLD = {
-    "16 bits": (torch.float16, 1, 0.0, {}, "in float32 and float64"),
-    "silu": (torch.float32, 4, 0.0, {}, "tells the derivative of relu"),
-    "slope 0": (torch.float32, 3, 0.0, {}, "positive slope"),
+    "16 bits": (torch.float16, 1, 0.0, {}, "relu in float16; pass the residual"),
+    "silu": (torch.float32, 4, 0.0, {}, "does not tell the derivative of silu"),
+    "slope 0": (torch.float32, 3, 0.0, {}, "leaky_relu of this slope in float32"),
+    "no activation": (torch.float32, 5, 0.0, {}, "activation must be a code from 0 to 4; got 5"),
     "both": (torch.float32, 1, 0.0, {"residual": torch.zeros(4, C)}, "give one of them"),
     "shape": (torch.float32, 1, 0.0, {"y": torch.zeros(4, C + 1)}, "x's shape and dtype"),
 }

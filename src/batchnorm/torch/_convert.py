@@ -11,16 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from ._fuse.forward import FusedForward
-from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ._options import DEFAULTS, EPS, MOMENTUM
-from ._sync import SyncBatchNorm
-
-OURS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    nn.BatchNorm3d: BatchNorm3d,
-}
-THEIRS = {ours: theirs for theirs, ours in OURS.items()} | {SyncBatchNorm: nn.SyncBatchNorm}
+from ._options import DEFAULTS
+from ._sync import OURS, THEIRS, SyncBatchNorm, check_model, synchronise, why_unfit
 
 Model = TypeVar("Model", bound=nn.Module)
 Left = tuple[str, str, str]  # a module's name, its class, and why it is left as it is
@@ -63,7 +55,7 @@ def convert(model: Model, *, verbose: bool = True) -> Model:
     <class 'batchnorm.torch._layers.BatchNorm1d'>
     """
     check_model(model, "convert")
-    found = [module for module in model.modules() if type(module) in OURS and not _unfit(module)]
+    found = [module for module in model.modules() if type(module) in OURS and not why_unfit(module)]
     for module in found:
         module.__class__ = OURS[type(module)]
     if verbose:
@@ -112,25 +104,9 @@ def convert_sync(
     >>> type(model[1])
     <class 'batchnorm.torch._sync.SyncBatchNorm'>
     """
-    check_model(model, "convert_sync")
-    kinds = (*OURS, *OURS.values(), nn.SyncBatchNorm)
-    found = [(n, module) for n, module in model.named_modules() if type(module) in kinds and not _unfit(module)]
-    for name, module in found:
-        if getattr(module, "virtual_batch_size", None) is not None:
-            raise ValueError(
-                f"convert_sync: {name or 'the model itself'} has ghost batches (virtual_batch_size="
-                f"{module.virtual_batch_size}), which are parts of one process's batch; set it to None first"
-            )
-    for _, module in found:
-        module.__dict__.setdefault("process_group", None)
-        module.__dict__["_kind"] = type(module)
-        module.__class__ = SyncBatchNorm
-    for layer in model.modules():
-        if type(layer) is SyncBatchNorm:
-            layer.process_group = layer.process_group if process_group is None else process_group
-            layer.reproducible = layer.reproducible or reproducible
+    became = synchronise(model, process_group, reproducible, "convert_sync")
     if verbose:
-        print(f"converted {counted(len(found))}")
+        print(f"converted {counted(became)}")
         print_left(not_ours(model))
     return model
 
@@ -210,16 +186,6 @@ def _extras_of(module: nn.Module) -> str:
     return ", ".join(f"{extra}={value!r}" for extra, value in used.items() if value != DEFAULTS.get(extra))
 
 
-def check_model(model: object, who: str) -> None:
-    """Refuse what is not a module."""
-    if not isinstance(model, nn.Module):
-        got = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
-        raise TypeError(
-            f"{who}: model must be a torch.nn.Module; got {got}; pass a model itself, not its class, its "
-            "state_dict or a list of models"
-        )
-
-
 def not_ours(model: nn.Module) -> Iterator[Left]:
     """The modules that normalise by batch, as far as their classes tell, and that `convert` leaves."""
     for name, module in model.named_modules():
@@ -231,9 +197,9 @@ def _why_left(module: nn.Module) -> str:
     if type(module) in THEIRS:
         return ""
     if type(module) in OURS:
-        return _unfit(module)
+        return why_unfit(module)
     if isinstance(module, nn.SyncBatchNorm):
-        return _unfit(module) or "it gathers statistics from several processes; convert_sync makes it ours"
+        return why_unfit(module) or "it gathers statistics from several processes; convert_sync makes it ours"
     if isinstance(module, _BatchNorm):
         if isinstance(module, LazyModuleMixin):
             return "it has no parameters yet; call the model once, then convert"
@@ -243,19 +209,6 @@ def _why_left(module: nn.Module) -> str:
     if "BatchNorm" in type(module).__name__ and not any(isinstance(m, _BatchNorm) for m in module.modules()):
         return "not a class of torch.nn, whatever it computes"
     return ""
-
-
-def _unfit(module: nn.Module) -> str:
-    """Why a layer of torch.nn's cannot be one of ours: a value that ours refuses, or a name that means an option."""
-    if type(module) in THEIRS:
-        return ""
-    for option in (EPS, MOMENTUM):
-        try:
-            option.checked(getattr(module, option.name), "its value is refused")
-        except (TypeError, ValueError) as error:
-            return str(error)
-    own = [name for name in DEFAULTS if hasattr(module, name)]
-    return f"its own attribute {own[0]} would be an option of ours; rename it" if own else ""
 
 
 def counted(n: int) -> str:

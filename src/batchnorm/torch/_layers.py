@@ -19,7 +19,7 @@ from .._options import (
     check_without_running,
 )
 from .._renorm import Renorm
-from . import _operands, _operations, _options, _plain, _positions, _running
+from . import _activations, _operands, _operations, _options, _plain, _positions, _running
 from ._backend import (
     has_values,
     is_jit_trace,
@@ -182,7 +182,7 @@ class _Extended(_BatchNorm):
         if residual is None or _operands.is_like(residual, input):
             return self._normalise(input, mask, sample_weight, residual, activation)
         _operands.check_residual(type(self).__name__, input, residual, activation[0])
-        return _options.activate(self._normalise(input, mask, sample_weight, None, (0, 0.0)) + residual, *activation)
+        return _activations.activate(self._normalise(input, mask, sample_weight, None, (0, 0.0)) + residual, *activation)
 
     def _check_input(self, input: Tensor) -> None:
         """Refuse another rank or number of channels than the layer's."""
@@ -231,7 +231,7 @@ class _Extended(_BatchNorm):
             self._check_operands(x, residual, updates or not batch)
         if not ours and self._is_as_torch(x, selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
-            return _options.activate(y if residual is None else y + residual, *activation)
+            return _activations.activate(y if residual is None else y + residual, *activation)
         if not ours or not batch:  # the kernels count where the batch normalises
             _positions.check(x, selection, group, 2)
         y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, ours)

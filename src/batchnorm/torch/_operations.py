@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .. import _native
-from . import _backend, _operands, _options, _plain
+from . import _activations, _backend, _operands, _plain
 
 Tensor = torch.Tensor
 
@@ -33,7 +33,7 @@ LIBRARY.define(
     tags=_TAGS,
 )
 # Gradients by x, weight, bias and residual; the last is empty where there is no residual. `y`, what came out,
-# may stand for a residual where it tells the derivative of the activation: see `_options.is_told_by_y`.
+# may stand for a residual where it tells the derivative of the activation: see `_activations.is_told_by_y`.
 LIBRARY.define(
     "backward(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? weights, Tensor? residual, "
     "float eps, int activation, float slope, bool training, int group=0, Tensor? y=None) "
@@ -213,7 +213,7 @@ def _save(
     kept: tuple[Tensor | None, Tensor | None] = (residual, None)
     if residual is None or activation == 0:  # what the activation was applied to: x tells it, or nobody asks
         kept = (None, None)
-    elif _options.keeps_y(x.dtype, activation, slope):  # the next layer often keeps y, too
+    elif _activations.keeps_y(x.dtype, activation, slope):  # the next layer often keeps y, too
         kept = (None, y)
     ctx.save_for_backward(x, stats, weight, bias, weights, *kept)
 

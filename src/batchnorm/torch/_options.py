@@ -52,39 +52,3 @@ OF_SYNC = replace(
 DEFAULTS = {option.name: option.default for option in EXTRA}
 MODULE = by_name(EPS, MOMENTUM, *EXTRA)
 SYNC = MODULE | by_name(OF_SYNC, REPRODUCIBLE)
-
-
-def activation(value: object, who: str) -> tuple[int, float]:
-    """Code and slope of an activation, as the kernels take them."""
-    return _options.checked_activation(value, who)
-
-
-def activate(z: torch.Tensor, code: int, slope: float) -> torch.Tensor:
-    """Apply the activation of that code with PyTorch's own operations."""
-    functional = torch.nn.functional
-    if code == 1:
-        return functional.relu(z)
-    if code == 2:
-        return functional.relu6(z)
-    if code == 3:
-        return functional.leaky_relu(z, slope)
-    return functional.silu(z) if code == 4 else z
-
-
-def is_told_by_y(dtype: torch.dtype, code: int, slope: float) -> bool:
-    """Whether y tells the derivative of its activation, exactly as what the activation was applied to does.
-
-    relu, relu6 and leaky_relu of positive slope leave each value, NaN too, on its side of each corner. (Slope 0 makes
-    NaN of -inf.) Rounding to 16 bits does not: values above 0 become 0, values below 6 become 6.
-    """
-    if dtype not in (torch.float32, torch.float64):
-        return False
-    return code in (1, 2) or (code == 3 and slope >= torch.finfo(dtype).tiny)
-
-
-def keeps_y(dtype: torch.dtype, code: int, slope: float) -> bool:
-    """Whether y is kept for the backward in place of a residual: where it tells enough, and may not be written to.
-
-    Of PyTorch's own activations relu alone keeps its result; that of others may be written to, as in ``y.mul_(2)``.
-    """
-    return code == 1 and is_told_by_y(dtype, code, slope)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .. import _formulas
-from . import _backend, _options
+from . import _activations, _backend
 
 Tensor = torch.Tensor
 
@@ -52,7 +52,7 @@ def standardise(
 ) -> Tensor:  # fmt: skip
     """``activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, in x's dtype."""
     xhat = (x.to(compute_dtype(x)) - over_channels(mean, x)) * torch.rsqrt(over_channels(var, x) + eps)
-    return _options.activate(_affine(xhat, x, weight, bias, residual), activation, slope).to(x.dtype)
+    return _activations.activate(_affine(xhat, x, weight, bias, residual), activation, slope).to(x.dtype)
 
 
 def _affine(xhat: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -138,11 +138,16 @@ def normalize(
     return standardise(x, stats[1], stats[3] / stats[0], weight, bias, residual, eps, activation, slope)
 
 
-def before_activation(grad_y: Tensor, y: Tensor, activation: int, slope: float) -> Tensor:
-    """The gradient by what an activation was applied to, where its result y tells it (`_options.is_told_by_y`)."""
-    if activation == 3:
-        return torch.where(y <= 0, grad_y * slope, grad_y)
-    return grad_y.masked_fill((y <= 0) | (y >= 6) if activation == 2 else y <= 0, 0)
+def before_activation(grad_y: Tensor, z: Tensor, activation: int, slope: float) -> Tensor:
+    """The gradient by z, what an activation was applied to; y in its place, where that tells the derivative."""
+    if activation == 0:
+        return grad_y
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = z.detach().requires_grad_()
+        y = _activations.activate(at, activation, slope)
+        (g,) = torch.autograd.grad(y, at, grad_y, create_graph=differentiable)
+    return g
 
 
 def sums(
@@ -181,12 +186,5 @@ def _gradient_and_xhat(
     """The gradient by what the activation is applied to, and xhat."""
     with torch.no_grad():
         xhat = standardise(x.to(compute_dtype(x)), stats[1], stats[3] / stats[0], None, None, None, eps, 0, 0.0)
-        g = grad_y.to(xhat.dtype)
-        if y is not None:
-            return before_activation(g, y, activation, slope), xhat
-        z = _affine(xhat, x, weight, bias, residual)
-    if activation:
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            (g,) = torch.autograd.grad(_options.activate(z, activation, slope), z, g)
-    return g, xhat
+        z = _affine(xhat, x, weight, bias, residual) if y is None else y
+        return before_activation(grad_y.to(xhat.dtype), z, activation, slope), xhat

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from . import _operations, _options, _plain, _positions
+from . import _activations, _operations, _plain, _positions
 from ._backend import is_ours
 
 Tensor = torch.Tensor
@@ -114,7 +114,7 @@ def normalize(
 
 def _kept(part: Part, y: Tensor, options: Options) -> _Kept:
     x, weights, residual = part
-    if residual is not None and _options.keeps_y(x.dtype, options.activation, options.slope):
+    if residual is not None and _activations.keeps_y(x.dtype, options.activation, options.slope):
         return _Kept(x, weights, None, y)
     return _Kept(x, weights, residual, None)
 

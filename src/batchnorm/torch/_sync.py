@@ -6,11 +6,12 @@ import copy
 from typing import Any
 
 import torch
+from torch import nn
 
 from .._options import Activation, activation_code
 from .._renorm import Renorm
-from . import _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
-from ._layers import _Extended
+from . import _activations, _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
+from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _Extended
 from ._options import DEFAULTS
 from ._ranks import Ranks, Whole, world_size
 
@@ -95,9 +96,8 @@ class SyncBatchNorm(_Extended):
     @classmethod
     def convert_sync_batchnorm(cls, module: Any, process_group: Any | None = None) -> Any:
         """As `convert_sync`, silently; torch.nn's name for it."""
-        from ._convert import convert_sync
-
-        return convert_sync(module, process_group, verbose=False)
+        synchronise(module, process_group, reproducible=False, who="convert_sync_batchnorm")
+        return module
 
     def _check_input_dim(self, input: Tensor) -> None:
         if self._kind is not None:
@@ -147,7 +147,7 @@ class SyncBatchNorm(_Extended):
             y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, *activation), batch)
         else:
             y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, 0, 0.0), batch)
-            y = _options.activate(y + residual, *activation)
+            y = _activations.activate(y + residual, *activation)
         if updates and whole.positions and not _backend.is_recomputation():
             _running.move(self, whole.stats, _backend.is_ours(x), True)
         return y
@@ -245,3 +245,58 @@ class SyncBatchNorm(_Extended):
     def extra_repr(self) -> str:
         """As torch.nn's, and the options that are not at their defaults."""
         return super().extra_repr() + (", reproducible=True" if self.reproducible else "")
+
+
+# --- layers of a model that become synchronised ---
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+THEIRS = {ours: theirs for theirs, ours in OURS.items()} | {SyncBatchNorm: nn.SyncBatchNorm}
+
+
+def synchronise(model: nn.Module, process_group: Any, reproducible: bool, who: str) -> int:
+    """Make every batch normalization of a model a `SyncBatchNorm`, in place; return how many became one."""
+    check_model(model, who)
+    kinds = (*OURS, *OURS.values(), nn.SyncBatchNorm)
+    found = [(n, module) for n, module in model.named_modules() if type(module) in kinds and not why_unfit(module)]
+    for name, module in found:
+        if getattr(module, "virtual_batch_size", None) is not None:
+            raise ValueError(
+                f"{who}: {name or 'the model itself'} has ghost batches (virtual_batch_size="
+                f"{module.virtual_batch_size}), which are parts of one process's batch; set it to None first"
+            )
+    for _, module in found:
+        module.__dict__.setdefault("process_group", None)
+        module.__dict__["_kind"] = type(module)
+        module.__class__ = SyncBatchNorm
+    for layer in model.modules():
+        if type(layer) is SyncBatchNorm:
+            layer.process_group = layer.process_group if process_group is None else process_group
+            layer.reproducible = layer.reproducible or reproducible
+    return len(found)
+
+
+def check_model(model: object, who: str) -> None:
+    """Refuse what is not a module."""
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
+        raise TypeError(
+            f"{who}: model must be a torch.nn.Module; got {got}; pass a model itself, not its class, its "
+            "state_dict or a list of models"
+        )
+
+
+def why_unfit(module: nn.Module) -> str:
+    """Why a layer of torch.nn's cannot be one of ours: a value that ours refuses, or a name that means an option."""
+    if type(module) in THEIRS:
+        return ""
+    for option in (_options.EPS, _options.MOMENTUM):
+        try:
+            option.checked(getattr(module, option.name), "its value is refused")
+        except (TypeError, ValueError) as error:
+            return str(error)
+    own = [name for name in DEFAULTS if hasattr(module, name)]
+    return f"its own attribute {own[0]} would be an option of ours; rename it" if own else ""

@@ -10,7 +10,7 @@ from typing import NamedTuple, overload
 
 import torch
 
-from .._options import RUNNING_CORRECTION, Activation
+from .._options import RUNNING_CORRECTION, Activation, checked_activation
 from . import _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
 
 Tensor = torch.Tensor
@@ -139,7 +139,7 @@ def batch_norm(
     running_correction = RUNNING_CORRECTION.checked(running_correction, who)
     momentum = _options.MOMENTUM.checked(momentum, who)
     eps = (_options.POSITIVE_EPS if training else _options.EPS).checked(eps, who)
-    options = _shared.Options(eps, *_options.activation(activation, who))
+    options = _shared.Options(eps, *checked_activation(activation, who))
     micro = not isinstance(input, Tensor)
     parts = _parts(input, mask, sample_weight, residual, who)
     _check_channels(parts, running, weight, bias, who)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._convert import Left, Model, check_model, convert, counted, listed, not_ours, print_left
+from .._convert import Left, Model, convert, counted, listed, not_ours, print_left
+from .._sync import check_model
 from .forward import FusedForward
 from .patterns import Outcome, rewrite
 from .trace import Untraceable, trace

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..._options import Activation
-from .._convert import THEIRS
+from .._activations import OF_CALL, OF_MODULE
+from .._sync import THEIRS
 from .aliases import called, may_change, may_write
-from .step import ACTIVATION_OF, hooked, in_place, step
+from .step import hooked, in_place, step
 
-
-def _leaky(x: Any, negative_slope: Any = 0.01, inplace: bool = False) -> Activation:
-    return ("leaky_relu", negative_slope)
-
-
-# Functions and tensor methods, as called; the modules stand in ACTIVATION_OF.
-_FUNCTIONS: dict[Any, Callable[..., Activation]] = {
-    torch.relu: lambda x: "relu",
-    torch.relu_: lambda x: "relu",
-    F.relu: lambda x, inplace=False: "relu",
-    F.relu6: lambda x, inplace=False: "relu6",
-    F.leaky_relu: _leaky,
-    F.leaky_relu_: _leaky,
-    F.silu: lambda x, inplace=False: "silu",
-}
-_METHODS = {"relu": "relu", "relu_": "relu"}
 _ADDS: dict[Any, bool] = {operator.add: False, torch.add: False, "add": False, "add_": True}  # whether in place
 
 
@@ -121,13 +104,11 @@ def _activation(node: Node, root: nn.Module) -> Any:
     module = called(node, root)
     if module is not None:
         plain = len(node.args) == 1 and not node.kwargs and not hooked(module)
-        return node if plain and type(module) in ACTIVATION_OF else None
-    if node.op == "call_method":
-        return _METHODS.get(str(node.target))
-    if node.op != "call_function" or node.target not in _FUNCTIONS:
+        return node if plain and type(module) in OF_MODULE else None
+    if node.op not in ("call_function", "call_method") or node.target not in OF_CALL:
         return None
     try:
-        found = _FUNCTIONS[node.target](*node.args, **{"x" if k == "input" else k: v for k, v in node.kwargs.items()})
+        found = OF_CALL[node.target](*node.args, **{"x" if k == "input" else k: v for k, v in node.kwargs.items()})
     except TypeError:
         return None
     return None if isinstance(found, tuple) and not isinstance(found[1], (int, float)) else found
@@ -190,7 +171,7 @@ def _described(node: Node, root: nn.Module) -> str:
 def _named(activation: Any, root: nn.Module) -> str:
     if isinstance(activation, Node):
         module = root.get_submodule(str(activation.target))
-        activation = ACTIVATION_OF[type(module)](module)
+        activation = OF_MODULE[type(module)](module)
     return activation if isinstance(activation, str) else f"{activation[0]}({activation[1]:g})"
 
 

@@ -1,4 +1,4 @@
-"""The fused step that stands in a rewritten forward, and the activations it knows.
+"""The fused step that stands in a rewritten forward.
 
 A step *means* ``activation(layer(x) + residual)``, always. It is one pass over memory where `layer` is ours and nothing
 looks at what lies between: no hook on the layer or the activation. That is found out in every call, so hooks, other
@@ -8,25 +8,18 @@ layers put in the place of these, `convert` and `revert` do what they do in a mo
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..._options import Activation
-from .. import _operands, _options
+from ..._options import checked_activation
+from .. import _operands
+from .._activations import OF_MODULE, activate, is_told_by_y, keeps_y
 from .._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .._sync import SyncBatchNorm
 
 _OURS = (BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm)
-
-ACTIVATION_OF: dict[type[nn.Module], Callable[[Any], Activation]] = {
-    nn.ReLU: lambda module: "relu",
-    nn.ReLU6: lambda module: "relu6",
-    nn.LeakyReLU: lambda module: ("leaky_relu", module.negative_slope),
-    nn.SiLU: lambda module: "silu",
-}
 
 
 def hooked(module: nn.Module) -> bool:
@@ -46,16 +39,16 @@ def step(
     """
     name = activation
     if isinstance(activation, nn.Module):
-        named = None if hooked(activation) else ACTIVATION_OF.get(type(activation))
+        named = None if hooked(activation) else OF_MODULE.get(type(activation))
         if named is None:
             return activation(step(layer, x, residual, None))
         name = named(activation)
-    code = _options.activation(name, "fuse")
+    code = checked_activation(name, "fuse")
     if residual is not None and code[0]:
-        told = _options.is_told_by_y(x.dtype, *code)
-        if (y_changes and name != "relu") if told else residual_changes:
+        told = is_told_by_y(x.dtype, *code)
+        if (y_changes and not keeps_y(x.dtype, *code)) if told else residual_changes:
             z = step(layer, x, residual, None)
-            return activation(z) if isinstance(activation, nn.Module) else _options.activate(z, *code)
+            return activation(z) if isinstance(activation, nn.Module) else activate(z, *code)
     if _is_one_pass(layer, x, residual):
         if type(layer) is not SyncBatchNorm:  # which refuses together with its peers, or not at all
             layer._check_input_dim(x)
@@ -63,7 +56,7 @@ def step(
     if residual is not None and type(layer) in _OURS and not hooked(layer) and isinstance(residual, torch.Tensor):
         _operands.check_residual(type(layer).__name__, x, residual, code[0])
     y = layer(x) if residual is None else layer(x) + residual
-    return activation(y) if isinstance(activation, nn.Module) else _options.activate(y, *code)
+    return activation(y) if isinstance(activation, nn.Module) else activate(y, *code)
 
 
 def _is_one_pass(layer: Any, x: Any, residual: Any) -> bool:
