@@ -182,7 +182,9 @@ class _Extended(_BatchNorm):
         if residual is None or _operands.is_like(residual, input):
             return self._normalise(input, mask, sample_weight, residual, activation)
         _operands.check_residual(type(self).__name__, input, residual, activation[0])
-        return _activations.activate(self._normalise(input, mask, sample_weight, None, (0, 0.0)) + residual, *activation)
+        return _activations.activate(
+            self._normalise(input, mask, sample_weight, None, (0, 0.0)) + residual, *activation
+        )
 
     def _check_input(self, input: Tensor) -> None:
         """Refuse another rank or number of channels than the layer's."""
