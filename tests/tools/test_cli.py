@@ -604,14 +604,69 @@ def test_an_unreadable_file(capsys: Capture, monkeypatch: pytest.MonkeyPatch) ->
 def test_moments_of_other_columns(capsys: Capture) -> None:
     write("x.csv", "a,b\n1,2\n3,5\n")
     main(["normalize", "x.csv", "-o", "y.csv", "--save-moments", "m.json"])
-    write("x.csv", "b,a\n1,2\n3,5\n")
+    write("x.csv", "c,b,a\n9,2,1\n8,5,3\n")  # the columns are found by their names
+    assert main(["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json"]) == 0
+    swapped = [row.split(",") for row in Path("z.csv").read_text().split()]
+    assert [f"{row[2]},{row[1]}" for row in swapped] == Path("y.csv").read_text().split()
+    assert [row[0] for row in swapped] == ["c", "9", "8"]
     capsys.readouterr()
     refused(
-        ["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json"],
+        ["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json", "--columns", "b,a"],
         ["another order", "--columns a,b."],
         capsys,
     )
-    assert main(["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json", "--columns", "a,b"]) == 0
+    write("x.csv", "a,c\n1,2\n3,5\n")
+    refused(["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json"], ["x.csv has no column 'b'"], capsys)
+    write("x.csv", "a,b\n1,x\n3,5\n")
+    refused(["normalize", "x.csv", "-o", "z.csv", "--use-moments", "m.json"], ["line 2, column 1 'b': 'x' is"], capsys)
+
+
+# moments
+
+
+def test_moments_of_several_files_are_those_of_all_rows(capsys: Capture, rng: np.random.Generator) -> None:
+    x = rng.normal(3, 2, (30, 2))
+    write_table("whole.csv", x, ["a", "b"])
+    write_table("one.csv", x[:7], ["a", "b"])
+    pq.write_table(pa.table({"b": x[7:, 1], "name": ["x"] * 23, "a": x[7:, 0]}), "two.parquet")
+    assert main(["moments", "one.csv", "two.parquet", "-o", "m.json", "--eps", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("m.json: the moments of 2 files together: 2 channels, m = 30.\nNote: column 'a' has var = ")
+    assert "not large beside eps = 0.5" in said
+    m, whole = bn.load_moments("m.json"), bn.moments(x)
+    assert np.allclose([m.count, m.mean, m.m2], [whole.count, whole.mean, whole.m2], rtol=1e-13)
+    assert main(["normalise", "whole.csv", "-o", "y.csv", "--use-moments", "m.json"]) == 0
+    y = np.loadtxt("y.csv", delimiter=",", skiprows=1)
+    assert np.allclose(y, bn.normalize(x, whole, eps=0.5), atol=1e-13)
+
+
+def test_moments_of_one_file_are_those_that_normalize_saves(capsys: Capture) -> None:
+    write("t.csv", "a,b,c\n1,2,x\n,5,y\n3,9,z\n")
+    assert main(["normalize", "t.csv", "-o", "u.csv", "--save-moments", "m.json"]) == 0
+    capsys.readouterr()
+    assert main(["moments", "t.csv", "-o", "n.json"]) == 0
+    assert capsys.readouterr().out == (
+        "n.json: the moments of t.csv: 2 channels, m = 2 to 3.\n"
+        "Note: column 'c' was left out: it holds text.\n"
+        "Note: 1 missing cell is left out of the statistics, in column 'a'.\n"
+    )
+    assert Path("m.json").read_bytes() == Path("n.json").read_bytes()
+
+
+def test_moments_refuses(capsys: Capture) -> None:
+    write("x.npy", FLOATS)
+    np.save("y.npy", np.ones((4, 2)))
+    write("t.csv", "a,b\n1,2\n3,5\n")
+    write("u.csv", "a,c\n1,2\n3,5\n")
+    for arguments, parts in (
+        (["x.npy", "y.npy", "-o", "m.json"], ["x.npy holds moments of 3 channels, and y.npy has 2 channels"]),
+        (["t.csv", "u.csv", "-o", "m.json"], ["u.csv has no column 'b'"]),
+        (["t.csv", "-o", "m.csv"], ["-o: the file's name must end in .json or .safetensors; got m.csv"]),
+        (["t.csv", "-o", "no/m.json"], ["the directory", "does not exist"]),
+        (["t.csv", "-o", "m.json", "--eps", "0"], ["eps must be positive"]),
+        (["t.csv", "none.csv", "-o", "m.json"], ["none.csv does not exist"]),
+    ):
+        refused(["moments", *arguments], parts, capsys)
 
 
 def test_without_pyarrow_the_message_says_what_to_install(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -647,7 +702,14 @@ def test_wrong_usage(argv: list[str], message: str, capsys: Capture) -> None:
 def test_help_and_version(capsys: Capture) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"batchnorm {bn.__version__}\n"
-    for argv in (["--help"], ["explain", "--help"], ["normalize", "--help"], ["why", "--help"], ["bench", "--help"]):
+    for argv in (
+        ["--help"],
+        ["explain", "--help"],
+        ["normalize", "--help"],
+        ["moments", "--help"],
+        ["why", "--help"],
+        ["bench", "--help"],
+    ):
         assert main(argv) == 0
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 

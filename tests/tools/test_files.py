@@ -20,7 +20,7 @@ import pytest
 
 import batchnorm as bn
 from batchnorm import _blocks as blocks
-from batchnorm.tools.files import Refused, Request, arrays, atomic, normalize_file, open_data
+from batchnorm.tools.files import Reading, Refused, Request, arrays, atomic, normalize_file, open_data
 from batchnorm.tools.files.progress import progress_on
 from batchnorm.tools.files.saved_moments import SavedMoments, check_fit, read_moments, write_moments
 from batchnorm.tools.files.table import choose, columns_option
@@ -190,9 +190,9 @@ def test_nan_and_infinity_are_numbers(tmp_path: Path) -> None:
 def test_header_on_request(tmp_path: Path) -> None:
     years = write(tmp_path / "years.csv", "2019,2020\n1,2\n3,5\n")
     assert len(open_data(years).values) == 3
-    assert open_data(years, header=True).names == ("2019", "2020")
+    assert open_data(years, Reading(header=True)).names == ("2019", "2020")
     mixed = write(tmp_path / "mixed.csv", "5.1,3.5,setosa\n4.9,3.0,setosa\n")
-    data = open_data(mixed, columns="0,1")
+    data = open_data(mixed, Reading(columns="0,1"))
     assert data.names is None  # what is written first comes again: it is no name
     assert data.remarks == ("line 1 was taken as data; if it holds names, add --header",)
     years = write(tmp_path / "years.csv", "country,2019\nA,1\nB,2\n")
@@ -200,7 +200,7 @@ def test_header_on_request(tmp_path: Path) -> None:
     assert open_data(years).remarks[0] == (
         "line 1 was taken as column names, although one cell is a number; if it is data, add --no-header"
     )
-    assert open_data(mixed, columns="0,1", header=False).values.tolist() == [[5.1, 3.5], [4.9, 3.0]]
+    assert open_data(mixed, Reading(columns="0,1", header=False)).values.tolist() == [[5.1, 3.5], [4.9, 3.0]]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_tables_from_every_kind_to_every_kind(tmp_path: Path, rng: np.random.Gen
     for source in (".csv", ".tsv", ".csv.gz", ".parquet"):
         for target in (".csv", ".tsv", ".tsv.gz", ".parquet"):
             normalize_file(Request(tmp_path / f"t{source}", tmp_path / f"out{target}", columns="b"))
-            back = open_data(tmp_path / f"out{target}", columns="b").table
+            back = open_data(tmp_path / f"out{target}", Reading(columns="b")).table
             assert back is not None
             assert back.values[:, 0].tolist() == y[:, 1].tolist()
             others = back.others[2] if back.arrow is None else back.arrow.column(2).to_pylist()
@@ -291,7 +291,7 @@ def parquet_table() -> pa.Table:
 )
 def test_parquet_dtypes(columns: str, dtype: str, tmp_path: Path) -> None:
     pq.write_table(parquet_table(), tmp_path / "t.parquet")
-    data = open_data(tmp_path / "t.parquet", columns=columns)
+    data = open_data(tmp_path / "t.parquet", Reading(columns=columns))
     assert blocks.working_dtype(data.values.dtype) == np.dtype(dtype)
     names = columns.split(",")
     assert np.array_equal(data.values, np.transpose([parquet_table()[n].to_pylist() for n in names]).astype(float))

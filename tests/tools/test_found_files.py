@@ -25,8 +25,7 @@ from hypothesis import strategies as st
 import batchnorm as bn
 from batchnorm import _blocks
 from batchnorm.tools.cli import main
-from batchnorm.tools.files import Refused, Request, normalize_file, open_data
-from batchnorm.tools.files.data import Reading
+from batchnorm.tools.files import Reading, Refused, Request, normalize_file, open_data
 from batchnorm.tools.files.table import Table
 from batchnorm.tools.files.text_form import Form
 from batchnorm.tools.files.text_tables import read_text_table, write_text_table
@@ -427,11 +426,11 @@ def assert_normalized(name: str, target: Path, options: list[str], wanted: np.nd
         reading = {"header": True}
     if reading.get("delimiter") == "tab":
         reading["delimiter"] = "\t"
-    data = open_data(name, **reading)
+    data = open_data(name, Reading(**reading))
     assert np.array_equal(data.values, wanted, equal_nan=True), cell
     if data.table is not None and np.nan_to_num(np.abs(wanted)).max() >= 1e100:
         reading["columns"] = ",".join(map(str, data.table.chosen))  # also where all of one is NaN now
-    back = open_data(target, **reading)
+    back = open_data(target, Reading(**reading))
     small = back.values.dtype == np.float16
     if not np.abs(wanted).max() >= 1e100:  # NumPy's variance overflows there, ours does not
         with np.errstate(invalid="ignore"):
@@ -522,7 +521,7 @@ def test_a_table_of_another_kind_has_the_usual_form_of_its_kind() -> None:
     Path("t.csv").write_text("a;b\n1,5;2\n3,5;5\n")
     for target, form in (("u.csv", Form(";", ",")), ("u.tsv", Form("\t"))):
         normalize_file(Request(Path("t.csv"), Path(target), delimiter=";", decimal=","))
-        back = open_data(target, delimiter=form.delimiter, decimal=form.decimal)
+        back = open_data(target, Reading(delimiter=form.delimiter, decimal=form.decimal))
         assert np.allclose(back.values, expected(np.array([[1.5, 2], [3.5, 5]])))
 
 
@@ -673,7 +672,7 @@ def test_standard_input_is_a_table(capsys: Capture, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
         assert main(["explain", "-"]) == 0
         assert "Batch normalization of standard input" in capsys.readouterr().out
-    assert np.allclose(open_data("out.csv", decimal=",").values, expected(np.array(XY)))
+    assert np.allclose(open_data("out.csv", Reading(decimal=",")).values, expected(np.array(XY)))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert main(["explain", "-"]) == 2
     assert "standard input is empty (0 bytes)" in capsys.readouterr().err
@@ -714,7 +713,7 @@ def test_nan_policy(policy: str, capsys: Capture) -> None:
         if policy == "propagate":
             wanted[:, 0] = np.nan
         assert np.allclose(np.load("out.npy"), wanted, equal_nan=True)
-        assert np.allclose(open_data("out.csv", columns="0,1").values, wanted, equal_nan=True)
+        assert np.allclose(open_data("out.csv", Reading(columns="0,1")).values, wanted, equal_nan=True)
 
 
 # Moments and eps, saved and used

@@ -116,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     add_why(commands)
     _add_normalize(commands)
+    _add_moments(commands)
     add_bench(commands)
     return parser
 
@@ -188,7 +189,7 @@ def _add_explain(commands: Any) -> None:
         description="Show which values are averaged together, the formulas with their numbers, every channel before "
         "and after, and what is kept and lost. Without FILE: a worked example of five rows and five columns.",
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help=READABLE_OR)
+    parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help=f"{READABLE_OR}, or - for standard input")
     _add_data_options(parser)
     parser.add_argument(
         "--channel", default="0", metavar="C", help="channel of the formulas: a number, or a column's name; default 0"
@@ -210,11 +211,12 @@ def _add_explain(commands: Any) -> None:
 def _add_normalize(commands: Any) -> None:
     parser = commands.add_parser(
         "normalize",
+        aliases=["normalise"],
         help="write a normalised copy of a file",
         description="Normalise an array or a table, in blocks where it is larger than memory. OUT appears when it is "
         "complete; it may be IN.",
     )
-    parser.add_argument("input", metavar="IN", type=Path, help=READABLE_OR)
+    parser.add_argument("input", metavar="IN", type=Path, help=f"{READABLE_OR}, or - for standard input")
     parser.add_argument(
         "-o",
         "--output",
@@ -240,6 +242,21 @@ def _add_normalize(commands: Any) -> None:
     for name in ("--moments", "--eval"):
         parser.add_argument(name, nargs="?", action=_Replaced, help=argparse.SUPPRESS)
     parser.set_defaults(run=_normalize)
+
+
+def _add_moments(commands: Any) -> None:
+    parser = commands.add_parser(
+        "moments",
+        help="save the moments of one file, or of several together",
+        description="Gather count, mean and variance of every channel, merge those of all files, and save them for "
+        "normalize --use-moments or bn.load_moments. The columns of the first table, by name, are those of all.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help=f"{READABLE_OR}, or - for standard input")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", type=Path, required=True, help="where to save them: .json or .safetensors"
+    )
+    _add_data_options(parser)
+    parser.set_defaults(run=_moments)
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -278,7 +295,7 @@ def _write_page(options: argparse.Namespace) -> None:
 def _explanation(options: argparse.Namespace) -> Explanation:
     from .._options import EPS
     from .explain import EXAMPLE, explain
-    from .files import Refused, open_data
+    from .files import Reading, Refused, open_data
 
     names: Sequence[str] | None = None
     remarks: Sequence[str] = ()
@@ -288,7 +305,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
         x, source = EXAMPLE, "the worked example"
         _refuse_file_options(options)
     else:
-        data = open_data(options.file, **_reading(options))
+        data = open_data(options.file, Reading(**_reading(options)))
         x, names, source, remarks = data.values, data.names, str(data), data.remarks
         nan_policy = data.nan_policy(options.nan_policy)
         if nan_policy == "raise":
@@ -358,4 +375,22 @@ def _normalize(options: argparse.Namespace) -> None:
     )
     with progress_on(sys.stderr) as progress:
         report = normalize_file(request, progress)
+    print(writable("\n".join(report), sys.stdout))
+
+
+def _moments(options: argparse.Namespace) -> None:
+    from .files import Gathering, Reading, gather_files
+    from .files.progress import progress_on
+    from .text.terminal import writable
+
+    request = Gathering(
+        sources=tuple(options.inputs),
+        target=options.output,
+        axis=1 if options.axis is None else options.axis,
+        reading=Reading(**_reading(options)),
+        nan_policy=options.nan_policy,
+        **({} if options.eps is None else {"eps": options.eps}),
+    )
+    with progress_on(sys.stderr) as progress:
+        report = gather_files(request, progress)
     print(writable("\n".join(report), sys.stdout))

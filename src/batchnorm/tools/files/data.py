@@ -18,6 +18,7 @@ class Reading:
 
     ``key`` names an array of an archive, ``columns`` the columns of a table. Of a text table, ``header`` says whether
     its first line holds names, ``delimiter`` what stands between cells, ``decimal`` what stands before decimals.
+    ``names`` are the columns that other data had: those are chosen where the table has names.
     """
 
     key: str | None = None
@@ -25,6 +26,11 @@ class Reading:
     header: bool | None = None
     delimiter: str | None = None
     decimal: str | None = None
+    names: tuple[str, ...] | None = None
+
+    def chosen(self, header: bool) -> str | tuple[str, ...] | None:
+        """Return the columns of a table that are asked for: as --columns has them, or by name, or None."""
+        return self.names if self.columns is None and header else self.columns
 
 
 @dataclass(frozen=True, eq=False)

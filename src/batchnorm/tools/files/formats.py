@@ -58,7 +58,7 @@ def _write_npz(path: Path, _: Format, data: Data, fill: Fill) -> None:
 
 
 def _read_parquet(path: Path, _: Format, reading: Reading) -> Data:
-    table = read_parquet(path, reading.columns)
+    table = read_parquet(path, reading.chosen(header=True))
     return Data(path, table.values, table=table)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,17 @@ import numpy as np
 from ... import _blocks as blocks
 from ..._moments import Moments
 from ..._options import EPS
-from ..._plan import Axis, make_plan
-from ..text.remarks import gaps, narrow
+from ..._plan import Axis
+from ..text.remarks import narrow
 from .atomic import check_output, replacing
-from .data import Data
+from .data import Data, Reading
 from .formats import FORMATS, Format, suffix_of, wrong_suffix
+from .gathering import Progress, about_gaps, counted, gathered, kept_axes, names_of, opened
 from .moments_files import check_format, read, write
 from .moments_files import suffix_of as moments_suffix
-from .opening import check_input, open_data
+from .opening import check_input
 from .refused import Refused
 from .saved_moments import SavedMoments, check_fit
-
-#: progress(phase, values) → a function to call with the number of values done since.
-Progress = Callable[[str, int], blocks.Advance]
 
 
 @dataclass(frozen=True)
@@ -49,22 +46,20 @@ class Request:
 def normalize_file(request: Request, progress: Progress = lambda phase, total: lambda done: None) -> list[str]:
     """Write the normalised file, and the moments where asked for; return what was done, in sentences."""
     kind = _check_paths(request)
-    reading = {name: getattr(request, name) for name in ("key", "columns", "header", "delimiter", "decimal")}
-    data = open_data(request.source, **reading)
-    if data.rounded is not None:
-        raise Refused(f"{request.source}: {blocks.rounding(data.rounded)}, or leave the column out with --columns.")
     saved = None if request.use_moments is None else read(request.use_moments, "--use-moments")
-    if request.nan_policy == "raise":
-        data.refuse_gaps()
-    kept = _kept(data, request.axis, saved)
+    names = None if saved is None else saved.names
+    reading = Reading(request.key, request.columns, request.header, request.delimiter, request.decimal, names)
+    data = opened(request.source, reading)
+    axis = (1 if saved is None else saved.axis) if request.axis is None else request.axis
+    kept = kept_axes(data, axis)
+    m = _moments(data, kept, request, saved, progress)
+    eps = _eps(request, saved)
     try:
-        m = _moments(data, kept, request, saved, progress)
-        eps = _eps(request, saved)
         with ExitStack() as outputs:
             temporary = outputs.enter_context(replacing(request.target))
             if request.save_moments is not None:
                 beside = outputs.enter_context(replacing(request.save_moments))
-                write(beside, SavedMoments(m, kept, _names(data, kept), eps), moments_suffix(request.save_moments))
+                write(beside, SavedMoments(m, kept, names_of(data, kept), eps), moments_suffix(request.save_moments))
             advance = progress("normalising", data.values.size)
             kind.write(temporary, kind, data, lambda y: blocks.apply(data.values, m, kept, eps, y, advance))
     except blocks.Rounded as error:
@@ -104,35 +99,18 @@ def _eps(request: Request, saved: SavedMoments | None) -> float:
     return EPS.default if saved is None or saved.eps is None else saved.eps
 
 
-def _kept(data: Data, axis: Axis | None, saved: SavedMoments | None) -> tuple[int, ...]:
-    if axis is None:
-        axis = 1 if saved is None else saved.axis
-    try:
-        return make_plan(data.values.shape, axis).axis
-    except ValueError as error:
-        raise Refused(f"{data}: {error}") from error
-
-
-def _names(data: Data, kept: tuple[int, ...]) -> tuple[str, ...] | None:
-    return data.names if kept == (1,) else None
-
-
 def _moments(
     data: Data, kept: tuple[int, ...], request: Request, saved: SavedMoments | None, progress: Progress
 ) -> Moments:
     shape = tuple(data.values.shape[a] for a in kept)
     if saved is not None:
-        check_fit(saved, str(request.use_moments), shape, _names(data, kept), str(data))
+        check_fit(saved, str(request.use_moments), shape, names_of(data, kept), str(data))
         if (saved.moments.count == 0).any():
             raise Refused(
                 f"{request.use_moments} has a channel of no values. Save moments of data that has every channel."
             )
         return saved.moments
-    advance, policy = progress("gathering moments", data.values.size), data.nan_policy(request.nan_policy)
-    m = blocks.gather(data.values, kept, advance, blocks.load_exactly, policy)
-    if (m.count == 0).any():
-        channel = int(np.flatnonzero(m.count.ravel() == 0)[0])
-        raise Refused(f"{data}: channel {channel} holds no value, all are missing. Leave it out, with --columns.")
+    m = gathered(data, kept, request.nan_policy, progress)
     if (m.count <= 1).all():
         raise Refused(
             f"{data} has one value per channel (shape {data.values.shape}, channels on axis {_axes(kept)}), so "
@@ -145,13 +123,10 @@ def _moments(
 def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], saved: SavedMoments | None) -> list[str]:
     x = data.values
     name = data.channel if kept == (1,) else "channel {}".format
-    channels = m.mean.size
-    least, most = m.count.min(), m.count.max()
-    counted = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
     of = "of this file" if saved is None else f"saved in {request.use_moments}"
     lines = [
         f"{request.target}: shape {x.shape}, {blocks.working_dtype(x.dtype)}, channels on axis {_axes(kept)}.",
-        f"Normalised with the moments {of}: {channels} {'channel' if channels == 1 else 'channels'}, m = {counted}.",
+        f"Normalised with the moments {of}: {counted(m)}.",
     ]
     if request.save_moments is not None:
         lines.append(f"Moments saved in {request.save_moments}.")
@@ -160,9 +135,8 @@ def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], sav
     if blocks.working_dtype(x.dtype) != x.dtype.newbyteorder("="):
         lines.append(f"The input is {x.dtype}; it was converted to float64.")
     lines += [f"Note: {remark}." for remark in data.remarks]
-    if saved is None and data.nan_policy(request.nan_policy) == "omit":
-        total = data.values.size // max(1, m.mean.size)
-        lines += [f"Note: {remark}." for remark in gaps(m.count, total, name, data.table is not None)]
+    if saved is None:
+        lines += [f"Note: {remark}." for remark in about_gaps(data, kept, m, request.nan_policy)]
     lines += [f"Note: {remark}." for remark in narrow(m.var(), _eps(request, saved), name)]
     if broken := int(np.count_nonzero(~np.isfinite(m.mean))):
         lines.append(f"{broken} of the channels hold NaN or infinity; all their outputs are NaN.")

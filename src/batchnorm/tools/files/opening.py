@@ -9,26 +9,11 @@ from .formats import READABLE, Format, check_reading, format_of, wrong_suffix
 from .refused import Refused
 from .text_source import STDIN
 
+_AS_FOUND = Reading()
 
-def open_data(
-    path: str | Path,
-    *,
-    key: str | None = None,
-    columns: str | None = None,
-    header: bool | None = None,
-    delimiter: str | None = None,
-    decimal: str | None = None,
-) -> Data:
-    """Open a file of numbers.
 
-    Parameters
-    ----------
-    path : a file of one of the kinds in ``formats.py``, or ``-``: a text table from standard input
-    key : the array's name in an .npz
-    columns : names or numbers of a table's columns, separated by commas; None means all that hold numbers
-    header : whether the first line of a text table holds names; None decides by what it holds
-    delimiter : what stands between the cells of a text table; None means a comma or a tab, or what its lines agree on
-    decimal : what stands before decimals in a text table, a point or a comma; None means what its numbers have
+def open_data(path: str | Path, reading: Reading = _AS_FOUND) -> Data:
+    """Open a file of numbers, of one of the kinds in ``formats.py``, or ``-``: a text table from standard input.
 
     Raises
     ------
@@ -37,7 +22,6 @@ def open_data(
     """
     path = Path(path)
     kind = check_input(path)
-    reading = Reading(key, columns, header, delimiter, decimal)
     check_reading(path, kind, reading)
     try:
         return kind.read(path, kind, reading)

@@ -15,7 +15,7 @@ from .refused import Refused
 from .table import Table, choose, other_columns_hint
 
 
-def read_parquet(path: Path, columns: str | None = None) -> Table:
+def read_parquet(path: Path, columns: str | tuple[str, ...] | None = None) -> Table:
     """Return the table in ``path``; missing values become NaN.
 
     Columns that hold no numbers, or booleans, are left out, unless ``columns`` names them.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from ..._blocks import Advance
-from .normalizing import Progress
+from .gathering import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -32,6 +32,10 @@ class SavedMoments:
     names: tuple[str, ...] | None
     eps: float | None = None
 
+    def channel(self, c: int) -> str:
+        """Return how a sentence calls a channel."""
+        return f"channel {c}" if self.names is None else f"column {self.names[c]!r}"
+
     def about(self) -> dict[str, object]:
         """What a file says beside the numbers."""
         return {"format": FORMAT, "version": VERSION, "axis": list(self.axis), "names": self.names, "eps": self.eps}

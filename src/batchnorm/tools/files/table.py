@@ -45,12 +45,16 @@ class Table:
         return tuple(self.names[i].strip() for i in self.chosen) if self.header else None
 
 
-def choose(columns: str | None, names: tuple[str, ...], source: str, index: Sequence[int] = ()) -> tuple[int, ...]:
-    """Return the numbers of the columns that ``columns`` asks for, names or numbers between commas.
+def choose(
+    columns: str | tuple[str, ...] | None, names: tuple[str, ...], source: str, index: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Return the numbers of the columns asked for: by names or numbers between commas, or a tuple of names.
 
     None means all but those of ``index``, which number the rows.
     """
     names = tuple(name.strip() for name in names)
+    if isinstance(columns, tuple):
+        return _named(columns, names, source)
     if columns is None:
         return tuple(i for i in range(len(names)) if i not in index)
     try:
@@ -68,6 +72,26 @@ def choose(columns: str | None, names: tuple[str, ...], source: str, index: Sequ
     return chosen
 
 
+def _named(asked: tuple[str, ...], names: tuple[str, ...], source: str) -> tuple[int, ...]:
+    """Return where names stand; of several that are alike, the first is the first."""
+    found = []
+    for i, name in enumerate(asked):
+        places = [j for j, other in enumerate(names) if other == name]
+        if not places:
+            raise Refused(f"{source} has no column {name!r}, which the moments have; {_listed(names)}.")
+        if len(places) != asked.count(name):
+            raise Refused(
+                f"{source} has {len(places)} columns named {name!r}, and the moments have {asked.count(name)}. Choose "
+                "by number: --columns counts from 0."
+            )
+        found.append(places[asked[:i].count(name)])
+    return tuple(found)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"it has {len(names)}: {', '.join(names[:12])}{', …' * (len(names) > 12)}"
+
+
 def _find(asked: str, names: tuple[str, ...], source: str) -> int:
     if (found := names.count(asked)) > 1:
         raise Refused(f"{source} has {found} columns named {asked!r}. Choose by number: --columns counts from 0.")
@@ -75,10 +99,8 @@ def _find(asked: str, names: tuple[str, ...], source: str) -> int:
         return names.index(asked)
     if asked.isascii() and asked.isdigit() and len(asked) < 10 and int(asked) < len(names):
         return int(asked)
-    listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     raise Refused(
-        f"{source} has no column {asked!r}; it has {len(names)}: {listed}. Give names, or numbers from 0 to "
-        f"{len(names) - 1}."
+        f"{source} has no column {asked!r}; {_listed(names)}. Give names, or numbers from 0 to {len(names) - 1}."
     )
 
 

@@ -148,10 +148,11 @@ class _Reader:
         if self.header and not below:
             advice = other_form(self.first, self.first, self.form) or "If its only line is data, add --no-header."
             raise Refused(f"{self.source} holds column names and no row. {advice}")
-        if self.reading.columns is None:
+        asked = self.reading.chosen(self.header)
+        if asked is None:
             columns, left = self._columns_of_numbers(looked_at[self.header :])
         else:
-            columns, left = self._chosen(choose(self.reading.columns, self.names, self.source)), []
+            columns, left = self._chosen(choose(asked, self.names, self.source)), []
         return self._made(columns, left, numbers)
 
     # Rows

@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import __version__
 from ..files import Refused
-from ..files.normalizing import Progress
+from ..files.gathering import Progress
 from .catalogue import Entry, experiment
 from .data import Data
 from .experiment import Numbers, Run, Runs
