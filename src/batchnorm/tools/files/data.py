@@ -33,6 +33,9 @@ class Reading:
         return self.names if self.columns is None and header else self.columns
 
 
+AS_FOUND = Reading()
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """The numbers of a file: an array of any rank, or the chosen columns of a table. ``values`` may be a memory map."""

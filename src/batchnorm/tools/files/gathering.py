@@ -15,7 +15,7 @@ from ..._options import EPS
 from ..._plan import Axis, make_plan
 from ..text.remarks import gaps, narrow
 from .atomic import check_output, replacing
-from .data import Data, Reading
+from .data import AS_FOUND, Data, Reading
 from .moments_files import check_format, suffix_of, write
 from .opening import check_input, open_data
 from .refused import Refused
@@ -32,7 +32,7 @@ class Gathering:
     sources: tuple[Path, ...]
     target: Path
     axis: Axis = 1
-    reading: Reading = Reading()
+    reading: Reading = AS_FOUND
     nan_policy: str | None = None
     eps: float = EPS.default
 

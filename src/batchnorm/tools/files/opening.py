@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .data import Data, Reading
+from .data import AS_FOUND, Data, Reading
 from .formats import READABLE, Format, check_reading, format_of, wrong_suffix
 from .refused import Refused
 from .text_source import STDIN
 
-_AS_FOUND = Reading()
 
-
-def open_data(path: str | Path, reading: Reading = _AS_FOUND) -> Data:
+def open_data(path: str | Path, reading: Reading = AS_FOUND) -> Data:
     """Open a file of numbers, of one of the kinds in ``formats.py``, or ``-``: a text table from standard input.
 
     Raises

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from . import left_out
-from .data import Reading
+from .data import AS_FOUND, Reading
 from .left_out import LeftOut
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
@@ -44,10 +44,7 @@ _TOTALS = frozenset(
 )
 
 
-_AS_FOUND = Reading()
-
-
-def read_text_table(path: Path, usual: Form, reading: Reading = _AS_FOUND) -> Table:
+def read_text_table(path: Path, usual: Form, reading: Reading = AS_FOUND) -> Table:
     """Return the table in ``path``, whose form is the usual one but for what its first lines, or ``reading``, say.
 
     Columns that hold no numbers are left out, unless ``reading`` names them: then the cell is refused.
