@@ -218,10 +218,7 @@ class BatchNorm(_options.Checked):
             statistics.
         """
         if self.running is None:
-            raise ValueError(
-                f"{type(self).__name__}: running_variance is of running statistics, and the layer has none; build it "
-                "with track_running_stats=True"
-            )
+            raise _options.needs_running(type(self).__name__, "running_variance")
         return self.running.running_variance(correction)
 
     def reset_running_stats(self) -> None:

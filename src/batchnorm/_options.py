@@ -238,6 +238,13 @@ def check_without_running(name: str, value: object, who: str) -> None:
         )
 
 
+def needs_running(who: str, what: str) -> ValueError:
+    """The refusal of what is of the running statistics, of a layer without them."""
+    return ValueError(
+        f"{who}: {what} is of the running statistics, and the layer has none; build it with track_running_stats=True"
+    )
+
+
 def check_all_without_running(layer: Any, who: str) -> None:
     """Refuse the first option of a layer without running statistics that needs them."""
     for name in _NEEDS_RUNNING:

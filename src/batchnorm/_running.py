@@ -305,10 +305,7 @@ class KeptAttribute:
         elif self._is_option:
             layer.__dict__[self._name] = value
         elif value is not None:
-            raise ValueError(
-                f"{type(layer).__name__}: {self._name} is of the running statistics, and the layer has none; build it "
-                "with track_running_stats=True"
-            )
+            raise _options.needs_running(type(layer).__name__, self._name)
 
 
 def checked_dtype(dtype: DTypeLike, who: str) -> np.dtype[Any]:

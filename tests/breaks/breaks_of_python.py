@@ -362,7 +362,7 @@ BREAKS = [
         "test_torch_modules.py test_layer_matrix.py",
     ),
     Break(
-        SRC + "torch/_layers.py",
+        SRC + "torch/_running.py",
         "            missing.remove(name)\n",
         "",
         "modules: a state without running_count is refused",
@@ -446,14 +446,14 @@ BREAKS = [
         "test_torch_convert.py",
     ),
     Break(
-        SRC + "torch/_merged_layers.py",
+        SRC + "torch/_merge.py",
         '"running_var": var.clamp(min=0)',
         '"running_var": var.clamp(min=1)',
         "merge_state_dicts: a variance",
         "test_torch_rounds.py test_torch_states.py",
     ),
     Break(
-        SRC + "torch/_merged_layers.py",
+        SRC + "torch/_merge.py",
         "kept = [(1 - start.momentum) ** n for n in added]",
         "kept = [1 - start.momentum for n in added]",
         "merge_state_dicts: since= weighs the start",

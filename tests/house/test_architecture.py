@@ -49,8 +49,8 @@ INSIDE = {
     "torch": (
         ("_backend", "_activations", "_options", "_fuse/reads"),
         ("_operands", "_plain", "_fuse/watching"),
-        ("_positions", "_operations", "_merged_layers"),
-        ("_running", "_shared", "_accelerate", "_merge"),
+        ("_positions", "_operations", "_merge"),
+        ("_running", "_shared", "_accelerate"),
         ("_layers", "_ranks", "functional"),
         ("_sync",),
         ("_fuse/step",),

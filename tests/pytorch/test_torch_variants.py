@@ -433,6 +433,9 @@ def test_a_count_is_in_states_where_it_is_asked_for_only():
     assert list(counting.state_dict()) == list(plain.state_dict())
     with pytest.raises(ValueError, match="keep_count=True"):
         counting.running_variance(0)
+    for layer in (bnt.BatchNorm1d(C, track_running_stats=False), bn.BatchNorm1d(C, track_running_stats=False)):
+        with pytest.raises(ValueError, match="BatchNorm1d: running_variance is of the running statistics"):
+            layer.running_variance()
 
 
 def test_a_skipped_batch_leaves_the_count():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._options import (
-    RUNNING_CORRECTION,
     Activation,
     Option,
     activation_code,
@@ -21,22 +18,19 @@ from .._options import (
 from .._renorm import Renorm
 from . import _activations, _operands, _operations, _options, _plain, _positions, _running
 from ._backend import (
-    has_values,
     is_jit_trace,
     is_ours,
     is_recomputation,
     is_traced,
     is_transformed,
     recorder,
-    refuse_to_look,
-    sizes,
 )
 from ._options import DEFAULTS
 
 Tensor = torch.Tensor
 
 
-class _Extended(_BatchNorm):
+class _Extended(_running.KeepsCount):
     """What our layers add to torch.nn's. The defaults are the class's: a layer whose class is swapped has them."""
 
     activation: Activation = DEFAULTS["activation"]
@@ -94,64 +88,6 @@ class _Extended(_BatchNorm):
             f"torch.jit.script: our layers call operators that scripts do not know; got {type(self).__name__}; use "
             "batchnorm.torch.revert(model) first, or torch.jit.trace, or torch.export"
         )
-
-    @property
-    def running_count(self) -> Tensor | None:
-        """With `keep_count`: the count n of each channel for which running_var * (n - 1) / n is the biased variance."""
-        return self._buffers.get("running_count")
-
-    @property
-    def keep_count(self) -> bool:
-        """Whether there is a buffer `running_count`; setting it makes one, or takes it away."""
-        return "running_count" in self._buffers
-
-    @keep_count.setter
-    def keep_count(self, keep: bool) -> None:
-        if not keep:
-            self._buffers.pop("running_count", None)
-        elif not self.keep_count:
-            assert self.running_var is not None  # or it would have been refused
-            count = torch.full_like(self.running_var, torch.inf, dtype=_plain.table_dtype(self.running_var))
-            self._buffers["running_count"] = count
-
-    def running_variance(self, correction: int = 0) -> Tensor:
-        """The biased (0) or unbiased (1) running variance, in float64; with `keep_count`, either is exact.
-
-        Raises
-        ------
-        ValueError
-            Where it is not the one that running_var holds, and `keep_count` is off.
-        """
-        correction = RUNNING_CORRECTION.called("correction").checked(correction, type(self).__name__)
-        return _running.variance(self, correction)
-
-    def reset_running_stats(self) -> None:
-        """As torch.nn's; a `running_count` is infinite again: the initial variance is neither biased nor unbiased."""
-        super().reset_running_stats()
-        if self.running_count is not None:
-            self.running_count.fill_(torch.inf)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """As torch.nn's; `running_count` keeps its dtype, as `num_batches_tracked` does: halves do not hold counts."""
-        before = self.running_count
-        super()._apply(fn, recurse)
-        self._widen_count(before)
-        return self
-
-    def _widen_count(self, before: Tensor | None = None) -> None:
-        count = self.running_count
-        if count is not None and count.dtype != (wide := _plain.table_dtype(count)):
-            self._buffers["running_count"] = (count if before is None else before).to(count.device, wide)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """As torch.nn's; a state without `running_count` (of a layer that kept none) leaves it unknown: infinite."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._widen_count()  # the state's own, with assign=True
-        missing: list[str] = args[2]
-        name = f"{prefix}running_count"
-        if self.running_count is not None and name in missing:
-            missing.remove(name)
-            self.running_count.fill_(torch.inf)
 
     def forward(
         self,
@@ -219,15 +155,13 @@ class _Extended(_BatchNorm):
             selection = _positions.weights_like(x, mask, sample_weight, type(self).__name__)
         batch, updates = self._choices()
         empty = not is_jit_trace() and x.numel() == 0
-        if (batch or updates) and self._has_single_value(x, selection):
+        if (batch or updates) and _positions.has_single_value(self, x, selection):
             batch = updates = False
         updates = updates and not empty and not self._is_again(batch)
         selection = selection if batch or updates else None
         group = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
         if group:
-            if is_jit_trace() or type(x.shape[0]) is not int:
-                self._refuse_ghosts_of_any_batch()
-            self._check_ghosts(x, group)
+            _positions.check_ghosts(type(self).__name__, x, group)
         ours = is_ours(x) and not empty
         if not ours or self.renorm is not None:
             self._check_operands(x, residual, updates or not batch)
@@ -259,14 +193,9 @@ class _Extended(_BatchNorm):
 
     def _is_usual(self, x: Tensor) -> bool:
         """Whether this is a call without rare options: else there is more to decide, and time to do it."""
-        if (
-            self.normalize_with != "auto"
-            or self.update_running_stats is not None
-            or self.renorm is not None
-            or not self.train_affine
-        ):
+        if self.normalize_with != "auto" or self.update_running_stats is not None or self.renorm is not None:
             return False
-        if not (self.eps > 0 and is_ours(x)):
+        if not (self.train_affine and self.eps > 0 and is_ours(x)):
             return False
         if not self.training:
             mean, var, _ = _running.statistics(self)
@@ -277,18 +206,15 @@ class _Extended(_BatchNorm):
 
     def _choices(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalise, and whether the running ones move."""
-        if (
-            self.normalize_with != "auto" or self.update_running_stats or self.renorm is not None
-        ) and self.running_mean is None:
+        if self.running_mean is None:
             check_all_without_running(self, type(self).__name__)
         batch = self.training or (self.running_mean is None and self.running_var is None)
         if self.normalize_with != "auto":
             batch = self.normalize_with == "batch"
         if batch and not self.eps > 0:
             _options.POSITIVE_EPS.checked(self.eps, type(self).__name__)
-        return batch, (
-            self.training and self.track_running_stats
-        ) if self.update_running_stats is None else self.update_running_stats
+        updates = self.update_running_stats
+        return batch, self.training and self.track_running_stats if updates is None else updates
 
     def _is_again(self, batch: bool) -> bool:
         """Whether a checkpoint computes a forward again, whose statistics have moved; ValueError where they matter."""
@@ -296,34 +222,13 @@ class _Extended(_BatchNorm):
             return False
         if batch and (self.renorm is None or not self.training):
             return True
+        updates = self.update_running_stats
         raise ValueError(
             f"{type(self).__name__}: a checkpoint's second forward must normalise as its first did, whose running "
             "statistics have moved since; got one with "
-            + (
-                f"normalize_with={self.normalize_with!r}, update_running_stats={self.update_running_stats!r}"
-                if not batch
-                else "renorm"
-            )
+            + ("renorm" if batch else f"normalize_with={self.normalize_with!r}, update_running_stats={updates!r}")
             + ". Leave the layer out of the checkpoint, or set update_running_stats=False for the steps with it"
         )
-
-    def _refuse_ghosts_of_any_batch(self) -> NoReturn:
-        raise ValueError(
-            f"{type(self).__name__}: virtual_batch_size={self.virtual_batch_size} makes as many ghost batches as the "
-            "batch has room for, and a trace or an export has one number for all batches; got training in one. "
-            "Trace or export layer.eval(), or export with a fixed batch"
-        )
-
-    def _check_ghosts(self, x: Tensor, group: int) -> None:
-        """Refuse a last ghost batch of one value; where there is a selection, the kernels count."""
-        N, C = x.shape[:2]
-        last = ((N - 1) % group + 1) * (x.numel() // (N * C))
-        if last < 2:
-            raise ValueError(
-                f"{type(self).__name__}: every ghost batch needs at least two values per channel in training; the last "
-                f"of an input {tuple(x.shape)} with virtual_batch_size={group} has one, so its variance would be 0. "
-                "Use another virtual_batch_size, or leave out the samples that remain"
-            )
 
     def _is_as_torch(self, x: Tensor, selection: Tensor | None, batch: bool, updates: bool) -> bool:
         """Whether PyTorch's own function, as a whole, does what the options ask for."""
@@ -377,29 +282,6 @@ class _Extended(_BatchNorm):
         if "weight" in own and "bias" in own:
             return own["weight"], own["bias"]
         return self.weight, self.bias  # parametrized, say
-
-    def _has_single_value(self, x: Tensor, selection: Tensor | None) -> bool:
-        """Whether running statistics stand in for those of one value a channel; ValueError where they may not."""
-        if self.on_single_value == "running" and (selection is not None or is_jit_trace()):
-            refuse_to_look(
-                type(self).__name__, "on_single_value='running' counts values", "on_single_value='error'", x, selection
-            )
-        shape = sizes(x)
-        if selection is None or self.on_single_value == "error" or not has_values(selection):
-            positions = 1 if math.prod(shape) == shape[1] > 0 else 2  # of a selection, the kernels count
-        else:
-            positions = int((selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum())
-        if positions != 1:
-            return False
-        if self.on_single_value == "running" and self.running_mean is not None:
-            return True
-        kept = self.running_mean is not None
-        raise ValueError(
-            f"{type(self).__name__}: one value per channel (input {shape}, channels on axis 1), so its "
-            "variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last incomplete "
-            "batch, or "
-            + ("on_single_value='running'" if kept else "track_running_stats=True, and evaluate after training")
-        )
 
     def _by_torch_batch_norm(self, x: Tensor, batch: bool, updates: bool) -> Tensor:
         """As torch.nn's layer does it, but that a call that is refused is not counted."""

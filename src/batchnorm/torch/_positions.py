@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 
 from . import _backend, _operands
@@ -126,6 +129,48 @@ def check(x: Tensor, sample_weight: Tensor | None, group: int, least: int) -> No
         and (words := refused(x, sample_weight, group, least))
     ):
         raise ValueError(f"batch_norm: {words}")
+
+
+def has_single_value(layer: Any, x: Tensor, selection: Tensor | None) -> bool:
+    """Whether running statistics stand in for those of one value a channel; ValueError where they may not."""
+    if layer.on_single_value == "running" and (selection is not None or _backend.is_jit_trace()):
+        _backend.refuse_to_look(
+            type(layer).__name__, "on_single_value='running' counts values", "on_single_value='error'", x, selection
+        )
+    shape = _backend.sizes(x)
+    if selection is None or layer.on_single_value == "error" or not _backend.has_values(selection):
+        positions = 1 if math.prod(shape) == shape[1] > 0 else 2  # of a selection, the kernels count
+    else:
+        positions = int((selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum())
+    if positions != 1:
+        return False
+    if layer.on_single_value == "running" and layer.running_mean is not None:
+        return True
+    kept = layer.running_mean is not None
+    raise ValueError(
+        f"{type(layer).__name__}: one value per channel (input {shape}, channels on axis 1), so its "
+        "variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last incomplete "
+        "batch, or "
+        + ("on_single_value='running'" if kept else "track_running_stats=True, and evaluate after training")
+    )
+
+
+def check_ghosts(who: str, x: Tensor, group: int) -> None:
+    """Refuse ghost batches of an unknown batch, and a last one of one value; of a selection, the kernels count."""
+    if _backend.is_jit_trace() or type(x.shape[0]) is not int:
+        raise ValueError(
+            f"{who}: virtual_batch_size={group} makes as many ghost batches as the batch has room for, and a trace or "
+            "an export has one number for all batches; got training in one. Trace or export layer.eval(), or export "
+            "with a fixed batch"
+        )
+    N, C = x.shape[:2]
+    last = ((N - 1) % group + 1) * (x.numel() // (N * C))
+    if last < 2:
+        raise ValueError(
+            f"{who}: every ghost batch needs at least two values per channel in training; the last of an input "
+            f"{tuple(x.shape)} with virtual_batch_size={group} has one, so its variance would be 0. Use another "
+            "virtual_batch_size, or leave out the samples that remain"
+        )
 
 
 def _too_few(positions: int, g: int, groups: int, group: int) -> str:

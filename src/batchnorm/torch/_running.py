@@ -6,9 +6,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _formulas
-from .._options import NONFINITE_CODES
+from .._options import NONFINITE_CODES, RUNNING_CORRECTION, needs_running
 from . import _backend, _operands, _operations, _plain
 
 Tensor = torch.Tensor
@@ -221,15 +222,77 @@ def _correction(layer: Any, table: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(there, r, 1.0), torch.where(there, d, 0.0)
 
 
-def variance(layer: Any, correction: int) -> Tensor:
-    """The biased (0) or unbiased (1) running variance, in float64."""
-    own: Tensor = layer.running_var.double()
-    if correction == layer.running_correction:
-        return own
-    if layer.running_count is None:
-        raise ValueError(
-            f"{type(layer).__name__}: running_var has correction {layer.running_correction}; the variance with "
-            f"correction {correction} needs the counts behind it: keep_count=True"
-        )
-    other: Tensor = _formulas.other_variance(own, layer.running_count.double(), layer.running_correction)
-    return other
+class KeepsCount(_BatchNorm):
+    """A layer of torch.nn's that can keep the counts behind its running variance."""
+
+    running_correction: int
+
+    @property
+    def running_count(self) -> Tensor | None:
+        """With `keep_count`: the count n of each channel for which running_var * (n - 1) / n is the biased variance."""
+        return self._buffers.get("running_count")
+
+    @property
+    def keep_count(self) -> bool:
+        """Whether there is a buffer `running_count`; setting it makes one, or takes it away."""
+        return "running_count" in self._buffers
+
+    @keep_count.setter
+    def keep_count(self, keep: bool) -> None:
+        if not keep:
+            self._buffers.pop("running_count", None)
+        elif not self.keep_count:
+            assert self.running_var is not None  # or it would have been refused
+            count = torch.full_like(self.running_var, torch.inf, dtype=_plain.table_dtype(self.running_var))
+            self._buffers["running_count"] = count
+
+    def running_variance(self, correction: int = 0) -> Tensor:
+        """The biased (0) or unbiased (1) running variance, in float64; with `keep_count`, either is exact.
+
+        Raises
+        ------
+        ValueError
+            Where it is not the one that running_var holds, and `keep_count` is off; where there are no running
+            statistics.
+        """
+        who, held = type(self).__name__, self.running_correction
+        if self.running_var is None:
+            raise needs_running(who, "running_variance")
+        var = self.running_var.double()
+        if RUNNING_CORRECTION.called("correction").checked(correction, who) == held:
+            return var
+        if self.running_count is None:
+            raise ValueError(
+                f"{who}: running_var has correction {held}; the variance with correction {correction} needs the counts "
+                "behind it: keep_count=True"
+            )
+        other: Tensor = _formulas.other_variance(var, self.running_count.double(), held)
+        return other
+
+    def reset_running_stats(self) -> None:
+        """As torch.nn's; a `running_count` is infinite again: the initial variance is neither biased nor unbiased."""
+        super().reset_running_stats()
+        if self.running_count is not None:
+            self.running_count.fill_(torch.inf)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As torch.nn's; `running_count` keeps its dtype, as `num_batches_tracked` does: halves do not hold counts."""
+        before = self.running_count
+        super()._apply(fn, recurse)
+        self._widen_count(before)
+        return self
+
+    def _widen_count(self, before: Tensor | None = None) -> None:
+        count = self.running_count
+        if count is not None and count.dtype != (wide := _plain.table_dtype(count)):
+            self._buffers["running_count"] = (count if before is None else before).to(count.device, wide)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """As torch.nn's; a state without `running_count` (of a layer that kept none) leaves it unknown: infinite."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._widen_count()  # the state's own, with assign=True
+        missing: list[str] = args[2]
+        name = f"{prefix}running_count"
+        if self.running_count is not None and name in missing:
+            missing.remove(name)
+            self.running_count.fill_(torch.inf)
