@@ -160,6 +160,13 @@ def test_imports_inside_a_part_point_down(part: str):
     assert units == set(rows)
 
 
+@pytest.mark.skipif(not CPP.is_dir(), reason="the documents are in a checkout only")
+def test_the_picture_of_torch_is_drawn():
+    picture = "\n".join(" · ".join(row) for row in reversed(INSIDE["torch"]))
+    page = CPP.parent / "docs" / "architecture.md"
+    assert f"```\n{picture}\n```" in page.read_text(encoding="utf-8"), f"put this into {page.name}:\n{picture}"
+
+
 def test_no_circle():
     """Among all files; but for the front page, whose functions load what they need when they are called."""
     graph = {path: {_file_of(name) for name, _ in _imports(path)} - {None, path} for path in SOURCES}
