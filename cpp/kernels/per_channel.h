@@ -8,10 +8,11 @@
 namespace batchnorm {
 namespace {
 
-// f(a unit or a double, i) for i = 0 … n - 1.
+// f(a unit or a double, i) for i = 0 … n - 1. In the portable code one by one: it is large as it is.
 template <class F> BN_INLINE void each_number(int64_t n, const F& f) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) f(U<double>(), i);
+  if constexpr (kHasTogether)
+    for (; i + kLanes <= n; i += kLanes) f(U<double>(), i);
   for (; i < n; ++i) f(0.0, i);
 }
 

@@ -56,11 +56,16 @@ def _values(shape: tuple[int, ...], dtype: str) -> dict[str, np.ndarray]:
     channels = shape[1]
     found = {"x": 3.0 * rng.standard_normal(shape) + rng.standard_normal((channels,) + (1,) * (len(shape) - 2)) * 50}
     found |= {"grad": rng.standard_normal(shape) + 0.1, "residual": rng.standard_normal(shape)}
-    if channels > 4:  # some whose sums in float32 do not do, beside others: constant, tiny, huge, of tiny gradients
+    if (
+        channels > 4
+    ):  # some whose sums in float32 do not do: constant, tiny, huge, of tiny gradients, far from their shift
         found["x"][:, -1] = 3.1
         found["x"][:, 1] *= 1e-20
         found["x"][:, 2] *= 1 if dtype == "float16" else 1e30
         found["grad"][:, 3] *= 1e-30
+        found["x"][(0, 4, *[0] * (len(shape) - 2))] = (
+            5e3  # the first position is one of those that the shift is the mean of
+        )
     arrays = {name: value.astype(DTYPES[dtype]) for name, value in found.items()}
     parameters = rng.standard_normal((2, channels)).astype(np.float64 if dtype == "float64" else np.float32)
     sample_weight = rng.random(shape[:1] + shape[2:]) * (rng.random(shape[:1] + shape[2:]) < 0.9) + 0.0
