@@ -14,13 +14,15 @@ import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cases
 import numpy as np
 import pytest
 import torch
 
 import batchnorm as bn
 import batchnorm.torch as bnt
-from batchnorm import _options
+from batchnorm import _options, _reference
+from batchnorm.torch import _activations
 
 nan, inf = math.nan, math.inf
 
@@ -211,6 +213,22 @@ def test_each_sentence_stands_once_in_the_source():
     for rule in sorted(rules - {_options.ACTIVATION.rule}, key=len):  # which is made of the list of activations
         if len(rule) > 30:
             assert sum(rule in text for text in texts) == 1, rule
+
+
+def test_each_activation_of_the_list_is_named_where_users_look_and_is_tested():
+    """A new line of cpp/core/activations.h is missed where it is not: PyTorch's names, docstrings, cases of tests."""
+    names = {name for name in _options.ACTIVATIONS if name}
+    assert {of.of_module(of.module()) for of in _activations._TORCH.values()} <= {*names, ("leaky_relu", 0.01)}
+    assert set(_activations._TORCH) == names
+    assert {a[0] if isinstance(a, tuple) else a for a in cases.ACTIVATIONS} == {None, *names}
+    for documented in (bn.batch_norm, bn.normalize, bn.BatchNorm, bnt.BatchNorm1d):
+        missing = [name for name in names if f'"{name}"' not in documented.__doc__]
+        assert not missing, f"{documented.__name__}: the docstring does not name {missing}"
+    for name, (code, slope) in _options.ACTIVATIONS.items():
+        z = np.linspace(-8, 8, 33)
+        expected = _reference.activate(z, name) if name else z
+        found = _activations.activate(torch.from_numpy(z), code, slope).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-15, err_msg=str(name))
 
 
 # --- torch.nn's rules: what it trains with is taken ---
