@@ -14,7 +14,8 @@ array([[-1., -1.],
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 try:
     from . import _native
@@ -33,18 +34,15 @@ from ._masks import mask_from_lengths
 from ._memory import MemoryStats, empty_cache, memory_stats, set_memory_limit
 from ._moments import Moments, moments
 from ._plan import Plan
+from ._public import publish
 from ._ranked import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._renorm import Renorm, RenormFactors
 from ._running import RunningStatistics
+from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import ArrayLike
-
-    from .tools.explain import Explanation
-
-__version__ = "0.1.0"
+    from .tools.explain import explain
+    from .tools.files.moments_files import load_moments, save_moments
 
 __all__ = [
     "BatchNorm",
@@ -75,106 +73,27 @@ __all__ = [
 ]
 
 
-def explain(
-    x: ArrayLike,
-    axis: int | tuple[int, ...] = 1,
-    *,
-    channel: int = 0,
-    eps: float = 1e-5,
-    names: Sequence[str] | None = None,
-    source: str | None = None,
-) -> Explanation:
-    """Show what batch normalization does to `x`: the plan, the formulas with its numbers, what is kept and lost.
-
-    Parameters
-    ----------
-    x
-        Data, as for `batch_norm`.
-    axis
-        The axis, or axes, of the channels.
-    channel
-        The channel whose formulas are written out.
-    eps
-        Added to the variance.
-    names
-        A name for each channel.
-    source
-        Where the data comes from, in words.
-
-    Returns
-    -------
-    Explanation
-        With `to_text(width=80)`, `to_json()` and `to_dict()`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import batchnorm as bn
-    >>> bn.explain(np.array([[1.0, 5.0], [3.0, 9.0]])).to_dict()["plan"]["m"]
-    2
-    """
-    from .tools.explain import explain as build  # imported here: `import batchnorm` stays light
-
-    return build(x, axis, channel=channel, eps=eps, names=names, source=source)
+publish(__name__, *(globals()[name] for name in __all__ if name in globals()))
 
 
-def save_moments(
-    path: str | os.PathLike[str],
-    moments: Moments,
-    *,
-    axis: int | tuple[int, ...] = 1,
-    names: Sequence[str] | None = None,
-    eps: float | None = None,
-) -> None:
-    """Write moments to a file from which `load_moments` gives the same bits back.
-
-    Parameters
-    ----------
-    path
-        Ends in ``.json`` (text, which the commands read, too) or ``.safetensors`` (needs the package safetensors). The
-        file is replaced whole, or not at all.
-    moments
-        Moments of any shape.
-    axis
-        The channel axes of the data they came from, one for each axis of the moments; kept for the commands.
-    names
-        A name for each channel; kept for the commands.
-    eps
-        What to add to the variance; kept for ``batchnorm normalize --use-moments``, which without it takes 1e-5 and
-        says so.
-
-    Raises
-    ------
-    ValueError
-        Where the file cannot be written, axis or names do not fit, or eps is not positive and finite.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> import numpy as np
-    >>> import batchnorm as bn
-    >>> m = bn.moments(np.array([[0.1], [0.2]]))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     bn.save_moments(pathlib.Path(folder, "m.json"), m)
-    ...     bn.load_moments(pathlib.Path(folder, "m.json")) == m
-    True
-    """
-    from .tools.files.moments_files import save  # imported here: `import batchnorm` stays light
-
-    save(path, moments, axis, names, eps)
+def __getattr__(name: str) -> Any:
+    """Load what `import batchnorm` leaves out, when it is asked for."""
+    found: Any
+    if name == "explain":
+        from .tools.explain import explain as found
+    elif name == "save_moments":
+        from .tools.files.moments_files import save_moments as found
+    elif name == "load_moments":
+        from .tools.files.moments_files import load_moments as found
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+    publish(__name__, found)
+    globals()[name] = found
+    return found
 
 
-def load_moments(path: str | os.PathLike[str]) -> Moments:
-    """Moments that `save_moments`, or ``batchnorm normalize --save-moments``, wrote.
-
-    Raises
-    ------
-    ValueError
-        Where the file does not exist, or is none of saved moments.
-    """
-    from .tools.files.moments_files import read  # imported here: `import batchnorm` stays light
-
-    return read(path, "load_moments").moments
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def _choose_kernels() -> None:

@@ -141,7 +141,6 @@ class BatchNorm(_options.Checked):
     _settable = _RARE | _options.by_name(
         _options.EPS, _options.MOMENTUM, _options.RUNNING_CORRECTION, _options.KEEP_COUNT, _options.TRAINING
     )
-    _last: _Forward | None
 
     def __init__(
         self,
@@ -167,7 +166,8 @@ class BatchNorm(_options.Checked):
         shape = _inputs.channel_shape(num_features, who)
         if math.prod(shape) == 0:
             raise ValueError(f"{who}: num_features must be at least 1; got {num_features!r}")
-        self._shape, self._last, self.training = shape, None, True
+        self._last: _Forward | None = None
+        self._shape, self.training = shape, True
         self.num_features = num_features
         self.axis = axis
         self.affine = bool(affine)

@@ -245,7 +245,7 @@ class Moments:
     __hash__ = None  # type: ignore[assignment]  # compared by value, like the arrays it holds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (np.array(self._table),)
+        return Moments, (self.count, self.mean, self.m2, self.mean_low)
 
     def __copy__(self) -> Moments:
         return self
@@ -264,10 +264,6 @@ class Moments:
 
 
 _set_table = Moments._table.__set__  # type: ignore[attr-defined, misc]  # the slot's own, past __setattr__
-
-
-def _unpickle(table: Doubles) -> Moments:
-    return Moments._of_table(table)
 
 
 def _with_finite_count(table: Doubles) -> Doubles:

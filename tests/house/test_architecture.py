@@ -18,9 +18,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CPP = Path(__file__).parents[2] / "cpp"
 
 # tools → torch · _ranked · _gathering → _layers · _blocks → _functional → _renorm · _running → _moments
-# → _ghosts · _usual · _masks → _inputs → _plan · _memory · _options · _formulas · _foreign → _native.
+# → _ghosts · _usual · _masks → _inputs → _plan · _memory · _options · _formulas · _foreign
+# · _public · _version → _native.
 LEVELS = {
     "_native": 0,
+    "_version": 1,
+    "_public": 1,
     "_plan": 1,
     "_memory": 1,
     "_options": 1,

@@ -71,13 +71,7 @@ def test_computing_loads_no_framework():
     assert run.stdout.strip() == "[]", run.stderr
 
 
-def test_what_the_package_offers():
-    assert set(bn.__all__) <= set(dir(bn))
-    promised = {
-        "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Gradients", "Moments", "batch_norm",
-        "batch_norm_backward", "explain", "get_num_threads", "moments", "normalize", "set_num_threads",
-    }  # fmt: skip
-    assert promised <= set(bn.__all__)
+def test_the_package_says_its_version_and_that_it_is_typed():
     assert bn.__version__.count(".") >= 2
     assert (PACKAGE / "py.typed").exists()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .._version import __version__
 from .bench.command import add_bench
 from .files.formats import READABLE_OR, TABLES_OR, TEXTS, UNPACKED
 from .why.command import add_why

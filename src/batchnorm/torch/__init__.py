@@ -16,7 +16,8 @@ except ImportError as error:
         'pip install "batchnorm[torch]"; for the CPU alone see https://pytorch.org/get-started/locally'
     ) from error
 
-from . import functional  # noqa: F401
+from .._public import publish
+from . import functional, fused  # noqa: F401
 from ._accelerate import Acceleration, Status, accelerate, status
 from ._convert import convert, convert_sync, revert
 from ._fuse.fuse import fuse
@@ -35,9 +36,16 @@ __all__ = [
     "accelerate",
     "convert",
     "convert_sync",
+    "functional",
     "fuse",
     "mask_from_lengths",
     "merge_state_dicts",
     "revert",
     "status",
 ]
+
+publish(__name__, *(globals()[name] for name in __all__ if name != "functional"))
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

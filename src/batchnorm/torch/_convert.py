@@ -52,7 +52,7 @@ def convert(model: Model, *, verbose: bool = True) -> Model:
     converted 1 batch normalization
     left 2 (SyncBatchNorm): it gathers statistics from several processes; convert_sync makes it ours
     >>> type(model[1])
-    <class 'batchnorm.torch._layers.BatchNorm1d'>
+    <class 'batchnorm.torch.BatchNorm1d'>
     """
     check_model(model, "convert")
     found = [module for module in model.modules() if type(module) in OURS and not why_unfit(module)]
@@ -102,7 +102,7 @@ def convert_sync(
     >>> model = bnt.convert_sync(model)  # then wrap it in DistributedDataParallel
     converted 1 batch normalization
     >>> type(model[1])
-    <class 'batchnorm.torch._sync.SyncBatchNorm'>
+    <class 'batchnorm.torch.SyncBatchNorm'>
     """
     became = synchronise(model, process_group, reproducible, "convert_sync")
     if verbose:

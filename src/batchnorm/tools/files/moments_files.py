@@ -18,10 +18,47 @@ from .refused import Refused
 from .saved_moments import ARRAYS, FORMAT, VERSION, SavedMoments, assembled, read_moments, write_moments
 
 
-def save(
-    path: str | os.PathLike[str], moments: Moments, axis: Axis, names: Sequence[str] | None, eps: float | None
+def save_moments(
+    path: str | os.PathLike[str],
+    moments: Moments,
+    *,
+    axis: Axis = 1,
+    names: Sequence[str] | None = None,
+    eps: float | None = None,
 ) -> None:
-    """Write moments to ``path``, in the format that its suffix names."""
+    """Write moments to a file from which `load_moments` gives the same bits back.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.json`` (text, which the commands read, too) or ``.safetensors`` (needs the package safetensors). The
+        file is replaced whole, or not at all.
+    moments
+        Moments of any shape.
+    axis
+        The channel axes of the data they came from, one for each axis of the moments; kept for the commands.
+    names
+        A name for each channel; kept for the commands.
+    eps
+        What to add to the variance; kept for ``batchnorm normalize --use-moments``, which without it takes 1e-5 and
+        says so.
+
+    Raises
+    ------
+    ValueError
+        Where the file cannot be written, axis or names do not fit, or eps is not positive and finite.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> import batchnorm as bn
+    >>> m = bn.moments(np.array([[0.1], [0.2]]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     bn.save_moments(pathlib.Path(folder, "m.json"), m)
+    ...     bn.load_moments(pathlib.Path(folder, "m.json")) == m
+    True
+    """
     if not isinstance(moments, Moments):
         raise TypeError(f"save_moments: moments must be Moments; got {type(moments).__name__}")
     if eps is not None:
@@ -39,6 +76,17 @@ def save(
     suffix = suffix_of(path, "save_moments")
     with replacing(path) as temporary:
         write(temporary, saved, suffix)
+
+
+def load_moments(path: str | os.PathLike[str]) -> Moments:
+    """Moments that `save_moments`, or ``batchnorm normalize --save-moments``, wrote.
+
+    Raises
+    ------
+    ValueError
+        Where the file does not exist, or is none of saved moments.
+    """
+    return read(path, "load_moments").moments
 
 
 def write(path: Path, saved: SavedMoments, suffix: str) -> None:

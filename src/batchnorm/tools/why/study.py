@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
+from ..._version import __version__
 from ..files import Refused
 from ..files.gathering import Progress
 from .catalogue import Entry, experiment

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from .... import __version__
+from ...._version import __version__
 from ..facts import Facts
 from .contents import contents
 
