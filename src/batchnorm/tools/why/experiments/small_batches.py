@@ -6,9 +6,9 @@ import math
 
 from torch import nn
 
-import batchnorm as bn
 import batchnorm.torch as bnt
 
+from ...._renorm import Renorm
 from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
@@ -67,7 +67,7 @@ def _renormalized(steps: int) -> Between:
 
     In the paper: plain for 5000 steps, limits fully grown at 40000, of some 130000.
     """
-    schedule = bn.Renorm(r_max=3.0, d_max=5.0, start=steps // 8, r_end=steps // 2, d_end=steps // 2)
+    schedule = Renorm(r_max=3.0, d_max=5.0, start=steps // 8, r_end=steps // 2, d_end=steps // 2)
     return lambda channels: bnt.BatchNorm2d(channels, renorm=schedule)
 
 
