@@ -381,7 +381,7 @@ def test_pytorchs_own_operations_mean_the_same(selection, options, monkeypatch):
 
     results = []
     for ours in (True, False):
-        monkeypatch.setattr(_layers, "is_ours", lambda _, ours=ours: ours)
+        monkeypatch.setattr(_layers, "is_native", lambda _, ours=ours: ours)
         layer = bnt.BatchNorm2d(C, activation="silu", **options).double()
         x, r = (_randn(5, C, 3, 4, seed=s, dtype=torch.float64).requires_grad_() for s in range(2))
         for step in range(2):

@@ -480,7 +480,7 @@ def test_options_compile(name, way, monkeypatch):
     """Gradients are those of the running statistics as they were, though the graph moves them before its backward."""
     torch._dynamo.reset()  # it counts the times that a code is compiled anew
     if way == "plain":
-        monkeypatch.setattr(bnt._layers, "is_ours", lambda x: False)
+        monkeypatch.setattr(bnt._layers, "is_native", lambda x: False)
     layer = bnt.BatchNorm1d(C, **OPTIONED[name])
     layer.running_mean.fill_(0.5)
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)

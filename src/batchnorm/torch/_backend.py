@@ -69,7 +69,7 @@ def is_exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
-def is_ours(x: torch.Tensor) -> bool:
+def is_native(x: torch.Tensor) -> bool:
     """Whether our CPU kernels compute this; else PyTorch's own operations do, with the same meaning."""
     if not x.is_cpu or x.dtype not in DTYPES or x.layout is not torch.strided:
         return False

@@ -19,7 +19,7 @@ from .._renorm import Renorm
 from . import _activations, _operands, _operations, _options, _plain, _positions, _running
 from ._backend import (
     is_jit_trace,
-    is_ours,
+    is_native,
     is_recomputation,
     is_traced,
     is_transformed,
@@ -162,17 +162,17 @@ class _Extended(_running.KeepsCount):
         group = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
         if group:
             _positions.check_ghosts(type(self).__name__, x, group)
-        ours = is_ours(x) and not empty
-        if not ours or self.renorm is not None:
+        native = is_native(x) and not empty
+        if not native or self.renorm is not None:
             self._check_operands(x, residual, updates or not batch)
-        if not ours and self._is_as_torch(x, selection, batch, updates):
+        if not native and self._is_as_torch(x, selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _activations.activate(y if residual is None else y + residual, *activation)
-        if not ours or not batch:  # the kernels count where the batch normalises
+        if not native or not batch:  # the kernels count where the batch normalises
             _positions.check(x, selection, group, 2)
-        y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, ours)
+        y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, native)
         if updates:
-            _running.move(self, table, ours, selection is not None)
+            _running.move(self, table, native, selection is not None)
         return y
 
     def _check_operands(self, x: Tensor, residual: Tensor | None, needs_running: bool) -> None:
@@ -195,7 +195,7 @@ class _Extended(_running.KeepsCount):
         """Whether this is a call without rare options: else there is more to decide, and time to do it."""
         if self.normalize_with != "auto" or self.update_running_stats is not None or self.renorm is not None:
             return False
-        if not (self.train_affine and self.eps > 0 and is_ours(x)):
+        if not (self.train_affine and self.eps > 0 and is_native(x)):
             return False
         if not self.training:
             mean, var, _ = _running.statistics(self)
@@ -247,27 +247,27 @@ class _Extended(_running.KeepsCount):
         batch: bool,
         updates: bool,
         group: int,
-        ours: bool,
+        native: bool,
     ) -> tuple[Tensor, Tensor]:
         """y, and the moments that move the running statistics."""
-        forward = _operations.differentiable_forward if ours else _plain.forward
-        moments = _operations.moments if ours else _plain.moments
+        backend: Any = _operations if native else _plain
         weight, bias = self._affine()
         options = (self.eps, *activation)
         if not batch:
             mean, var = self.running_mean, self.running_var
             _operands.check_constant(type(self).__name__, mean, var)
-            if updates and not ours:
+            if updates and not native:
                 assert mean is not None
                 assert var is not None
                 mean, var = _operations.as_they_are(mean), _operations.as_they_are(var)
-            y, table = forward(x, weight, bias, mean, var, None, residual, *options)
-            return y, moments(x.detach(), selection) if updates else table
-        if self.renorm is None or not self.training:
-            return forward(x, weight, bias, None, None, selection, residual, *options, None, group)
-        table = moments(x.detach(), selection, group)
-        weight, bias = _running.renormalized(self, table, weight, bias)
-        return forward(x, weight, bias, None, None, selection, residual, *options, table, group)
+            y, table = backend.forward(x, weight, bias, mean, var, None, residual, *options)
+            return y, backend.moments(x.detach(), selection) if updates else table
+        known = None
+        if self.renorm is not None and self.training:
+            known = backend.moments(x.detach(), selection, group)
+            weight, bias = _running.renormalized(self, known, weight, bias)
+        y, table = backend.forward(x, weight, bias, None, None, selection, residual, *options, known, group)
+        return y, table
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias; constants where they are not to be trained."""

@@ -107,7 +107,7 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
-forward = torch.ops.batchnorm.forward.default
+_forward = torch.ops.batchnorm.forward.default
 backward = torch.ops.batchnorm.backward.default
 moments = torch.ops.batchnorm.moments.default
 sums = torch.ops.batchnorm.sums.default
@@ -247,7 +247,7 @@ torch.library.register_autograd("batchnorm::forward", _forward_backward, setup_c
 
 
 class _Forward(torch.autograd.Function):
-    """`forward` with the same derivative, called without the layers that the dispatcher puts around a Python one.
+    """`batchnorm::forward` and its derivative, without the layers that the dispatcher puts around one in Python.
 
     What has no gradient comes as one argument: on a small input every argument more is seen.
     """
@@ -256,7 +256,7 @@ class _Forward(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, rest: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor]:
-        output: tuple[Tensor, Tensor] = _kernel(forward, x, weight, bias, *rest[:3], residual, *rest[3:])
+        output: tuple[Tensor, Tensor] = _kernel(_forward, x, weight, bias, *rest[:3], residual, *rest[3:])
         _save(ctx, x, weight, bias, residual, rest, output)
         return output
 
@@ -272,15 +272,15 @@ class _Forward(torch.autograd.Function):
         )  # fmt: skip
 
 
-def differentiable_forward(
+def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
     stats: Tensor | None = None, group: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Call `forward`; outside of compilers by the shorter way."""
+    """Call `batchnorm::forward`; outside of compilers by the shorter way."""
     rest = (running_mean, running_var, weights, eps, activation, slope, stats, group)
     if torch.compiler.is_compiling():
-        return forward(x, weight, bias, *rest[:3], residual, *rest[3:])  # type: ignore[no-any-return]
+        return _forward(x, weight, bias, *rest[:3], residual, *rest[3:])  # type: ignore[no-any-return]
     return _Forward.apply(x, weight, bias, residual, rest)  # type: ignore[no-any-return]
 
 
@@ -292,7 +292,7 @@ def step(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     residual: Tensor | None, eps: float, activation: int, slope: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`differentiable_forward` without rare operands, where possible under autograd's own node, which needs no Python.
+    """`forward` without rare operands, where possible under autograd's own node, which needs no Python.
 
     What that saves and calls is ours alone: whoever listens or records gets our operations. It may save running
     statistics, which it does not read; they may be written to.
@@ -304,7 +304,7 @@ def step(
         y, _, _, table = _no_update(x, weight, bias, mean, var, _OURS, eps)
         if y is not None:
             return y, table
-    return differentiable_forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
+    return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
 
 
 def step_backward_of_record(

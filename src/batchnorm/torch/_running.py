@@ -34,20 +34,20 @@ class Moved(NamedTuple):
     finite: Tensor  # of each channel
 
 
-def move(layer: Any, table: Tensor, ours: bool, weighted: bool) -> None:
+def move(layer: Any, table: Tensor, native: bool, weighted: bool) -> None:
     """Move the running statistics of a layer towards moments (4, C), or those of ghosts, (4, G, C), as a whole.
 
     `weighted`: the counts may be anything.
     """
     if table.dim() == 3:
-        table = (_operations if ours else _plain).merge(table)
+        table = (_operations if native else _plain).merge(table)
     mean, var, count = statistics(layer)
-    update = _move_by_kernel if ours else _move
+    update = _move_by_kernel if native else _move
     if mean is None or var is None:
         return _count_only(layer, mean, var, count)
     if mean.requires_grad or var.requires_grad:
         _operands.check_constant(type(layer).__name__, mean, var)
-    here = count is not None and (count.is_cpu if ours else count.device == table.device)
+    here = count is not None and (count.is_cpu if native else count.device == table.device)
     if count is None or not here or count.dtype is not torch.int64 or count.dim():
         _move_with_stand_in(layer, mean, var, count, table, weighted, update)
     else:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from . import _activations, _operations, _plain, _positions
-from ._backend import is_ours
+from ._backend import is_native
 
 Tensor = torch.Tensor
 
@@ -35,7 +35,7 @@ class Exchange(Protocol):
 
 def merged(parts: Tensor) -> Tensor:
     """Moments (4, G, C) or sums (2, G, C) of parts as those of the whole."""
-    if is_ours(parts) and parts.numel():
+    if is_native(parts) and parts.numel():
         whole: Tensor = _operations.merge(parts.contiguous())
         return whole
     return _plain.merge(parts)
@@ -92,7 +92,7 @@ def gather(part: Part, group: int = 0) -> Tensor:
     if x.numel() == 0:
         shape = (4, 0, x.shape[1]) if group else (4, x.shape[1])
         return x.new_zeros(shape, dtype=_plain.table_dtype(x))
-    if is_ours(x):
+    if is_native(x):
         table: Tensor = _operations.moments(x, part.weights, group)
         return table
     _positions.check(x, part.weights, group, 0)
@@ -187,7 +187,7 @@ def _normalize(part: Part, stats: Tensor, weight: Tensor | None, bias: Tensor | 
     x, _, residual = part
     if x.numel() == 0:
         return torch.empty_like(x)
-    if is_ours(x):
+    if is_native(x):
         y: Tensor = _operations.forward(x, weight, bias, None, None, None, residual, *options, stats)[0]
         return y
     return _plain.normalize(x, stats, weight, bias, residual, *options)
@@ -199,7 +199,7 @@ def _sums(
     x, _, residual, y = part
     if x.numel() == 0:
         return stats.new_zeros((2, 0, x.shape[1]) if group else (2, x.shape[1]))
-    if is_ours(x):
+    if is_native(x):
         sums: Tensor = _operations.sums(grad.to(x.dtype), x, stats, weight, bias, residual, *options, group, y)
         return sums
     return _plain.sums(grad, x, stats, weight, bias, residual, *options, group, y)
@@ -213,8 +213,8 @@ def _inputs(
         by_x, by_residual = torch.zeros_like(x), torch.zeros_like(x)
     else:
         arguments = (grad.to(x.dtype), x, stats, sums, weight, bias, weights, residual, *options, y)
-        ours = is_ours(x)
-        by_x, by_residual = (_operations if ours else _plain).input_gradients(*arguments)
+        native = is_native(x)
+        by_x, by_residual = (_operations if native else _plain).input_gradients(*arguments)
     return by_x, None if residual is None and y is None else by_residual
 
 

@@ -149,7 +149,7 @@ class SyncBatchNorm(_Extended):
             y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, 0, 0.0), batch)
             y = _activations.activate(y + residual, *activation)
         if updates and whole.positions and not _backend.is_recomputation():
-            _running.move(self, whole.stats, _backend.is_ours(x), True)
+            _running.move(self, whole.stats, _backend.is_native(x), True)
         return y
 
     def _gathered(
@@ -229,9 +229,10 @@ class SyncBatchNorm(_Extended):
             if self.renorm is not None:
                 weight, bias = _running.renormalized(self, stats, weight, bias)
             return _shared.normalize(ranks, stats, weight, bias, [part], options)[0]
-        ours = _backend.is_ours(part.x) and part.x.numel() > 0
-        forward = _operations.differentiable_forward if ours else _plain.forward
-        y, _ = forward(part.x, weight, bias, self.running_mean, self.running_var, None, part.residual, *options)
+        native = _backend.is_native(part.x) and part.x.numel() > 0
+        backend = _operations if native else _plain
+        mean, var = self.running_mean, self.running_var
+        y: Tensor = backend.forward(part.x, weight, bias, mean, var, None, part.residual, *options)[0]
         return y
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:

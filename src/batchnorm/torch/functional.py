@@ -218,8 +218,9 @@ def _evaluated(
         raise ValueError(f"{who}: evaluation (training=False) normalises with running statistics; got running=None")
     ys = []
     for x, _, residual in parts:
-        forward = _operations.differentiable_forward if _backend.is_ours(x) and x.numel() else _plain.forward
-        ys.append(forward(x, weight, bias, running.running_mean, running.running_var, None, residual, *options)[0])
+        backend = _operations if _backend.is_native(x) and x.numel() else _plain
+        mean, var = running.running_mean, running.running_var
+        ys.append(backend.forward(x, weight, bias, mean, var, None, residual, *options)[0])
     return ys
 
 
@@ -228,18 +229,18 @@ def _trained(
 ) -> tuple[list[Tensor], Tensor]:
     """y of each part, and the moments of all."""
     xs = [part.x for part in parts]
-    ours = all(map(_backend.is_ours, xs))
-    if ours or not torch._C._are_functorch_transforms_active():
+    native = all(map(_backend.is_native, xs))
+    if native or not torch._C._are_functorch_transforms_active():
         _check_positions(parts, who)
-    if len(parts) == 1 or not ours:
-        return _as_one(parts, weight, bias, options, ours)
+    if len(parts) == 1 or not native:
+        return _as_one(parts, weight, bias, options, native)
     here = _shared.Here()
     table = here.moments([_shared.gather(part) for part in parts])
     return _shared.normalize(here, table, weight, bias, parts, options), table
 
 
 def _as_one(
-    parts: list[_shared.Part], weight: Tensor | None, bias: Tensor | None, options: _shared.Options, ours: bool
+    parts: list[_shared.Part], weight: Tensor | None, bias: Tensor | None, options: _shared.Options, native: bool
 ) -> tuple[list[Tensor], Tensor]:
     """The parts as one tensor; where there is one of them, or every transform has to see plain operations."""
     (x, selection, residual), *rest = parts
@@ -248,8 +249,8 @@ def _as_one(
         if any(part.weights is not None for part in parts):
             selection = torch.cat([_expanded(part) for part in parts])
         residual = None if residual is None else torch.cat([p.residual for p in parts if p.residual is not None])
-    forward = _operations.differentiable_forward if ours else _plain.forward
-    y, table = forward(x, weight, bias, None, None, selection, residual, *options)
+    backend = _operations if native else _plain
+    y, table = backend.forward(x, weight, bias, None, None, selection, residual, *options)
     return list(y.split([part.x.shape[0] for part in parts])) if rest else [y], table
 
 
@@ -263,7 +264,7 @@ def _check_positions(parts: list[_shared.Part], who: str) -> None:
     if any(isinstance(count, Tensor) for count in counts) and torch.compiler.is_compiling():
         return  # of a selection the kernels count
     for part in parts:
-        if not _backend.is_ours(part.x):
+        if not _backend.is_native(part.x):
             _positions.check(part.x, part.weights, 0, 0)
     positions = int(sum(counts))
     if positions < 2:
