@@ -64,7 +64,7 @@ def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tupl
     y, buffer = _inputs.output(a.out, d, _operands(d, a))
     if d.x.size:
         _native.forward(
-            d.buffer, buffer, d.code, d.plan.kept, r, s.weights, s.code, table, m is None, gamma, beta, eps, act,
+            d.buffer, buffer, d.code, d.plan._kept, r, s.weights, s.code, table, m is None, gamma, beta, eps, act,
             0 if ghosts is None else ghosts.size,
         )  # fmt: skip
     return y, Moments._of_table(table) if m is None else m
@@ -88,7 +88,7 @@ def run_backward(d: _inputs.Data, grad_y: ArrayLike, m: Moments, a: Arguments, t
     sums = np.zeros((2, *_ghosts.rows(ghosts), *d.plan.channel_shape))
     if d.x.size:
         _native.backward(
-            g, d.buffer, buffer, d.code, d.plan.kept, r, r_buffer, s.weights if training else None, s.code, m._table,
+            g, d.buffer, buffer, d.code, d.plan._kept, r, r_buffer, s.weights if training else None, s.code, m._table,
             gamma, beta, eps, act, bool(training), sums[0, ...], sums[1, ...], 0 if ghosts is None else ghosts.size,
         )  # fmt: skip
     if factors is not None:

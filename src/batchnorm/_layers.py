@@ -37,7 +37,7 @@ class _Forward(NamedTuple):
 
 _RARE = _options.by_name(  # a repr names them only where they are not at their defaults
     _options.ACTIVATION, _options.VIRTUAL_BATCH_SIZE, _options.RENORM, _options.NORMALIZE_WITH,
-    _options.UPDATE_RUNNING_STATS, _options.TRAIN_AFFINE, _options.ON_NONFINITE,
+    _options.UPDATE_RUNNING_STATS, _options.TRAIN_AFFINE, _options.ON_SINGLE_VALUE, _options.ON_NONFINITE,
 )  # fmt: skip
 _BUILT = ("num_features", "affine", "track_running_stats", "dtype")  # what the arrays of a layer were made by
 
@@ -82,6 +82,9 @@ class BatchNorm(_options.Checked):
         Whether a forward moves the running statistics: True, False, or None: in training.
     train_affine
         False: weight and bias get no gradient.
+    on_single_value
+        What one value per channel does where the batch's statistics would normalise or move the running ones: "error",
+        or "running": it is normalized with the running statistics, which do not move.
     keep_count, on_nonfinite
         Of the running statistics, see `RunningStatistics`.
     dtype
@@ -124,6 +127,7 @@ class BatchNorm(_options.Checked):
     normalize_with: str
     update_running_stats: bool | None
     train_affine: bool
+    on_single_value: str
     dtype: np.dtype[Any]
     training: bool
     weight: Array | None
@@ -158,6 +162,7 @@ class BatchNorm(_options.Checked):
         normalize_with: str = "auto",
         update_running_stats: bool | None = None,
         train_affine: bool = True,
+        on_single_value: str = "error",
         keep_count: bool = False,
         on_nonfinite: str = "propagate",
         dtype: DTypeLike = np.float32,
@@ -263,6 +268,8 @@ class BatchNorm(_options.Checked):
         axis = self._channel_axis(x)
         d = _inputs.data(x, type(self).__name__, axis, self._shape)
         uses_batch, updates = self._switches()
+        if (uses_batch or updates) and self._stands_in(d, mask, sample_weight):
+            uses_batch = updates = False
         a = self._arguments(mask, sample_weight, residual)
         known: Moments | None = None
         if uses_batch:
@@ -316,6 +323,12 @@ class BatchNorm(_options.Checked):
         uses_batch = self.training if self.normalize_with == "auto" else self.normalize_with == "batch"
         updates = self.training if self.update_running_stats is None else bool(self.update_running_stats)
         return uses_batch or self.running is None, updates
+
+    def _stands_in(self, d: _inputs.Data, mask: ArrayLike | None, sample_weight: ArrayLike | None) -> bool:
+        """Whether running statistics stand in for those of one value a channel."""
+        if self.on_single_value == "error" or self.running is None:
+            return False
+        return d.x.size > 0 and _inputs.selection(d, mask, sample_weight).positions == 1
 
     def _renormalized(self, d: _inputs.Data, a: Arguments) -> tuple[Moments, Arguments]:
         """The batch's moments, and the arguments with the factors towards the running ones."""

@@ -332,7 +332,7 @@ def gathered(d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | Non
     table = np.zeros((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
     if d.x.size:  # else the table of nothing, all zeros
         _native.forward(
-            d.buffer, None, d.code, d.plan.kept, None, s.weights, s.code, table, True, None, None, 1.0, (0, 0.0),
+            d.buffer, None, d.code, d.plan._kept, None, s.weights, s.code, table, True, None, None, 1.0, (0, 0.0),
             0 if ghosts is None else ghosts.size,
         )  # fmt: skip
     return Moments._of_table(table)

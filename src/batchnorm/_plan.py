@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from operator import index
 from typing import Any
@@ -45,7 +45,11 @@ class Plan:
     N: int
     C: int
     S: int
-    kept: int  # the kept axes as a bit mask, as the kernels take them
+
+    @cached_property
+    def _kept(self) -> int:
+        """The kept axes as a bit mask, as the kernels take them."""
+        return sum(1 << i for i in self.axis)
 
     @property
     def m(self) -> int:
@@ -132,5 +136,4 @@ def _make_plan(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> Plan:
         N=lengths[0] if lengths else 1,
         C=prod(channel_shape),
         S=prod(lengths[1:]),
-        kept=sum(1 << i for i in kept),
     )

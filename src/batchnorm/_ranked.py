@@ -42,7 +42,9 @@ class _Ranked(BatchNorm):
 class BatchNorm1d(_Ranked):
     """`BatchNorm` for (N, C) and (N, C, L), channels on axis 1.
 
-    Also takes a shape that becomes one of these when its axes of length one are dropped, as the worked example does.
+    Of four axes or more, those of length one after the first axis are ignored. Where one is left, it has the channels,
+    as in the worked example below; where none is, axis 1 has them. Where two are left, axis 1 must be one of them
+    and has the channels. Any other shape is refused: which axis has the channels would be a guess.
 
     Examples
     --------
@@ -57,12 +59,12 @@ class BatchNorm1d(_Ranked):
 
     def _channel_axis(self, x: ArrayLike) -> Axis:
         shape = np.shape(x)
-        if len(shape) not in self._shapes:
-            long = [i for i, n in enumerate(shape) if n != 1]
-            if len(long) not in self._shapes:
-                self._refuse(shape)
-            return long[1]
-        return 1
+        if len(shape) in self._shapes:
+            return 1
+        long = [i for i in range(1, len(shape)) if shape[i] != 1]
+        if len(shape) < 2 or len(long) > 2 or (len(long) == 2 and long[0] != 1):
+            self._refuse(shape)
+        return long[0] if long else 1
 
 
 class BatchNorm2d(_Ranked):

@@ -276,7 +276,7 @@ def _half(arrays: dict[str, np.ndarray], m: bn.Moments, sums: np.ndarray, **opti
     weight, bias = (arrays[name].astype(np.float64) for name in ("weight", "bias"))
     out, buffer = (None, None) if "group" in options else _inputs.output(None, d, {})
     bn._native.backward(
-        grad, d.buffer, buffer, d.code, d.plan.kept, None, None, sample_weight.weights, sample_weight.code, m._table,
+        grad, d.buffer, buffer, d.code, d.plan._kept, None, None, sample_weight.weights, sample_weight.code, m._table,
         weight, bias, 1e-5, (1, 0.0), True, *sums, compute_sums=out is None, **options,
     )  # fmt: skip
     return out

@@ -13,6 +13,7 @@ import torch
 from canonical import same_bits
 
 import batchnorm as bn
+import batchnorm.torch as bnt
 
 LAYERS = {
     "1d": (bn.BatchNorm1d, torch.nn.BatchNorm1d, (8, 5)),
@@ -197,7 +198,6 @@ def test_masked_batch_gives_the_running_statistics_of_the_packed_batch(rng):
         (bn.BatchNorm1d, (5, 3, 1), 1),
         (bn.BatchNorm1d, (2, 3, 1), 1),
         (bn.BatchNorm1d, (5, 1, 3, 1), 2),
-        (bn.BatchNorm1d, (1, 5, 1, 3, 4, 1), 3),
         (bn.BatchNorm1d, (5, 3, 1, 1), 1),
         (bn.BatchNorm2d, (5, 3, 2, 2), 1),
         (bn.BatchNorm2d, (5, 3, 1, 1), 1),
@@ -211,6 +211,63 @@ def test_which_axis_is_the_channels(layer, shape, axis, rng):
     y = found(x)
     assert same_bits(y, bn.batch_norm(x, axis=axis)[0])
     assert same_bits(found.backward(x).x, bn.batch_norm_backward(x, x, bn.moments(x, axis), axis=axis).x)
+
+
+ONE_LEFT = {(5, 1, 5, 1): 2, (1, 1, 5, 1): 2, (5, 3, 1, 1): 1, (1, 3, 1, 1): 1, (5, 1, 1, 1): 1, (1, 1, 1, 1, 4): 4}
+TWO_LEFT = {(5, 3, 7, 1): 1, (5, 3, 1, 7): 1, (1, 3, 1, 7): 1, (5, 1, 3, 7): None, (1, 1, 3, 4, 1): None}
+THREE_LEFT = {(1, 7, 7, 7): None, (1, 3, 7, 7): None, (1, 5, 1, 3, 4, 1): None}
+
+
+@pytest.mark.parametrize(("shape", "axis"), (ONE_LEFT | TWO_LEFT | THREE_LEFT).items(), ids=str)
+def test_which_axis_of_four_or_more(shape, axis, rng):
+    """The same in training and in evaluation, whatever the length of the first axis."""
+    x = rng.standard_normal(shape).astype(np.float32)
+    if axis is None:
+        with pytest.raises(ValueError, match=r"BatchNorm1d: expected .*\(N, C, L\).* Use .*BatchNorm\(C, axis"):
+            bn.BatchNorm1d(7)(x)
+        return
+    layer = bn.BatchNorm1d(shape[axis]).eval()
+    known = bn.Moments.from_statistics(np.zeros(shape[axis]), np.ones(shape[axis]))
+    assert same_bits(layer(x), bn.normalize(x, known, axis=axis))
+    if x.size >= 2 * shape[axis]:
+        assert same_bits(layer.train()(x), bn.batch_norm(x, axis=axis)[0])
+
+
+SINGLE = {
+    "one sample": ((1, 3), {}),
+    "one sample in 4 axes": ((1, 1, 3, 1), {}),
+    "a mask": ((4, 3), {"mask": np.arange(4) == 2}),
+    "sample_weight": ((4, 3), {"sample_weight": (np.arange(4) == 1) * 0.5}),
+}
+
+
+@pytest.mark.parametrize("how", SINGLE)
+@pytest.mark.parametrize("options", [{}, {"normalize_with": "running"}, {"renorm": bn.Renorm()}], ids=str)
+def test_one_value_a_channel(how, options, rng):
+    """As in the PyTorch layers: an error, or the running statistics, which then do not move."""
+    shape, given = SINGLE[how]
+    x = rng.standard_normal(shape).astype(np.float32)
+    with pytest.raises(ValueError, match=r"one (counted )?value per channel"):
+        bn.BatchNorm1d(3, **options)(x, **given)
+    with pytest.raises(ValueError, match=r"one (counted )?value per channel"):
+        bn.BatchNorm1d(3, on_single_value="running", track_running_stats=False)(x, **given)
+    layer = bn.BatchNorm1d(3, on_single_value="running", **options)
+    layer.running_mean[...], layer.running_var[...] = [0.5, -1.0, 2.0], [1.0, 2.0, 3.0]
+    before, axis = layer.state_dict(), x.shape.index(3)
+    y, known = layer(x, **given), layer.running.moments()
+    assert same_bits(y, bn.normalize(x, known, axis=axis))
+    assert all(same_bits(value, before[name]) for name, value in layer.state_dict().items())
+    grad = rng.standard_normal(shape).astype(np.float32)
+    expected = bn.batch_norm_backward(grad, x, known, axis=axis, training=False)
+    assert same_bits(layer.backward(grad).x, expected.x)
+    if x.ndim == 2:
+        theirs = bnt.BatchNorm1d(3, on_single_value="running", **options)
+        theirs.load_state_dict({name: torch.from_numpy(value) for name, value in before.items()})
+        theirs = theirs(torch.from_numpy(x), **{name: torch.from_numpy(value) for name, value in given.items()})
+        assert same_bits(y, theirs.detach().numpy())
+    two = rng.standard_normal((2, 3)).astype(np.float32)
+    layer(two)
+    assert layer.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize(

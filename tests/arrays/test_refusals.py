@@ -155,7 +155,14 @@ def _applies(layer: bn.BatchNorm, needs: str) -> bool:
 
 #: What may pass: layers that normalise with running statistics need no variance of the batch.
 TAKEN = {
-    "x": ("shape (4, 3, 0)", "shape (0, 3)", "shape (0, 3, 5)", "shape (1, 3)", "shape (1, 3, 1)"),
+    "x": (
+        "shape (4, 3, 0)",
+        "shape (0, 3)",
+        "shape (0, 3, 5)",
+        "shape (1, 3)",
+        "shape (1, 3, 1)",
+        "shape (1, 3, 1, 1)",
+    ),
     "mask": ("nothing", "one"),
     "sample_weight": ("nothing", "one"),
 }

@@ -194,7 +194,7 @@ def _backward_by_y(problem: Problem, grad: np.ndarray, x: np.ndarray, y: np.ndar
     weight, bias = (None if p is None else p.astype(np.float64).ravel() for p in problem.parameters)
     activation = _options.checked_activation(problem.options["activation"], "fuzz")
     bn._native.backward(
-        _inputs.like(grad, "grad", d), d.buffer, buffer, d.code, d.plan.kept, _inputs.like(y, "y", d), None, None, 0,
+        _inputs.like(grad, "grad", d), d.buffer, buffer, d.code, d.plan._kept, _inputs.like(y, "y", d), None, None, 0,
         m._table, weight, bias, problem.options["eps"], activation, True, np.empty(channels), np.empty(channels),
         residual_is_y=True,
     )  # fmt: skip
