@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ._foreign import Rounded, beyond_exact, rounding
 from ._functional import normalize
 from ._inputs import is_odd
 from ._moments import Moments, moments
@@ -19,15 +20,8 @@ from ._moments import Moments, moments
 #: Values in a block: 32 MiB of float64, small enough to answer Ctrl-C at once, large enough to cost nothing.
 BLOCK = 1 << 22
 
-#: The largest integer up to which float64 holds every one.
-MOST_EXACT = 2**53
-
 Block = tuple[slice, ...]
 Advance = Callable[[int], None]
-
-
-class Rounded(ValueError):
-    """Integers that float64, in which they are computed, does not hold exactly."""
 
 
 def working_dtype(dtype: np.dtype) -> np.dtype:
@@ -60,24 +54,6 @@ def load(x: np.ndarray, block: Block) -> np.ndarray:
     """
     values = np.asarray(x[block]).astype(working_dtype(x.dtype), copy=False)
     return np.array(values) if is_odd(values) else values
-
-
-def beyond_exact(values: np.ndarray) -> np.ndarray:
-    """Return the flat indices of the integers beyond 2**53, which float64 rounds."""
-    if values.dtype.kind not in "iu" or values.itemsize < 8 or values.size == 0:
-        return np.empty(0, np.intp)
-    if values.max() <= MOST_EXACT and values.min() >= -MOST_EXACT:
-        return np.empty(0, np.intp)
-    flat = values.ravel()
-    return np.flatnonzero((flat > MOST_EXACT) | (flat < -MOST_EXACT))
-
-
-def rounding(got: str) -> str:
-    """Return the rule that an integer beyond 2**53 breaks."""
-    return (
-        f"integers are computed as float64, which holds each one up to 2**53; got {got}; subtract a whole number from "
-        "all of them first, such as the smallest"
-    )
 
 
 def load_exactly(x: np.ndarray, block: Block) -> np.ndarray:

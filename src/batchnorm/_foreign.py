@@ -8,7 +8,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_FLOAT32_EXACT, _FLOAT64_EXACT = 2**24, 2**53  # every integer up to these
+#: The largest integer up to which float64 holds every one.
+MOST_EXACT = 2**53
+
+
+class Rounded(ValueError):
+    """Integers that float64, in which they are computed, does not hold exactly."""
+
+
+def beyond_exact(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the flat indices of the integers beyond 2**53, which float64 rounds."""
+    if values.dtype.kind not in "iu" or values.itemsize < 8 or values.size == 0:
+        return np.empty(0, np.intp)
+    if values.max() <= MOST_EXACT and values.min() >= -MOST_EXACT:
+        return np.empty(0, np.intp)
+    flat = values.ravel()
+    return np.flatnonzero((flat > MOST_EXACT) | (flat < -MOST_EXACT))
+
+
+def rounding(got: str) -> str:
+    """Return the rule that an integer beyond 2**53 breaks."""
+    return (
+        f"integers are computed as float64, which holds each one up to 2**53; got {got}; subtract a whole number from "
+        "all of them first, such as the smallest"
+    )
 
 
 def content(x: NDArray[Any], name: str) -> tuple[str, str]:
@@ -17,7 +40,7 @@ def content(x: NDArray[Any], name: str) -> tuple[str, str]:
     if describe is not None:
         return describe(x, name)
     return {
-        "b": ("bool data", f"convert it with {name}.astype(np.float32)"),
+        "b": ("bool data", f"convert it with {name}.astype(np.float64)"),
         "c": ("complex data", f"normalise {name}.real and {name}.imag as channels of their own"),
         "f": (f"{x.dtype} data", f"convert it with {name}.astype(np.float64)"),
         "M": ("dates", f"count the seconds from the first: ({name} - {name}.min()) / np.timedelta64(1, 's')"),
@@ -27,10 +50,8 @@ def content(x: NDArray[Any], name: str) -> tuple[str, str]:
 
 def _integers(x: NDArray[Any], name: str) -> tuple[str, str]:
     largest = max(abs(int(x.max())), abs(int(x.min()))) if x.size else 0
-    if largest <= _FLOAT32_EXACT:
-        return "integer data", f"convert it with {name}.astype(np.float32)"
-    if largest <= _FLOAT64_EXACT:
-        return "integer data", f"convert it with {name}.astype(np.float64), as float32 would round {largest}"
+    if largest <= MOST_EXACT:
+        return "integer data", f"convert it with {name}.astype(np.float64)"
     fix = f"count from the smallest, as float64 would round {largest}: ({name} - {name}.min()).astype(np.float64)"
     return "integer data", fix
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _ghosts, _inputs, _native, _options, _renorm, _usual
+from ._frames import frame_of
 from ._moments import Moments, gathered
 from ._options import Activation
 from ._plan import Axis
@@ -121,7 +122,7 @@ def _operands(d: _inputs.Data, a: Arguments) -> dict[str, object]:
 
 
 def normalize(
-    x: ArrayLike,
+    x: Any,
     moments: Moments,
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
@@ -133,7 +134,7 @@ def normalize(
     virtual_batch_size: int | None = None,
     renorm_factors: RenormFactors | None = None,
     out: Array | None = None,
-) -> Array:
+) -> Any:
     """Normalise `x` with known moments: batch normalization in evaluation.
 
     ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the biased variance
@@ -142,7 +143,8 @@ def normalize(
     Parameters
     ----------
     x
-        Data of float64, float32, float16 or bfloat16; any shape and strides; may be empty.
+        Data of float64, float32, float16 or bfloat16; any shape and strides; may be empty. Or a table, a DataFrame of
+        pandas or polars or a Table of pyarrow: its columns of the moments' names, or all of numbers.
     moments
         One value for each channel; with `virtual_batch_size`, for each ghost and channel.
     weight, bias
@@ -166,7 +168,7 @@ def normalize(
     Returns
     -------
     ndarray
-        y, in x's shape, dtype and memory order.
+        y, in x's shape, dtype and memory order. Of a table: a table, with all else as it was.
 
     Raises
     ------
@@ -186,6 +188,13 @@ def normalize(
         usual = _usual.normalize(x, moments._table, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual
+    if (frame := frame_of(x, "normalize", moments.names if isinstance(moments, Moments) else None)) is not None:
+        frame.warn("normalize")
+        _inputs.no_out(out, "normalize")
+        d = _inputs.data(frame.values, "normalize", axis)
+        a = Arguments(weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors)
+        _check_moments(moments, d, _ghosts.of(virtual_batch_size, d))
+        return frame.like(run_forward(d, a, moments)[0])
     d = _inputs.data(x, "normalize", axis)
     arguments = Arguments(weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors)
     _check_moments(moments, d, _ghosts.of(virtual_batch_size, d))

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._blocks import Block, Gathered, Rounded, blocks, load_exactly
+from ._blocks import Block, Gathered, block_moments, blocks, load_exactly
+from ._foreign import Rounded
+from ._frames import frame_of, is_frame
 from ._functional import checked_threads, get_num_threads
-from ._moments import Moments, moments
+from ._moments import Moments
 from ._plan import Axis, Plan, make_plan
 
 Array = NDArray[Any]
@@ -20,7 +22,7 @@ Array = NDArray[Any]
 _WHO = "gather_moments"
 
 
-def gather_moments(source: Array | Iterable[Array], axis: Axis = 1, *, threads: int | None = None) -> Moments:
+def gather_moments(source: Any, axis: Axis = 1, *, threads: int | None = None) -> Moments:
     """Moments of an array that may be larger than memory, or of all arrays of an iterable together.
 
     The data is taken in blocks of 32 MiB of float64, several at once, and their moments are merged in the order of the
@@ -32,7 +34,9 @@ def gather_moments(source: Array | Iterable[Array], axis: Axis = 1, *, threads: 
     source
         An array, a memory map (``np.load(path, mmap_mode="r")``) for instance; or an iterable of arrays with the same
         channels, of which at most ``2 * threads`` are held at a time. Integers and bools are taken as float64; integers
-        beyond 2**53, which that would round, are refused. Elements need not be aligned.
+        beyond 2**53, which that would round, are refused. Elements need not be aligned. Or a table, a DataFrame of
+        pandas or polars or a Table of pyarrow, or an iterable of tables: of their columns of numbers, found in the
+        later ones by the names of the first, without missing values.
     axis
         The axis, or axes, of the channels.
     threads
@@ -41,7 +45,7 @@ def gather_moments(source: Array | Iterable[Array], axis: Axis = 1, *, threads: 
     Returns
     -------
     Moments
-        Of all values.
+        Of all values; those of a table have its names.
 
     Raises
     ------
@@ -58,13 +62,16 @@ def gather_moments(source: Array | Iterable[Array], axis: Axis = 1, *, threads: 
     """
     workers = get_num_threads() if threads is None else checked_threads(threads)
     gathered: Gathered | None = None
+    names: tuple[str, ...] | None = None
     running: deque[tuple[Block, Future[Moments]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        for x, plan in _arrays(source, axis):
+        for x, plan, of_columns, nan_policy in _arrays(source, axis):
+            names = of_columns
             gathered = gathered or Gathered(plan.channel_shape)
             for block in blocks(x):
-                running.append((tuple(block[a] for a in plan.axis), pool.submit(_moments, x, block, plan.axis)))
+                future = pool.submit(_moments, x, block, plan.axis, nan_policy)
+                running.append((tuple(block[a] for a in plan.axis), future))
                 if len(running) == 2 * workers:
                     _take(running, gathered)
         if gathered is None:
@@ -73,7 +80,7 @@ def gather_moments(source: Array | Iterable[Array], axis: Axis = 1, *, threads: 
             _take(running, gathered)
     finally:
         pool.shutdown(cancel_futures=True)
-    return gathered.moments()
+    return gathered.moments().named(names)
 
 
 def _take(running: deque[tuple[Block, Future[Moments]]], gathered: Gathered) -> None:
@@ -81,9 +88,9 @@ def _take(running: deque[tuple[Block, Future[Moments]]], gathered: Gathered) -> 
     gathered.add(where, future.result())
 
 
-def _moments(x: Array, block: Block, kept: tuple[int, ...]) -> Moments:
+def _moments(x: Array, block: Block, kept: tuple[int, ...], nan_policy: str) -> Moments:
     try:
-        return moments(load_exactly(x, block), kept)
+        return block_moments(load_exactly(x, block), kept, nan_policy)
     except Rounded as error:
         raise ValueError(f"{_WHO}: {error}") from None
 
@@ -100,14 +107,20 @@ def _as_array(value: object) -> str:
     return "; pass np.asarray of it" if hasattr(value, "__array__") else ""
 
 
-def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan]]:
-    """Each array, with its plan."""
-    if not isinstance(source, np.ndarray) and (not isinstance(source, Iterable) or _is_whole(source)):
+def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan, tuple[str, ...] | None, str]]:
+    """Each array, with its plan, the names of its channels, and what a missing value does."""
+    alone = isinstance(source, np.ndarray) or is_frame(source)
+    if not alone and (not isinstance(source, Iterable) or _is_whole(source)):
         raise TypeError(
             f"{_WHO}: source must be an array or an iterable of arrays; got {type(source).__name__}{_as_array(source)}"
         )
     channels: tuple[int, ...] | None = None
-    for i, x in enumerate([source] if isinstance(source, np.ndarray) else source):
+    names: tuple[str, ...] | None = None
+    for i, item in enumerate([source] if alone else source):  # type: ignore[arg-type, var-annotated]
+        x, nan_policy = item, "propagate"
+        if (frame := frame_of(item, _WHO, names)) is not None:
+            frame.warn(_WHO, depth=2)
+            x, names, nan_policy = frame.values, frame.names, "omit"
         if not isinstance(x, np.ndarray):
             raise TypeError(
                 f"{_WHO}: source must give arrays; item {i} is {type(x).__name__}{_as_array(x) or '; use np.asarray'}"
@@ -122,4 +135,4 @@ def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan]]:
                 f"the first has {channels}"
             )
         channels = plan.channel_shape
-        yield x, plan
+        yield x, plan, names if plan.axis == (1,) else None, nan_policy

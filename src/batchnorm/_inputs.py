@@ -279,6 +279,15 @@ def known_moments(mean_shape: tuple[int, ...], count: Doubles, d: Data, ghosts: 
         )
 
 
+def no_out(out: object, who: str) -> None:
+    """Refuse an array to write to where x is a table."""
+    if out is not None:
+        raise TypeError(
+            f"{who}: out must be left out where x is a table, as its results are a new one; got "
+            f"{type(out).__name__}; or pass the values as an array"
+        )
+
+
 def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
     """The array to write, new or given, and what the kernels take of it.
 

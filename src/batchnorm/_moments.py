@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class Moments:
         Sum of the squared deviations from the mean, at least 0. The biased variance is `m2 / count`.
     mean_low
         What rounding `mean` to float64 left out: the mean is `mean + mean_low`. Default 0.
+    names
+        Names of the channels, where they have some.
 
     Notes
     -----
@@ -52,10 +55,18 @@ class Moments:
     True
     """
 
-    __slots__ = ("_table",)
+    __slots__ = ("_names", "_table")
     _table: Doubles  # rows count, mean, mean_low, m2: what the kernels read and write
+    _names: tuple[str, ...]  # set where there are some
 
-    def __init__(self, count: ArrayLike, mean: ArrayLike, m2: ArrayLike, mean_low: ArrayLike | None = None) -> None:
+    def __init__(
+        self,
+        count: ArrayLike,
+        mean: ArrayLike,
+        m2: ArrayLike,
+        mean_low: ArrayLike | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         parts = [
             _inputs.statistic(value, name)
             for name, value in (("count", count), ("mean", mean), ("mean_low", mean_low), ("m2", m2))
@@ -78,6 +89,8 @@ class Moments:
         for row, part in enumerate(parts):
             table[row] = part
         self._set(table)
+        if names is not None:
+            _set_names(self, self._checked_names(names))
 
     def _set(self, table: Doubles) -> None:
         table.flags.writeable = False
@@ -92,6 +105,33 @@ class Moments:
         table.flags.writeable = False
         _set_table(moments, table)
         return moments
+
+    def named(self, names: Sequence[str] | None) -> Moments:
+        """The same moments with names for the channels, as the columns of a table have; None takes names away.
+
+        >>> import batchnorm as bn
+        >>> bn.moments([[1.0, 2.0], [3.0, 6.0]]).named(["height", "weight"]).names
+        ('height', 'weight')
+        """
+        moments = Moments._of_table(self._table)
+        if names is not None:
+            _set_names(moments, moments._checked_names(names))
+        return moments
+
+    def _checked_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"Moments: names must be texts, one for each channel; got {names!r}")
+        if self._table.ndim < 2 or len(names) != self._table.shape[-1]:
+            raise ValueError(
+                f"Moments: names must be one for each channel, for channels on one axis; got {len(names)} for "
+                f"moments of shape {self.shape}"
+            )
+        return tuple(names)
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of the channels: those of a table's columns, or None."""
+        return getattr(self, "_names", None)
 
     @classmethod
     def empty(cls, shape: int | tuple[int, ...]) -> Moments:
@@ -189,16 +229,18 @@ class Moments:
         >>> a.merge(b).mean
         array([4.])
         """
-        table = self._table
+        table, names = self._table, self.names
         for other in others:
             if not isinstance(other, Moments):
                 raise TypeError(f"Moments merge with Moments; got {type(other).__name__}")
             if other.shape != self.shape:
                 raise ValueError(f"Moments merge channel by channel; got channel shapes {self.shape} and {other.shape}")
+            names = _one_of(names, other.names)
             with np.errstate(all="ignore"):
                 merged: Doubles = _formulas.merge_moments(np, table, other._table)
             table = _with_finite_count(merged)
-        return Moments._of_table(table.copy() if table is self._table else table)
+        merged_all = Moments._of_table(table.copy() if table is self._table else table)
+        return merged_all if names is None else merged_all.named(names)
 
     def reduce(self, axis: int | tuple[int, ...] | None = 0) -> Moments:
         """Merge along an axis, or several, which the result does not have: of ghosts, the moments of the whole batch.
@@ -229,7 +271,8 @@ class Moments:
         table = self._table.transpose(0, *(1 + i for i in sorted(along)), *(1 + i for i in kept))
         merged = np.empty((4, *shape))
         _native.merge(np.ascontiguousarray(table).reshape(4, parts, *shape), merged, parts)
-        return Moments._of_table(_with_finite_count(merged))
+        whole = Moments._of_table(_with_finite_count(merged))
+        return whole if self.names is None or ndim - 1 in along else whole.named(self.names)
 
     def __add__(self, other: Moments) -> Moments:
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
@@ -245,7 +288,8 @@ class Moments:
     __hash__ = None  # type: ignore[assignment]  # compared by value, like the arrays it holds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Moments, (self.count, self.mean, self.m2, self.mean_low)
+        named = () if self.names is None else (self.names,)
+        return Moments, (self.count, self.mean, self.m2, self.mean_low, *named)
 
     def __copy__(self) -> Moments:
         return self
@@ -260,10 +304,27 @@ class Moments:
             np.array2string(np.asarray(v), separator=", ", threshold=6, precision=6)
             for v in (self.count, self.mean, std)
         ]
-        return "Moments(count={}, mean={}, std={})".format(*shown)
+        named = "" if self.names is None else f"names={self.names}, "
+        return "Moments({}count={}, mean={}, std={})".format(named, *shown)
 
 
 _set_table = Moments._table.__set__  # type: ignore[attr-defined, misc]  # the slot's own, past __setattr__
+
+
+_set_names = Moments._names.__set__  # type: ignore[attr-defined, misc]  # likewise
+
+
+def _one_of(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The names of what is merged: those of either, or of both."""
+    if a is None or b is None or a == b:
+        return b if a is None else a
+    if len(a) != len(b):
+        return a  # the merge refuses their shapes
+    first = next(i for i, (one, other) in enumerate(zip(a, b, strict=True)) if one != other)
+    raise ValueError(
+        f"Moments merge column by column; got {a[first]!r} and {b[first]!r} as names of channel {first}; bring the "
+        "columns into one order, or name them alike with named()"
+    )
 
 
 def _with_finite_count(table: Doubles) -> Doubles:

@@ -24,20 +24,20 @@ LATE = np.int64(1_700_000_000_000_000_000)  # nanoseconds since 1970
 RAGGED = np.empty(2, object)
 RAGGED[:] = [[1.0], [1.0, 2.0]]
 
-FLOAT32, FLOAT64, FROM_LEAST = "x.astype(np.float32)", "x.astype(np.float64)", "(x - x.min()).astype(np.float64)"
+FLOAT64, FROM_LEAST = "x.astype(np.float64)", "(x - x.min()).astype(np.float64)"
 
 # What came, words of the message, and the code that it advises, where that makes numbers by itself.
 FOREIGN = {
-    "small integers": (np.array([[1, 2], [3, 5]]), "integer data", FLOAT32),
-    "the last integers of float32": (np.array([[2**24, 1]]), "integer data", FLOAT32),
-    "seconds since 1970": (np.array([[1_700_000_001], [1_700_000_002]]), "float32 would round 1700000002", FLOAT64),
-    "negative integers": (np.array([[-(2**24) - 1, 0]]), "float32 would round 16777217", FLOAT64),
+    "small integers": (np.array([[1, 2], [3, 5]]), "integer data", FLOAT64),
+    "the last integers of float32": (np.array([[2**24, 1]]), "integer data", FLOAT64),
+    "seconds since 1970": (np.array([[1_700_000_001], [1_700_000_002]]), "integer data", FLOAT64),
+    "negative integers": (np.array([[-(2**24) - 1, 0]]), "integer data", FLOAT64),
     "nanoseconds since 1970": (np.array([[LATE], [LATE + 1]]), "would round 1700000000000000001", FROM_LEAST),
     "the least integer": (np.array([[-(2**63)]]), "float64 would round 9223372036854775808", FROM_LEAST),
     "unsigned": (np.array([[2**64 - 1, 2**64 - 2]], np.uint64), "would round 18446744073709551615", FROM_LEAST),
-    "no integer": (np.zeros((0, 2), int), "integer data", FLOAT32),
-    "integers of the other byte order": (np.array([[1, 2]], ">i4"), "integer data", FLOAT32),
-    "bool": (np.array([[True, False]]), "bool data", FLOAT32),
+    "no integer": (np.zeros((0, 2), int), "integer data", FLOAT64),
+    "integers of the other byte order": (np.array([[1, 2]], ">i4"), "integer data", FLOAT64),
+    "bool": (np.array([[True, False]]), "bool data", FLOAT64),
     "long double": (np.ones((2, 2), np.longdouble), "longdouble|float", FLOAT64),
     "complex": (np.ones((2, 2), complex), "complex data .* normalise x.real and x.imag", None),
     "dates": (np.array([["2026-01-01"], ["2026-01-02"]], "M8[D]"), "dates", "(x - x.min()) / np.timedelta64(1, 's')"),

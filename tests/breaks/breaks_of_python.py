@@ -114,7 +114,7 @@ BREAKS = [
         "test_gathering.py test_files.py",
     ),
     Break(
-        SRC + "_blocks.py",
+        SRC + "_foreign.py",
         "(flat > MOST_EXACT) | (flat < -MOST_EXACT)",
         "flat > MOST_EXACT",
         "data in blocks: large negative integers are rounded",
@@ -214,9 +214,9 @@ BREAKS = [
     ),
     Break(
         SRC + "_foreign.py",
-        "if largest <= _FLOAT32_EXACT:",
-        "if largest <= 2 * _FLOAT32_EXACT:",
-        "integers that float32 would round are advised to be float32",
+        "if largest <= MOST_EXACT:",
+        "if largest <= 2**63:",
+        "integers that float64 would round are advised to be float64",
         "test_foreign.py",
     ),
     Break(

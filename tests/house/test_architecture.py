@@ -19,7 +19,7 @@ CPP = Path(__file__).parents[2] / "cpp"
 
 # tools → torch · _ranked · _gathering → _layers · _blocks → _functional → _renorm · _running → _moments
 # → _ghosts · _usual · _masks → _inputs → _plan · _memory · _options · _formulas · _foreign
-# · _public · _version → _native.
+# · _left_out · _public · _version → _native; _frames → _foreign · _left_out.
 LEVELS = {
     "_native": 0,
     "_version": 1,
@@ -29,6 +29,8 @@ LEVELS = {
     "_options": 1,
     "_formulas": 1,
     "_foreign": 1,
+    "_left_out": 1,
+    "_frames": 2,
     "_inputs": 2,  # its refusals speak of plans
     "_ghosts": 3,
     "_usual": 3,

@@ -11,8 +11,9 @@ import numpy as np
 from ... import _inputs, _options
 from ..._blocks import gather, working_dtype
 from ..._foreign import content
+from ..._frames import frame_of
 from ..._moments import Moments
-from ..._plan import Axis, Plan, make_plan
+from ..._plan import Axis, Plan, channel_axes, make_plan
 from ..text.remarks import gaps
 from .channels import ChannelTable, channel_statistics
 from .comparing import compare_between, compare_inside
@@ -90,7 +91,7 @@ def explain(
     *,
     channel: int = 0,
     eps: float = 1e-5,
-    nan_policy: str = "propagate",
+    nan_policy: str | None = None,
     names: Sequence[str] | None = None,
     source: str | os.PathLike[str] | None = None,
     remarks: Sequence[str] = (),
@@ -102,7 +103,7 @@ def explain(
 
     Parameters
     ----------
-    x : array or nested sequence of numbers
+    x : array, nested sequence of numbers, or table
         Integers and booleans are converted to float64; the explanation says so.
     axis : int or tuple of ints
         The axes kept, which name the channels.
@@ -111,7 +112,8 @@ def explain(
     eps : float
         Added to the variance; positive.
     nan_policy : {"propagate", "omit", "raise"}
-        What NaN, a missing value, does: it spreads over its channel, is left out of the statistics, or is refused.
+        What NaN, a missing value, does: it spreads over its channel, the default for arrays; is left out of the
+        statistics, the default for tables; or is refused.
     names : sequence of str, optional
         One name per channel.
     source : str, optional
@@ -140,6 +142,10 @@ def explain(
     >>> e.formulas.mean, e.formulas.var
     (2.0, 1.0)
     """
+    if (frame := frame_of(x, "explain")) is not None:
+        names = frame.names if names is None and channel_axes(axis, "explain") in (1, -1, (1,), (-1,)) else names
+        x, remarks, nan_policy = frame.values, (*frame.remarks, *remarks), nan_policy or "omit"
+    nan_policy = nan_policy or "propagate"
     x = _array(x)
     plan = _check(x, axis, eps)
     if not 0 <= channel < plan.C:

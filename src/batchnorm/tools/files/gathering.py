@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ... import _blocks as blocks
+from ..._foreign import Rounded, rounding
 from ..._moments import Moments
 from ..._options import EPS
 from ..._plan import Axis, make_plan
@@ -84,7 +85,7 @@ def opened(path: Path, reading: Reading) -> Data:
     """Open a file whose moments are wanted: an integer that float64 would round is refused."""
     data = open_data(path, reading)
     if data.rounded is not None:
-        raise Refused(f"{data}: {blocks.rounding(data.rounded)}, or leave the column out with --columns.")
+        raise Refused(f"{data}: {rounding(data.rounded)}, or leave the column out with --columns.")
     return data
 
 
@@ -108,7 +109,7 @@ def gathered(data: Data, kept: tuple[int, ...], nan_policy: str | None, progress
     advance = progress("gathering moments", data.values.size)
     try:
         m = blocks.gather(data.values, kept, advance, blocks.load_exactly, data.nan_policy(nan_policy))
-    except blocks.Rounded as error:
+    except Rounded as error:
         raise Refused(f"{data}: {error}.") from error
     if (m.count == 0).any():
         channel = int(np.flatnonzero(m.count.ravel() == 0)[0])

@@ -1,16 +1,13 @@
-"""Columns of a table that hold no numbers: why each is left out, in one remark."""
+"""Why a column of a text table is left out: what its cells hold."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from .refused import Refused
+from ..._left_out import LeftOut, shown
 from .text_form import COMMA_NUMBER, GROUPED_NUMBER, Form, is_missing
 
-#: Columns named one by one, of each kind.
-NAMED = 6
 #: Cells looked at to say what a column holds.
 LOOKED_AT = 200
 
@@ -26,19 +23,6 @@ _UNIT = re.compile(r"\s*([$€£¥]\s?)?[+-]?\d[\d.,'’ \u00a0\u202f]*([eE][+-]
 _CONVERTIBLE = "take such signs out of the cells to have them counted"
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """A column that was left out, what it holds, and what would make numbers of it, if anything.
-
-    A column with a name is called by it alone: its number is another one among those that are left.
-    """
-
-    column: int
-    name: str | None
-    holds: str
-    fix: str | None = None
-
-
 def of_text(column: int, name: str | None, cells: Sequence[str], form: Form, bad: tuple[int, str] | None) -> LeftOut:
     """Say what a column of text holds; ``bad`` are the line and the text of its first cell that is no number."""
     filled = [c for c in cells[: LOOKED_AT * 50] if not is_missing(c)][:LOOKED_AT]
@@ -52,63 +36,15 @@ def of_text(column: int, name: str | None, cells: Sequence[str], form: Form, bad
     numbers = sum(form.number(c) is not None for c in filled)
     odd = next((c for c in filled if form.number(c) is None), bad[1] if bad else filled[0])
     rest = [c for c in filled if form.number(c) is None]
-    shown = _shown(odd)
+    said = shown(odd)
     if form.decimal == "." and all(map(COMMA_NUMBER.fullmatch, rest)) and rest:
         fix = 'if commas stand before decimals, add --decimal ","; if they separate thousands, remove them'
-        return LeftOut(column, name, f"numbers with commas, such as {shown}", fix)
+        return LeftOut(column, name, f"numbers with commas, such as {said}", fix)
     if rest and all(map(GROUPED_NUMBER.fullmatch, rest)):
-        return LeftOut(column, name, f"numbers with separators of thousands, such as {shown}", _CONVERTIBLE)
+        return LeftOut(column, name, f"numbers with separators of thousands, such as {said}", _CONVERTIBLE)
     if 2 * numbers >= len(filled) and bad is not None:
         fix = "correct what is not a number, or leave the cell empty, to have the column counted"
-        return LeftOut(column, name, f"numbers, but {_shown(bad[1])} in line {bad[0]}", fix)
+        return LeftOut(column, name, f"numbers, but {shown(bad[1])} in line {bad[0]}", fix)
     if rest and all(map(_UNIT.fullmatch, rest)):
-        return LeftOut(column, name, f"numbers with units, such as {shown}", _CONVERTIBLE)
+        return LeftOut(column, name, f"numbers with units, such as {said}", _CONVERTIBLE)
     return LeftOut(column, name, "text")
-
-
-def remark(left: Sequence[LeftOut]) -> str:
-    """Return one sentence about all columns that were left out.
-
-    >>> remark([LeftOut(4, "species", "text")])
-    "column 'species' was left out: it holds text"
-    """
-    groups = _groups(left)
-    if len(groups) == 1:
-        ((holds, fix), columns), several = groups[0], len(left) > 1
-        who = f"{_columns(columns)} {'were' if several else 'was'} left out: {'they hold' if several else 'it holds'}"
-        return f"{who} {holds}{f'; {fix}' if fix else ''}"
-    listed = ", ".join(f"{_columns(columns)} ({holds})" for (holds, _), columns in groups)
-    fixes = [*dict.fromkeys(fix for (_, fix), _ in groups if fix)]
-    return "; ".join([f"{len(left)} columns were left out: {listed}", *fixes])
-
-
-def refusal(source: str, left: Sequence[LeftOut], advice: str | None = None) -> Refused:
-    """Return the refusal of a table that has no column of numbers."""
-    listed = ", ".join(f"{_columns(columns)} {_hold(columns)} {holds}" for (holds, _), columns in _groups(left))
-    fixes = [f"{fix[0].upper()}{fix[1:]}." for fix in dict.fromkeys(fix for (_, fix), _ in _groups(left) if fix)]
-    fix = " ".join([advice] if advice else fixes or ["A table needs at least one column of numbers."])
-    return Refused(f"{source}: no column holds numbers: {listed}. {fix}")
-
-
-def _hold(columns: Sequence[LeftOut]) -> str:
-    return "hold" if len(columns) > 1 else "holds"
-
-
-def _groups(left: Sequence[LeftOut]) -> list[tuple[tuple[str, str | None], list[LeftOut]]]:
-    groups: dict[tuple[str, str | None], list[LeftOut]] = {}
-    for one in left:
-        groups.setdefault((one.holds, one.fix), []).append(one)
-    return [*groups.items()]
-
-
-def _columns(columns: Sequence[LeftOut]) -> str:
-    shown = [str(c.column) if c.name is None else _shown(c.name) for c in columns[:NAMED]]
-    if len(columns) > NAMED:
-        return f"columns {', '.join(shown)} and {len(columns) - NAMED} more"
-    if len(shown) == 1:
-        return f"column {shown[0]}"
-    return f"columns {', '.join(shown[:-1])} and {shown[-1]}"
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 32 else text[:31] + "…")

@@ -38,7 +38,7 @@ def save_moments(
     axis
         The channel axes of the data they came from, one for each axis of the moments; kept for the commands.
     names
-        A name for each channel; kept for the commands.
+        A name for each channel, by default those of the moments; kept for the commands.
     eps
         What to add to the variance; kept for ``batchnorm normalize --use-moments``, which without it takes 1e-5 and
         says so.
@@ -67,6 +67,7 @@ def save_moments(
     given = [axes] if isinstance(axes, int) else list(axes)
     arrays = {name: getattr(moments, name) for name in ARRAYS}
     try:
+        names = moments.names if names is None else names
         saved = assembled(arrays, given, None if names is None else list(names), eps)
     except (TypeError, ValueError) as error:
         raise Refused(
@@ -79,14 +80,15 @@ def save_moments(
 
 
 def load_moments(path: str | os.PathLike[str]) -> Moments:
-    """Moments that `save_moments`, or ``batchnorm normalize --save-moments``, wrote.
+    """Moments that `save_moments`, or a command such as ``batchnorm moments``, wrote, with their names.
 
     Raises
     ------
     ValueError
         Where the file does not exist, or is none of saved moments.
     """
-    return read(path, "load_moments").moments
+    saved = read(path, "load_moments")
+    return saved.moments.named(saved.names)
 
 
 def write(path: Path, saved: SavedMoments, suffix: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ... import _blocks as blocks
+from ..._foreign import Rounded
 from ..._moments import Moments
 from ..._options import EPS
 from ..._plan import Axis
@@ -62,7 +63,7 @@ def normalize_file(request: Request, progress: Progress = lambda phase, total: l
                 write(beside, SavedMoments(m, kept, names_of(data, kept), eps), moments_suffix(request.save_moments))
             advance = progress("normalising", data.values.size)
             kind.write(temporary, kind, data, lambda y: blocks.apply(data.values, m, kept, eps, y, advance))
-    except blocks.Rounded as error:
+    except Rounded as error:
         raise Refused(f"{data}: {error}.") from error
     return _report(request, data, m, kept, saved)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..._blocks import MOST_EXACT, beyond_exact
-from .left_out import LeftOut, refusal, remark
+from ..._foreign import MOST_EXACT, beyond_exact
+from ..._frames import arrow_holds, arrow_integers, arrow_numbers
+from ..._left_out import LeftOut, refusal, remark
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
 
@@ -40,13 +41,13 @@ def read_parquet(path: Path, columns: str | tuple[str, ...] | None = None) -> Ta
     numeric = [i for i, field in enumerate(arrow.schema) if _is_number(pyarrow, field.type) and i not in index]
     left = []
     if columns is None:
-        left = [LeftOut(i, names[i], why) for i in chosen if (why := _no_number(pyarrow, arrow, i))]
+        left = [LeftOut(i, names[i], why) for i in chosen if (why := arrow_holds(pyarrow, arrow.column(i)))]
         chosen = tuple(i for i in chosen if i not in {one.column for one in left})
     for i in chosen:
         _check_column(pyarrow, arrow, i, numeric, path)
     if not chosen:
-        raise refusal(str(path), left)
-    parts = [_numpy(pyarrow, arrow.column(i)) for i in chosen]
+        raise Refused(f"{path}: {refusal(left)}")
+    parts = [arrow_numbers(pyarrow, arrow.column(i)) for i in chosen]
     kinds = {p.dtype for p in parts}
     dtype = kinds.pop() if len(kinds) == 1 and parts[0].dtype.kind in "fi" else np.dtype(np.float64)
     values = np.empty((arrow.num_rows, len(chosen)), dtype)
@@ -159,34 +160,13 @@ def _check_column(pyarrow: Any, arrow: Any, i: int, numeric: list[int], path: Pa
         raise Refused(f"{where} holds {column.type}, not numbers. {other_columns_hint(numeric, len(arrow.schema))}")
 
 
-def _no_number(pyarrow: Any, arrow: Any, i: int) -> str | None:
-    """Return what a column holds that is left out, or None where it holds numbers."""
-    column, types = arrow.column(i), pyarrow.types
-    if column.null_count == len(column):
-        return "no value"
-    if types.is_boolean(column.type):
-        return "booleans"
-    if types.is_temporal(column.type):
-        return "dates"
-    if types.is_dictionary(column.type) or types.is_string(column.type) or types.is_large_string(column.type):
-        return "text"
-    return None if _is_number(pyarrow, column.type) else str(column.type)
-
-
-def _numpy(pyarrow: Any, column: Any) -> np.ndarray:
-    if pyarrow.types.is_decimal(column.type) or (column.null_count and not pyarrow.types.is_floating(column.type)):
-        column = column.cast(pyarrow.float64(), safe=False)
-    values: np.ndarray = column.to_numpy()
-    return values
-
-
 def _rounded(pyarrow: Any, arrow: Any, i: int) -> str | None:
     """Say where the first integer of a column stands that float64 does not hold, if any."""
     column = arrow.column(i)
     rows: list[int] = []
-    if pyarrow.types.is_integer(column.type):
-        rows = beyond_exact(column.fill_null(0).to_numpy()).tolist()
+    if (whole := arrow_integers(pyarrow, column)) is not None:
+        rows = beyond_exact(whole).tolist()
     elif pyarrow.types.is_decimal(column.type) and column.type.scale <= 0:
-        large = np.flatnonzero(np.abs(np.nan_to_num(_numpy(pyarrow, column))) >= MOST_EXACT)
+        large = np.flatnonzero(np.abs(np.nan_to_num(arrow_numbers(pyarrow, column))) >= MOST_EXACT)
         rows = [r for r in large.tolist() if abs(column[r].as_py()) > MOST_EXACT]
     return f"row {rows[0]}, column {i} {arrow.column_names[i]!r}: {column[rows[0]].as_py()}" if rows else None

@@ -133,7 +133,12 @@ def assembled(arrays: dict[str, Doubles], axis: object, names: object, eps: obje
         checked = None if eps is None else EPS.take(eps)
     except (TypeError, ValueError):
         raise ValueError(f"{EPS.name} {EPS.rule}; got {eps!r}") from None
-    return SavedMoments(Moments(**arrays), tuple(axis), None if names is None else tuple(names), checked)
+    return SavedMoments(
+        Moments(*(arrays[name] for name in ("count", "mean", "m2", "mean_low"))),
+        tuple(axis),
+        None if names is None else tuple(names),
+        checked,
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..._blocks import MOST_EXACT
+from ..._foreign import MOST_EXACT
 
 #: Separators that a table may have been written with, in words, and as an option.
 SEPARATORS = {";": ("semicolons", '";"'), "\t": ("tabs", "tab"), "|": ("bars", '"|"'), ",": ("commas", '","')}

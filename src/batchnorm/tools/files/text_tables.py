@@ -12,9 +12,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from . import left_out
+from ..._left_out import LeftOut, refusal, remark
 from .data import AS_FOUND, Reading
-from .left_out import LeftOut
+from .left_out import of_text
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
 from .text_form import Form, declared, form_in_words, found_form, is_missing, number_advice, other_form, rounded_integer
@@ -272,13 +272,13 @@ class _Reader:
             if not found.gaps:
                 found.first_gap = None
         left += [
-            left_out.of_text(i, self._name(i), found.others[i], self.form, bad.get(i))
+            of_text(i, self._name(i), found.others[i], self.form, bad.get(i))
             for i in sorted(found.others)
             if i not in index
         ]
         if not found.chosen:
             advice = other_form(looked_at[0][1], self.first, self.form)
-            raise left_out.refusal(self.source, left, advice)
+            raise Refused(f"{self.source}: {refusal(left, advice)}")
         return found, left
 
     def _look_for_texts(
@@ -315,7 +315,7 @@ class _Reader:
             *([self.in_words] if self.in_words else []),
             *self._about_the_header(numbers),
             *self._about_blanks(),
-            *([left_out.remark(left)] if left else []),
+            *([remark(left)] if left else []),
             *self._about_totals(found),
         ]
         if 0 in found.chosen and self.header and (why := self._may_number_rows(found)):
