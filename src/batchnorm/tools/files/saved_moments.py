@@ -133,12 +133,8 @@ def assembled(arrays: dict[str, Doubles], axis: object, names: object, eps: obje
         checked = None if eps is None else EPS.take(eps)
     except (TypeError, ValueError):
         raise ValueError(f"{EPS.name} {EPS.rule}; got {eps!r}") from None
-    return SavedMoments(
-        Moments(*(arrays[name] for name in ("count", "mean", "m2", "mean_low"))),
-        tuple(axis),
-        None if names is None else tuple(names),
-        checked,
-    )
+    moments = Moments(arrays["count"], arrays["mean"], arrays["m2"], arrays["mean_low"])
+    return SavedMoments(moments, tuple(axis), None if names is None else tuple(names), checked)
 
 
 def _reason(error: Exception) -> str:
