@@ -141,7 +141,7 @@ def has_single_value(layer: Any, x: Tensor, selection: Tensor | None) -> bool:
     if selection is None or layer.on_single_value == "error" or not _backend.has_values(selection):
         positions = 1 if math.prod(shape) == shape[1] > 0 else 2  # of a selection, the kernels count
     else:
-        positions = int((selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum())
+        positions = int(counted(x, selection))
     if positions != 1:
         return False
     if layer.on_single_value == "running" and layer.running_mean is not None:
