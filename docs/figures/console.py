@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests" / "house"), str(ROOT / "tests" / "support")]
 
 from test_docs import FENCE, Block, entries_of, output_of, run_python  # noqa: E402
 

@@ -62,7 +62,7 @@ def gather_files(request: Gathering, progress: Progress = lambda phase, total: l
         write(unfinished, saved, suffix_of(request.target))
     m, files = saved.moments, len(request.sources)
     of = str(request.sources[0]) if files == 1 else f"{files} files together"
-    remarks += [f"Note: {remark}." for remark in narrow(m.m2 / m.count, request.eps, saved.channel)]
+    remarks += [f"Note: {remark}." for remark in narrow(m.m2 / m.count, request.eps, saved.channel, own=False)]
     return [f"{request.target}: the moments of {of}: {counted(m)}.", *remarks]
 
 

@@ -138,7 +138,7 @@ def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], sav
     lines += [f"Note: {remark}." for remark in data.remarks]
     if saved is None:
         lines += [f"Note: {remark}." for remark in about_gaps(data, kept, m, request.nan_policy)]
-    lines += [f"Note: {remark}." for remark in narrow(m.var(), _eps(request, saved), name)]
+    lines += [f"Note: {remark}." for remark in narrow(m.var(), _eps(request, saved), name, own=saved is None)]
     if broken := int(np.count_nonzero(~np.isfinite(m.mean))):
         lines.append(f"{broken} of the channels hold NaN or infinity; all their outputs are NaN.")
     return lines

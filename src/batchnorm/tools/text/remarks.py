@@ -34,10 +34,12 @@ def gaps(counts: np.ndarray, total: int, name: Callable[[int], str], cells: bool
     return (f"{number} {what} left out of the statistics, {where}",)
 
 
-def narrow(var: np.ndarray, eps: float, name: Callable[[int], str]) -> tuple[str, ...]:
+def narrow(var: np.ndarray, eps: float, name: Callable[[int], str], own: bool) -> tuple[str, ...]:
     """Say which channels do not get a standard deviation of 1: constant ones, and those that eps scales.
 
-    >>> narrow(np.array([1.0, 0.0]), 1e-5, "column {}".format)
+    ``own``: the variance is that of the data normalised, not of other data.
+
+    >>> narrow(np.array([1.0, 0.0]), 1e-5, "column {}".format, own=True)
     ('column 1 is constant, so all its output is 0',)
     """
     var = var.ravel()
@@ -45,7 +47,11 @@ def narrow(var: np.ndarray, eps: float, name: Callable[[int], str]) -> tuple[str
     said = []
     if len(constant):
         is_, its = ("is", "its") if len(constant) == 1 else ("are", "their")
-        said.append(f"{_listed(constant, name)} {is_} constant, so all {its} output is 0")
+        if own:
+            said.append(f"{_listed(constant, name)} {is_} constant, so all {its} output is 0")
+        else:
+            rule = f"what differs from {its} mean is multiplied by 1/√eps = {eps**-0.5:.3g}"
+            said.append(f"{_listed(constant, name)} {is_} constant in the data of the moments, so {rule}")
     if len(near):
         c = int(near[0])
         std = f"{np.sqrt(var[c] / (var[c] + eps)):.3g}"
