@@ -60,10 +60,11 @@ struct Problem {
   Activation activation = Activation::none;
   double slope = 0;               // of leaky_relu
   bool compute_stats = true;      // forward: gather the moments first
+  bool omit = false;              // a cell whose x is NaN is missing: it is in no sum and no count, and its gradients are 0
   bool training = true;           // backward: the moments depend on x
   bool compute_sums = true;       // backward: gather the sums first; else they are given, as those of a larger batch are
   bool only_activation = false;   // backward: grad_x is the gradient before the activation, and nothing else is asked for
-  bool residual_is_y = false;     // backward: `residual` holds y, which tells the activation's derivative as z would
+  bool residual_is_y = false;     // backward: `residual` holds y, which tells the activation's derivative as z would; without omit
   double* grad_weight = nullptr;  // backward: sum of g * xhat and sum of g, always C values each
   double* grad_bias = nullptr;
   int threads = 1;

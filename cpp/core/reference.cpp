@@ -92,6 +92,7 @@ template <class C> C activate_backward(const Problem& p, C z, C g) {
 }
 
 double weight_at(const Problem& p, int64_t r) { return p.weights ? get(p, p.weights, 0, r) : 1.0; }
+bool is_missing(const Problem& p, double x) { return p.omit && std::isnan(x); }
 double finite_or(double value, double otherwise) { return std::isfinite(value) ? value : otherwise; }
 
 // A value for each position of a block; 0 where there is none.
@@ -126,13 +127,16 @@ template <class A> double sum_of_products(int64_t n, const Terms<A>& a, const Te
   return sum_of_pairs<A>(n, [&](int64_t r) { return madd(a[r + kLanes], b[r + kLanes], a[r] * b[r]); });
 }
 
-// The values of a block, and what they weigh.
+// The values of a block, and what they weigh: nothing where one is missing.
 struct Block {
   int64_t n;
+  bool is_mask;  // whether the weights of its positions are 0 or 1
   Terms<double> x{}, w{};
 
   Block(const Problem& p, int64_t c, int64_t r0, int64_t r1) : n(r1 - r0) {
     for (int64_t i = 0; i < n; ++i) x[i] = get(p, p.x, c, r0 + i), w[i] = weight_at(p, r0 + i);
+    is_mask = std::all_of(w.begin(), w.end(), [](double weight) { return weight == 0 || weight == 1; });
+    for (int64_t i = 0; i < n; ++i) w[i] = is_missing(p, x[i]) ? 0 : w[i];
   }
 };
 
@@ -167,7 +171,7 @@ bool is_trusted(double count, const Shifted& sums) {
   return std::isfinite(sums.q) && sums.q >= count * 0x1p-90 && sums.q - sums.s * (sums.s / count) >= sums.q / 2;
 }
 
-// Of a block in which every weight is 0 or 1.
+// Of a block in which the weight of every position is 0 or 1.
 template <class C> Moments counted_moments(const Block& b) {
   const double count = static_cast<double>(std::count(b.w.begin(), b.w.begin() + b.n, 1.0));
   if (count == 0) return {};
@@ -182,13 +186,13 @@ Moments weighted_moments(const Block& b) {
   const double K = finite_or(b.x[std::max_element(b.w.begin(), b.w.begin() + b.n) - b.w.begin()], 0);
   Terms<double> d{}, h{};
   for (int64_t i = 0; i < b.n; ++i) d[i] = b.w[i] != 0 ? b.x[i] - K : 0, h[i] = b.w[i] * d[i];
-  return block_moments(sum(b.n, b.w), K, sum(b.n, h), sum_of_products(b.n, h, d));
+  const double total = sum(b.n, b.w);
+  return total > 0 ? block_moments(total, K, sum(b.n, h), sum_of_products(b.n, h, d)) : Moments{};
 }
 
 template <class C> Moments moments_of_block(const Problem& p, int64_t c, int64_t r0, int64_t r1) {
   const Block b(p, c, r0, r1);
-  const bool is_mask = std::all_of(b.w.begin(), b.w.end(), [](double w) { return w == 0 || w == 1; });
-  return is_mask ? counted_moments<C>(b) : weighted_moments(b);
+  return b.is_mask ? counted_moments<C>(b) : weighted_moments(b);
 }
 
 template <class C> C z_of(const Problem& p, const Coefficients& k, int64_t c, int64_t r) {
@@ -199,15 +203,16 @@ template <class C> C z_of(const Problem& p, const Coefficients& k, int64_t c, in
 }
 
 template <class C> C grad_z(const Problem& p, const Coefficients& k, int64_t c, int64_t r) {
+  if (is_missing(p, get(p, p.x, c, r))) return 0;
   const C g = static_cast<C>(get(p, p.grad_y, c, r));
   if (p.activation == Activation::none) return g;
   return activate_backward(p, p.residual_is_y ? static_cast<C>(get(p, p.residual, c, r)) : z_of<C>(p, k, c, r), g);
 }
 
 // Sums of h and of h * (x - center) over n positions, in type A.
-template <class A, class C> Sums sums_about(A center, int64_t n, const Terms<double>& x, const Terms<C>& h) {
+template <class A, class C> Sums sums_about(const Problem& p, A center, int64_t n, const Terms<double>& x, const Terms<C>& h) {
   Terms<A> g{}, d{};
-  for (int64_t i = 0; i < n; ++i) g[i] = static_cast<A>(h[i]), d[i] = static_cast<A>(x[i]) - center;
+  for (int64_t i = 0; i < n; ++i) g[i] = static_cast<A>(h[i]), d[i] = is_missing(p, x[i]) ? A(0) : static_cast<A>(x[i]) - center;
   return {sum(n, g), sum_of_products(n, g, d)};
 }
 
@@ -216,11 +221,11 @@ template <class C> Sums sums_of_block(const Problem& p, const Coefficients& k, i
   Terms<double> x{};
   Terms<C> h{};  // the gradient before the activation
   for (int64_t i = 0; i < n; ++i) x[i] = get(p, p.x, c, r0 + i), h[i] = grad_z<C>(p, k, c, r0 + i);
-  if (k.wide) return sums_about<double>(k.mean, n, x, h);
-  const Sums sums = sums_about<C>(static_cast<C>(k.center), n, x, h);
+  if (k.wide) return sums_about<double>(p, k.mean, n, x, h);
+  const Sums sums = sums_about<C>(p, static_cast<C>(k.center), n, x, h);
   // Sums in float are good: no overflow, no underflow.
   const bool trusted = std::isfinite(sums.g) && std::isfinite(sums.gd) && std::fabs(sums.gd) >= static_cast<double>(n) * 0x1p-90;
-  return std::is_same<C, double>::value || trusted ? sums : sums_about<double>(k.center, n, x, h);
+  return std::is_same<C, double>::value || trusted ? sums : sums_about<double>(p, k.center, n, x, h);
 }
 
 // reduce(first, last) over all blocks, merged by the tree.
@@ -245,6 +250,7 @@ template <class C> void forward_in(const Problem& p) {
 
 template <class C> C grad_x_of(const Problem& p, const Coefficients& k, int64_t c, int64_t r, C g) {
   const double x = get(p, p.x, c, r);
+  if (is_missing(p, x)) return 0;
   C inner = g;
   double wide = g;
   const C w = static_cast<C>(weight_at(p, r) * weights_scale(p));

@@ -66,6 +66,7 @@ __attribute__((noinline)) void each_short_run(const Runs& runs, Coefs k, int64_t
   alignas(64) char few[4][kLanes * sizeof(T)] = {};
   const size_t bytes = static_cast<size_t>(runs.length) * sizeof(T);
   Runs one{few[0], few[1], runs.g ? few[2] : nullptr, runs.residual ? few[3] : nullptr, 1, kLanes, 0, 0, 0, 0, false, runs.slope};
+  one.omits = runs.omits;
   Place<T> at(runs);
   for (int64_t i = 0; i < runs.count; ++i, at.next(runs)) {
     if (runs.weights) one.weights = runs.weights + (period ? i * size : 0);
@@ -141,13 +142,16 @@ template <class T, class Of, bool Residual, bool Clips>
 BN_INLINE void inner_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   using C = Compute<T>;
   const U<C> most = gradient_bound<C>(act);
+  const bool omits = kHasTogether && runs.omits;
   const C slope = static_cast<C>(runs.slope);
   each_run<T>(runs, [&](const Place<T>& at, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
     over<false>(at.out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
-      U<C> z = multiply_add(load(at.x + j) - center(c), scale(c), shift(c));
+      const U<C> unit = load(at.x + j);
+      U<C> z = multiply_add(unit - center(c), scale(c), shift(c));
       if (Residual) z = z + load(at.residual + j);
-      return Clips ? where_inside(z, most, load(at.g + j)) : activate_any_backward(act, slope, z, load(at.g + j));
+      const U<C> h = Clips ? where_inside(z, most, load(at.g + j)) : activate_any_backward(act, slope, z, load(at.g + j));
+      return omits ? where_number(unit, h) : h;
     });
   });
 }
@@ -170,13 +174,14 @@ template <class T, class Of, bool Training, bool Clips, bool Past, Weighing W = 
 BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
   using C = Compute<T>;
   const U<C> most = gradient_bound<C>(act), zero = fill<C>(0);
+  const bool omits = kHasTogether && runs.omits;
   const C* weights = reinterpret_cast<const C*>(runs.weights);
   each_run<T>(runs, [&](const Place<T>& at, int64_t i) BN_INLINE_LAMBDA {
     const Of center(k.center, i), scale(k.scale, i), shift(Clips ? k.shift : k.scale, i);
     const Of k1(Training ? k.k1 : k.scale, i), k0(Training ? k.k0 : k.scale, i);
     const U<C> of_run = W == Weighing::by_run ? fill(weights[i]) : zero;
     over<Past>(at.out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
-      const U<C> d = load(at.x + j) - center(c);
+      const U<C> unit = load(at.x + j), d = unit - center(c);
       U<C> h = load(at.g + j);
       if (Clips) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
       if (W != Weighing::none) {
@@ -185,7 +190,7 @@ BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activat
       } else if (Training) {
         h = h - multiply_add(d, k1(c), k0(c));
       }
-      return h * scale(c);
+      return omits ? where_number(unit, h * scale(c)) : h * scale(c);
     });
   });
   if (Past) fence();

@@ -10,15 +10,18 @@ namespace {
 
 struct Block {
   int64_t r, n;
+  bool omits;
   BlockWeights weights;
 
-  Block(const Call& call, int64_t b) : r(b * kBlock), n(std::min(kBlock, call.p.m - r)) {
+  Block(const Call& call, int64_t b) : r(b * kBlock), n(std::min(kBlock, call.p.m - r)), omits(call.p.omit) {
     if (call.weights) weights = call.weights->block(b);
     else weights.total = static_cast<double>(n);
   }
   bool counts(int64_t i) const { return weights.counts == nullptr || (weights.counts[i / kLanes] >> i % kLanes & 1) != 0; }
   // From position i on.
-  const uint16_t* counts_from(int64_t i) const { return weights.counts ? weights.counts + i / kLanes : nullptr; }
+  There there(int64_t i) const { return {weights.counts ? weights.counts + i / kLanes : nullptr, omits}; }
+  // How many positions of a channel count; `counted` is what leaves have counted.
+  double total(const double* counted) const { return omits ? *counted : weights.total; }
   // Whether a whole cell begins at position i, in which everything counts.
   bool is_full(int64_t i) const {
     for (int64_t t = 0; weights.counts != nullptr && t < 8; ++t)
@@ -51,12 +54,12 @@ template <class First> double shift_of(const Call& call, double sum, int64_t n, 
   return std::isfinite(K) ? rounded(call.p, K) : 0.0;
 }
 
-// The positions of a block that its shift is the mean of: the first sixteen that count, of some that the golden ratio scatters, for
-// neighbors are alike; or the first one of all.
-int64_t sample_of(const Block& block, int64_t* to) {
+// The positions of a block that its shift is the mean of: the first that count, of some that the golden ratio scatters, for
+// neighbors are alike; or the first one of all. Up to `most`: sixteen, or more where some are missing.
+int64_t sample_of(const Block& block, int64_t most, int64_t* to) {
   const int64_t step = block.n < kLanes ? 1 : (block.n * 1265 / kBlock) | 1;
   int64_t n = 0, at = 0;
-  for (int64_t i = 0; i < kScattered && i < block.n && n < kLanes; ++i, at = at + step < block.n ? at + step : at + step - block.n)
+  for (int64_t i = 0; i < kScattered && i < block.n && n < most; ++i, at = at + step < block.n ? at + step : at + step - block.n)
     if (block.counts(at)) to[n++] = at;
   if (n > 0) return n;
   for (at = 0; !block.counts(at);) ++at;
@@ -76,19 +79,33 @@ void find(const Problem& p, const Array& a, int64_t r, const int64_t* sample, in
   }
 }
 
-// The shift, of elements at these offsets.
-double shift_of_elements(const Call& call, const char* from, const int64_t* offsets, int64_t n) {
-  const double sum = call.data.sum_of(from, offsets, n);
-  return shift_of(call, sum, n, [&] { return call.data.sum_of(from, offsets, 1); });
+// The shift, of the first sixteen elements that are there, of those at n = take(most, offsets); NaN where all of them are missing.
+template <class Take> double shift_of_elements(const Call& call, const char* from, const Take& take) {
+  const bool omits = call.p.omit;
+  int64_t offsets[kScattered];
+  for (int64_t most = Sample::most(call.p);; most = std::min(2 * most, kScattered)) {
+    int64_t found;
+    const int64_t n = take(most, offsets);
+    const double sum = call.data.sum_of(from, offsets, n, omits, &found);
+    if (found < kLanes && n == most && most < kScattered) continue;
+    if (found == 0) return NAN;
+    return shift_of(call, sum, found, [&] {
+      for (int64_t i = 0, one;; ++i) {
+        const double first = call.data.sum_of(from, offsets + i, 1, omits, &one);
+        if (one > 0) return first;
+      }
+    });
+  }
 }
 
 }  // namespace
 
 Sample sample_of_block(const Call& call, int64_t b) {
   const Block block(call, b);
-  if (block.weights.counted == Counted::none || block.weights.counted == Counted::weighted) return {};
-  int64_t positions[kLanes];
-  Sample sample{sample_of(block, positions), {}};
+  Sample sample;
+  if (block.weights.counted == Counted::none || block.weights.counted == Counted::weighted) return sample;
+  int64_t positions[Sample::kMost];
+  sample.n = sample_of(block, Sample::most(call.p), positions);
   find(call.p, call.p.x, block.r, positions, sample.n, sample.offsets);
   return sample;
 }
@@ -98,12 +115,56 @@ namespace {
 const char* first_of_channel(const Call& call, int64_t c) {
   return call.p.x.data + channel_offset(call.p, call.p.x, c) * call.data.size;
 }
-double shift_of_channel(const Call& call, int64_t c, const Block& block) {
+// `known`: the block's sample, if it has been found out already.
+double shift_of_channel(const Call& call, int64_t c, const Block& block, const Sample* known) {
+  return shift_of_elements(call, first_of_channel(call, c), [&](int64_t most, int64_t* to) {
+    if (known && most <= Sample::kMost) {
+      std::copy_n(known->offsets, known->n, to);
+      return known->n;
+    }
+    int64_t positions[kScattered];
+    const int64_t n = sample_of(block, most, positions);
+    find(call.p, call.p.x, block.r, positions, n, to);
+    return n;
+  });
+}
+const Sample* known_sample(const Call& call, const Block& block) {
   const int64_t b = block.r / kBlock;
-  Sample one;
-  if (b >= call.sampled) one = sample_of_block(call, b);
-  const Sample& sample = b < call.sampled ? call.samples[b] : one;
-  return shift_of_elements(call, first_of_channel(call, c), sample.offsets, sample.n);
+  return b < call.sampled ? call.samples + b : nullptr;
+}
+
+// The values of a channel in a block, in double, up to whole cells.
+class Values {
+ public:
+  alignas(64) double x[kBlock];
+
+  Values(const Call& call, int64_t c, const Block& block) {
+    gather(call.p, call.p.x, c, block.r, block.n, raw_, call.isa);
+    call.data.to_double(x, raw_, (block.n + kLanes - 1) / kLanes * kLanes, nullptr);
+  }
+
+ private:
+  alignas(64) char raw_[kBlock * 8 + 64];
+};
+
+// The shift of a channel of which no value is found in the sample, and some are elsewhere.
+__attribute__((noinline)) double shift_of_rest(const Call& call, int64_t c, const Block& block) {
+  const Values values(call, c, block);
+  int64_t i = 0;
+  while (!block.counts(i) || std::isnan(values.x[i])) ++i;
+  return shift_of(call, values.x[i], 1, [&] { return values.x[i]; });
+}
+
+// The moments of a channel with weights, of which some values are missing: they have none.
+__attribute__((noinline)) Moments weighted_without_missing(const Call& call, int64_t c, const Block& block) {
+  const Values values(call, c, block);
+  const int64_t cells = (block.n + kCell - 1) / kCell;
+  double weights[kBlock], acc[8] = {};
+  for (int64_t i = 0; i < cells * kCell; ++i) weights[i] = i < block.n && !std::isnan(values.x[i]) ? block.weights.values[i] : 0.0;
+  const double first = values.x[std::max_element(weights, weights + block.n) - weights], K = std::isfinite(first) ? first : 0.0;
+  call.wide.moments_weighted(reinterpret_cast<const char*>(values.x), weights, cells, {}, K, acc);
+  const double total = sum_of_weights(weights, cells);
+  return total > 0 ? block_moments(total, K, fold(acc, 1), fold(acc + 4, 1)) : Moments{};
 }
 
 // How a channel's positions are read. Joined: runs are equally far apart, and a unit that begins in one and goes on in the next is
@@ -143,10 +204,8 @@ class Cells {
 
   // The block's shift, from what has been copied.
   double shift(const Call& call) const {
-    if (reading_ != Reading::copied) return shift_of_channel(call, c_, block_);
-    int64_t sample[kLanes];
-    const int64_t n = sample_of(block_, sample);
-    return shift_of_elements(call, raw_[0], sample, n);
+    if (reading_ != Reading::copied) return shift_of_channel(call, c_, block_, known_sample(call, block_));
+    return shift_of_elements(call, raw_[0], [&](int64_t most, int64_t* to) { return sample_of(block_, most, to); });
   }
 
   // add(x, g, cells, joints, i) for whole cells, and some(x, g, i, n) for what is less, from position i of the block on; in whole
@@ -209,18 +268,19 @@ class Cells {
 };
 
 int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+int nothing(bool omits) { return omits ? 0xff : 0; }  // bytes of what adds 0: NaN, where that is missing
 
 // From position i of the block on.
 void add_channel_moments(const Call& call, Cells& cells, const Block& block, double K, double* acc) {
   const Value shift(call, K), zero(call, 0);
   const int64_t size = call.data.compute;
   cells.each([&](const char* x, const char*, int64_t n, Joints joints,
-                 int64_t i) { call.data.moments(x, n, joints, shift.values, block.counts_from(i), acc); },
+                 int64_t i) { call.data.moments(x, n, joints, shift.values, block.there(i), acc); },
              [&](const char* x, const char*, int64_t i, int64_t n) {
                alignas(64) char d[kCell * 8];
                call.data.to_compute(d, x, whole(n), shift.values);
-               std::memset(d + n * size, 0, static_cast<size_t>((kCell - n) * size));
-               call.compute.moments(d, 1, {}, zero.values, block.counts_from(i), acc);
+               std::memset(d + n * size, nothing(block.omits), static_cast<size_t>((kCell - n) * size));
+               call.compute.moments(d, 1, {}, zero.values, block.there(i), acc);
              });
 }
 
@@ -231,19 +291,23 @@ void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i
   const int64_t size = call.data.compute;
   Cells(call, c, block, i, &call.p.x, &call.p.grad_y)
       .each([&](const char* x, const char* g, int64_t cells, Joints joints,
-                int64_t) { call.data.sums(x, g, cells, joints, k, act, acc); },
+                int64_t) { call.data.sums(x, g, cells, joints, k, act, block.omits, acc); },
             [&](const char* x, const char* g, int64_t, int64_t n) {
-              alignas(64) char d[kCell * 8], h[kCell * 8];
+              alignas(64) char values[kCell * 8], d[kCell * 8], h[kCell * 8];
               call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
+              if (block.omits) {
+                call.data.to_compute(values, x, whole(n), nullptr);
+                call.compute.keep_numbers(d, values, whole(n)), call.compute.keep_numbers(h, values, whole(n));
+              }
               const size_t rest = static_cast<size_t>((kCell - n) * size);
               std::memset(d + n * size, 0, rest), std::memset(h + n * size, 0, rest);
-              call.compute.sums(d, h, 1, {}, {zero.values, k.scale, k.shift, k.k1, k.k0}, act, acc);
+              call.compute.sums(d, h, 1, {}, {zero.values, k.scale, k.shift, k.k1, k.k0}, act, false, acc);
             });
 }
 
 // The moments of channels of a tile, in double: shifted by K, or, twice, by the mean.
 struct InDouble {
-  alignas(64) double K[kLanes] = {}, acc[8 * kLanes];
+  alignas(64) double K[kLanes] = {}, acc[9 * kLanes];
   int64_t step;  // between sums of lanes mod 4
 
   __attribute__((noinline)) InDouble(const Call& call, const Block& block, int64_t c, int64_t width, bool side_by_side)
@@ -252,24 +316,27 @@ struct InDouble {
     if (side_by_side) tile.rows(c, width);
     else tile.channel(c);
     add(tile, block);
-    for (int64_t i = 0; i < step; ++i) K[i] = fold(acc + i, step) / block.weights.total;
+    for (int64_t i = 0; i < step; ++i) K[i] = fold(acc + i, step) / total(block, i);
     for (int64_t i = 0; i < kLanes; ++i) K[i] = std::isfinite(K[i]) ? K[i] : 0.0;
     if (!side_by_side) std::fill_n(K, kLanes, K[0]);
     add(tile, block);
   }
 
   void add(Tile& tile, const Block& block) {
-    std::fill_n(acc, 8 * kLanes, 0.0);
+    std::fill_n(acc, 9 * kLanes, 0.0);
     tile.add_moments(block.r, block.n, block.weights.counts, K, acc);
   }
+  double total(const Block& block, int64_t i) const { return block.total(acc + 8 * step + i); }
   Moments of(const Block& block, int64_t i) const {
-    return block_moments(block.weights.total, K[i], fold(acc + i, step), fold(acc + 4 * step + i, step));
+    if (total(block, i) == 0) return {};
+    return block_moments(total(block, i), K[i], fold(acc + i, step), fold(acc + 4 * step + i, step));
   }
 };
 
-Moments settle(const Call& call, int64_t c, const Block& block, double K, const double* acc, int64_t step) {
-  const double s = fold(acc, step), q = fold(acc + 4 * step, step);
-  if (is_trusted(call, block.weights.total, s, q)) return block_moments(block.weights.total, K, s, q);
+Moments settle(const Call& call, int64_t c, const Block& block, double K, const double* acc) {
+  const double s = fold(acc, 1), q = fold(acc + 4, 1), n = block.total(acc + 8);
+  if (n == 0) return {};
+  if (is_trusted(call, n, s, q)) return block_moments(n, K, s, q);
   return InDouble(call, block, c, 1, false).of(block, 0);
 }
 
@@ -301,7 +368,10 @@ Sums settle(const Call& call, int64_t c, const Block& block, const Sums& s) {
 }
 
 // Whether the gradient before the activation is found in leaves: without one, or a clip of x alone.
-bool is_simple(const Problem& p) { return p.activation == Activation::none || (is_clip(p.activation) && !p.residual); }
+bool is_simple(const Call& call) {
+  const Problem& p = call.p;
+  return (p.activation == Activation::none || (is_clip(p.activation) && !p.residual)) && (!p.omit || call.data.omits);
+}
 
 }  // namespace
 
@@ -316,7 +386,7 @@ void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {
     *out = {};
     return;
   }
-  double acc[8] = {};
+  double acc[9] = {};
   if (block.weights.counted == Counted::weighted) {
     const double K = first_weighted(call, c, block);
     Cells(call, c, block, 0, &call.p.x, nullptr)
@@ -326,18 +396,26 @@ void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {
                 call.data.moments_weighted(x, block.weights.values + i, 1, {}, K, acc);
               });
     *out = block_moments(block.weights.total, K, fold(acc, 1), fold(acc + 4, 1));
+    if (block.omits && std::isnan(out->mean)) *out = weighted_without_missing(call, c, block);
   } else {
     Cells cells(call, c, block, 0, &call.p.x, nullptr);
-    const double K = cells.shift(call);
+    double K = cells.shift(call);
+    const bool is_found = !std::isnan(K);
+    if (!is_found) K = 0;
     add_channel_moments(call, cells, block, K, acc);
-    *out = settle(call, c, block, K, acc, 1);
+    if (!is_found && acc[8] > 0) {
+      K = shift_of_rest(call, c, block);
+      std::fill_n(acc, 9, 0.0);
+      add_channel_moments(call, cells, block, K, acc);
+    }
+    *out = settle(call, c, block, K, acc);
   }
 }
 
 void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out) {
   Block block(call, b);
   double acc[8] = {};
-  if (is_simple(call.p)) add_channel_sums(call, c, block, 0, acc), *out = {fold(acc, 1), fold(acc + 4, 1)};
+  if (is_simple(call)) add_channel_sums(call, c, block, 0, acc), *out = {fold(acc, 1), fold(acc + 4, 1)};
   else *out = SumsOfTile(call, block, c, 1, false, false).of(0);
   *out = settle(call, c, block, *out);
 }
@@ -356,12 +434,12 @@ class RowsOf {
         c_(c),
         width_(width),
         whole_(whole(width)),
-        memory_(whole_ * (8 * 8 + 10 * 8 + 8 + 8) + (p_.reduced_dims > 1 ? 2 * kCell * width * call.data.size : 0)),
+        memory_(whole_ * (9 * 8 + 11 * 8 + 8 + 8) + (p_.reduced_dims > 1 ? 2 * kCell * width * call.data.size : 0)),
         acc(reinterpret_cast<double*>(static_cast<char*>(memory_))),
-        values(acc + 8 * whole_),
+        values(acc + 9 * whole_),
         K(reinterpret_cast<char*>(values + whole_)),
         scratch(K + whole_ * 8) {
-    std::fill_n(acc, 8 * whole_, 0.0);
+    std::fill_n(acc, 9 * whole_, 0.0);
   }
 
   // The rows of a cell of n positions: where they are, if they are equally far apart, else copied.
@@ -371,15 +449,14 @@ class RowsOf {
       *step = run_step(p_, a);
       return at(p_, a, c_, r);
     }
-    char* const copy = scratch + 10 * 8 * whole_ + which * kCell * width_ * size;
+    char* const copy = scratch + 11 * 8 * whole_ + which * kCell * width_ * size;
     for (int64_t i = 0; i < n; ++i) std::memcpy(copy + i * width_ * size, at(p_, a, c_, r + i), static_cast<size_t>(width_ * size));
     *step = width_;
     return copy;
   }
 
-  // Channel i's sums, which are those of the last unit where it is not a whole one.
-  const double* of(int64_t i) const { return acc + (i < whole_ - kLanes ? i : whole_ - kLanes + (i - (width_ - kLanes))); }
   int64_t step() const { return whole_; }
+  double* counts(int64_t at) const { return acc + 8 * whole_ + at; }
 
  private:
   const Call& call_;
@@ -392,14 +469,14 @@ class RowsOf {
   char *const K, *const scratch;
 };
 
-const uint16_t* counts_of(const Block& block, int64_t i, uint16_t* some) {
-  if (block.is_full(i)) return nullptr;
+There there_of(const Block& block, int64_t i, uint16_t* some) {
+  if (block.is_full(i)) return {nullptr, block.omits};
   for (int64_t t = 0; t < 8; ++t) {
     const int64_t left = block.n - i - t * kLanes;
     const unsigned there = left >= kLanes ? 0xffffu : left > 0 ? (1u << left) - 1 : 0;
     some[t] = static_cast<uint16_t>(there & (block.weights.counts ? block.weights.counts[i / kLanes + t] : 0xffffu));
   }
-  return some;
+  return {some, block.omits};
 }
 
 // Strips of sixteen channels: f(first, width)
@@ -435,49 +512,66 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
       const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
       call.data.moments_weighted_rows(x, step, block.weights.values + i, width, rows.values, rows.acc);
     }
-    return each_unit(width, [&](int64_t i, int64_t at) {
-      channels.end_moments(rows.acc + at, rows.step(), count, rows.values + i, out.from(i).rows);
+    return each_unit(width, [&](int64_t from, int64_t at) {
+      std::fill_n(rows.counts(at), kLanes, count);
+      channels.end_moments(rows.acc + at, rows.step(), rows.counts(at), rows.values + from, out.from(from).rows);
+      for (int64_t i = from; block.omits && i < from + kLanes; ++i)
+        if (std::isnan(out.rows[1][i])) out.put(i, weighted_without_missing(call, c + i, block));
     });
   }
   int64_t sample[kLanes];
   const char* sampled[kLanes];
-  const int64_t n = sample_of(block, sample);
+  const int64_t n = sample_of(block, kLanes, sample);
   for (int64_t i = 0; i < n; ++i) sampled[i] = at(call.p, call.p.x, c, block.r + sample[i]);
   call.data.fold_rows(sampled, n, width, rows.values);
+  Sample others;
   each_strip(width, [&](int64_t from, int64_t some) {
     const int64_t size = call.data.compute;
     if (some == kLanes && channels.end_shifts(rows.values + from, static_cast<double>(n), size, rows.K + from * size)) return;
     for (int64_t i = from; i < from + some; ++i) {
-      rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, block.r + sample[0]); });
-      put(call, rows.K, i, rows.values[i]);
+      if (block.omits && std::isnan(rows.values[i])) {  // one of them is missing
+        if (others.n == 0) others = sample_of_block(call, b);
+        rows.values[i] = shift_of_channel(call, c + i, block, &others);
+      } else {
+        rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, block.r + sample[0]); });
+      }
+      put(call, rows.K, i, std::isnan(rows.values[i]) ? 0.0 : rows.values[i]);
     }
   });
   for (int64_t i = 0; i < block.n; i += kCell) {
     int64_t step;
     uint16_t some[8];
     const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
-    call.data.moments_rows(x, step, counts_of(block, i, some), width, rows.K, rows.scratch, rows.acc);
+    call.data.moments_rows(x, step, there_of(block, i, some), width, rows.K, rows.scratch, rows.acc);
   }
   each_unit(width, [&](int64_t from, int64_t at) {
-    const double *acc = rows.acc + at, *K = rows.values + from;
-    if (channels.end_moments(acc, rows.step(), count, K, out.from(from).rows) || call.data.compute == 8) return;
-    const InDouble again(call, block, c + from, kLanes, true);
-    for (int64_t i = 0; i < kLanes; ++i)
-      if (!is_trusted(call, count, fold(acc + i, rows.step()), fold(acc + 4 * rows.step() + i, rows.step())))
-        out.put(from + i, again.of(block, i));
+    const double *acc = rows.acc + at, *K = rows.values + from, *counts = rows.counts(at);
+    if (!block.omits) std::fill_n(rows.counts(at), kLanes, count);
+    if (!channels.end_moments(acc, rows.step(), counts, K, out.from(from).rows) && call.data.compute == 4) {
+      const InDouble again(call, block, c + from, kLanes, true);
+      for (int64_t i = 0; i < kLanes; ++i)
+        if (!is_trusted(call, counts[i], fold(acc + i, rows.step()), fold(acc + 4 * rows.step() + i, rows.step())))
+          out.put(from + i, again.of(block, i));
+    }
+    for (int64_t i = 0; block.omits && i < kLanes; ++i) {  // where none of the sample was there, and others are
+      if (!std::isnan(K[i]) || counts[i] == 0) continue;
+      Moments one;
+      block_of_channel(call, c + from + i, b, &one);
+      out.put(from + i, one);
+    }
   });
 }
 
 void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out) {
   const Block block(call, b);
-  const bool simple = is_simple(call.p);
+  const bool simple = is_simple(call);
   RowsOf rows(call, c, width);
   for (int64_t i = 0; simple && i < block.n; i += kCell) {
     int64_t x_step, g_step;
     uint16_t some[8];
     const int64_t n = std::min(kCell, block.n - i);
     const char *x = rows.cell(call.p.x, block.r + i, n, 0, &x_step), *g = rows.cell(call.p.grad_y, block.r + i, n, 1, &g_step);
-    call.data.sums_rows(x, x_step, g, g_step, counts_of(block, i, some), width, call.table.at(c), call.p.activation, rows.scratch,
+    call.data.sums_rows(x, x_step, g, g_step, there_of(block, i, some), width, call.table.at(c), call.p.activation, rows.scratch,
                         rows.acc);
   }
   each_unit(width, [&](int64_t from, int64_t at) {
@@ -518,33 +612,39 @@ void block_of_narrow(const Call& call, int64_t b, Parts<Moments> out) {
   const int64_t C = call.p.C;
   if (block.weights.counted != Counted::all) { return each_block_of_channel(call, b, out); }
   alignas(64) char shifts[kLanes * kLanes * 8], scratch[kLanes * 160 * 8];
-  double K[kLanes], acc[8 * kLanes] = {};
+  double K[kLanes], acc[9 * kLanes] = {};
   for (int64_t c = 0; c < C; ++c) {
-    K[c] = shift_of_channel(call, c, block);
-    for (int64_t i = 0; i < kLanes; ++i) put(call, shifts, i * C + c, K[c]);
+    K[c] = shift_of_channel(call, c, block, known_sample(call, block));
+    for (int64_t i = 0; i < kLanes; ++i) put(call, shifts, i * C + c, std::isnan(K[c]) ? 0.0 : K[c]);
   }
   const int64_t cells = block.n / kCell;
-  call.data.moments_narrow(at(call.p, call.p.x, 0, block.r), cells, C, shifts, scratch, acc);
+  call.data.moments_narrow(at(call.p, call.p.x, 0, block.r), cells, C, shifts, block.omits, scratch, acc);
   for (int64_t c = 0; c < C; ++c) {
-    double own[8];
-    for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];
+    if (std::isnan(K[c])) {
+      Moments one;
+      block_of_channel(call, c, b, &one);
+      out.put(c, one);
+      continue;
+    }
+    double own[9];
+    for (int j = 0; j < 9; ++j) own[j] = acc[j * C + c];
     Cells rest(call, c, block, cells * kCell, &call.p.x, nullptr);
     add_channel_moments(call, rest, block, K[c], own);
-    out.put(c, settle(call, c, block, K[c], own, 1));
+    out.put(c, settle(call, c, block, K[c], own));
   }
 }
 
 void block_of_narrow(const Call& call, int64_t b, Parts<Sums> out) {
   const Block block(call, b);
   const int64_t C = call.p.C;
-  if (!is_simple(call.p)) { return each_block_of_channel(call, b, out); }
+  if (!is_simple(call)) { return each_block_of_channel(call, b, out); }
   alignas(64) char scratch[kLanes * 160 * 8];
   double acc[8 * kLanes] = {};
   Table repeated(kLanes * C, call.data.compute);
   repeated.repeat(call.table, call.rows(), C, kLanes * C);
   const int64_t cells = block.n / kCell;
   call.data.sums_narrow(at(call.p, call.p.x, 0, block.r), at(call.p, call.p.grad_y, 0, block.r), cells, C, repeated.at(0),
-                        call.p.activation, scratch, acc);
+                        call.p.activation, block.omits, scratch, acc);
   for (int64_t c = 0; c < C; ++c) {
     double own[8];
     for (int j = 0; j < 8; ++j) own[j] = acc[j * C + c];

@@ -74,9 +74,13 @@ template <class P> struct Parts {
   }
 };
 
-// Where the values stand that a block's shift is the mean of, from a channel's first element on.
+// Where the values stand that a block's shift is the mean of, from a channel's first element on: the first sixteen of them that are
+// there; a few more, where some may be missing.
 struct Sample {
-  int64_t n = 0, offsets[kLanes] = {};
+  static constexpr int64_t kMost = 24;
+  int64_t n = 0, offsets[kMost];
+
+  static int64_t most(const Problem& p) { return p.omit ? kMost : kLanes; }
 };
 
 struct Call {
@@ -127,7 +131,9 @@ struct Call {
   // Whether elements go through leaves where they are: a forward, a gradient before an activation, and a backward of no more than a
   // clip of x.
   bool is_simple() const {
+    if (backward && p.omit && !data.omits) return false;
     if (p.only_activation) return !p.residual_is_y;
+    if (backward && p.omit && !p.training && p.activation == Activation::none) return false;  // of x it only takes what is NaN
     return !backward || (is_clip(p.activation) && !(p.grad_residual || (p.residual && p.activation != Activation::none)));
   }
 
@@ -138,7 +144,7 @@ struct Call {
     const auto by = [&](const Array& a) { return a ? step(a) : 0; };
     Runs r{from(out), from(p.x), from(p.grad_y), from(residual), count, length,
            by(out),   by(p.x),   by(p.grad_y),   by(residual),   false};
-    r.slope = p.slope, r.weights = factors_from(r0);
+    r.slope = p.slope, r.weights = factors_from(r0), r.omits = p.omit;
     r.past_cache = past_cache && length * data.size >= kStreamRun && r.out != r.x && r.out != r.g && r.out != r.residual;
     return r;
   }

@@ -70,6 +70,9 @@ template <class C> void subtract_weighted(char* h, const char* t, const char* w,
     store_raw(at, load_raw(at) - if_less(fill<C>(0), weight, through, fill<C>(0)));
   }
 }
+template <class C> void keep_numbers(char* h, const char* x, int64_t n) {
+  each_pair<C>(h, x, n, [](U<C> a, U<C> b) BN_INLINE_LAMBDA { return where_number(b, a); });
+}
 template <class C> void choose(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n) {
   for (int64_t i = 0; i < n; i += kLanes) {
     C* at = reinterpret_cast<C*>(z) + i;
@@ -82,6 +85,7 @@ template <class T> constexpr Leaves leaves_of() {
   using C = Compute<T>;
   return {sizeof(T),
           sizeof(C),
+          kHasTogether,
           moments<T>,
           moments_weighted<T>,
           sums<T>,
@@ -102,6 +106,7 @@ template <class T> constexpr Leaves leaves_of() {
           activate_backward_tile<C>,
           add<C>,
           subtract_weighted<C>,
+          keep_numbers<C>,
           choose<C>};
 }
 

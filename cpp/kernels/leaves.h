@@ -21,6 +21,14 @@ struct Joints {
   int64_t inner = 0, left = 0, x_jump = 0, g_jump = 0;
 };
 
+// Which positions are there: those whose bit is 1 (null: all), and, where `omits`, whose x is not NaN.
+struct There {
+  const uint16_t* bits = nullptr;
+  bool omits = false;
+
+  bool selects() const { return bits != nullptr || omits; }
+};
+
 // `count` runs of `length` elements, each `step` elements behind the one before. What is not there is null.
 struct Runs {
   char* out;
@@ -29,6 +37,7 @@ struct Runs {
   bool past_cache;                // whole lines of `out` are written past it; it is then none of the others
   double slope = 0;               // of leaky_relu
   const char* weights = nullptr;  // of gradients: of planes one a position, the same for all runs; of rows one a run
+  bool omits = false;             // of gradients: 0 where x is NaN
 };
 
 // Whether an activation only keeps values within bounds. These are usual, and inside of the loops; the others pass over tiles.
@@ -37,29 +46,29 @@ inline bool is_clip(Activation act) { return act == Activation::none || act == A
 // `act` is a clip where sums and gradients are taken.
 struct Leaves {
   int64_t size, compute;  // bytes of an element, of the compute type
+  bool omits;             // whether sums and runs of gradients leave out what is missing; else that goes through tiles
 
   // Sums of `cells` cells of one channel: of d = x - K and d * d; of h = g after the activation's derivative and h * (x - center).
-  // acc[8]: s, then q, of lanes mod 4. `counts`: a bit for each of the positions, null: all of them.
-  void (*moments)(const char* x, int64_t cells, Joints joints, const char* K, const uint16_t* counts, double* acc);
+  // acc[8]: s, then q, of lanes mod 4; and, of moments of some, acc[8]: how many are there.
+  void (*moments)(const char* x, int64_t cells, Joints joints, const char* K, There there, double* acc);
   // The same in double, of d = x - K where a position's weight is not 0, and of weight * d and weight * d * d.
   void (*moments_weighted)(const char* x, const double* weights, int64_t cells, Joints joints, double K, double* acc);
-  void (*sums)(const char* x, const char* g, int64_t cells, Joints joints, Coefs k, Activation act, double* acc);
-  // The sum of up to sixteen elements at these offsets, folded as lanes are.
-  double (*sum_of)(const char* x, const int64_t* offsets, int64_t n);
+  void (*sums)(const char* x, const char* g, int64_t cells, Joints joints, Coefs k, Activation act, bool omits, double* acc);
+  // The sum of the first sixteen elements at these offsets that are there, folded as lanes are; and how many they were.
+  double (*sum_of)(const char* x, const int64_t* offsets, int64_t n, bool omits, int64_t* found);
 
-  // Of a cell of rows of `width` >= 16 channels side by side; `counts`: a bit for each of its positions, null: all of them.
-  // acc[8][W]: s and q of lanes mod 4, W being width in whole units, the last of which is columns width - 16 … width - 1.
-  // scratch: 10 W values of the compute type.
-  void (*moments_rows)(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch,
-                       double* acc);
-  void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
+  // Of a cell of rows of `width` >= 16 channels side by side.
+  // acc[8][W]: s and q of lanes mod 4, W being width in whole units, the last of which is columns width - 16 … width - 1; and, of
+  // moments of some, acc[8][W]: how many are there. scratch: 11 W values of the compute type.
+  void (*moments_rows)(const char* x, int64_t step, There there, int64_t width, const char* K, char* scratch, double* acc);
+  void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width, Coefs k,
                     Activation act, char* scratch, double* acc);
   void (*moments_weighted_rows)(const char* x, int64_t step, const double* weights, int64_t width, const double* K, double* acc);
   // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so
-  // often. acc[8][channels]. scratch: 160 values a channel.
-  void (*moments_narrow)(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc);
-  void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, char* scratch,
-                      double* acc);
+  // often. acc[8][channels], and acc[8] as above. scratch: 160 values a channel.
+  void (*moments_narrow)(const char* x, int64_t cells, int64_t channels, const char* K, bool omits, char* scratch, double* acc);
+  void (*sums_narrow)(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, bool omits,
+                      char* scratch, double* acc);
   // The sum of up to sixteen rows, folded as lanes are.
   void (*fold_rows)(const char* const* rows, int64_t n, int64_t width, double* sum);
 
@@ -82,6 +91,7 @@ struct Leaves {
   void (*add)(char* z, const char* r, int64_t n);
   // h -= w t, where w is not 0; a weight for each element, or, with a period, for as many of them.
   void (*subtract_weighted)(char* h, const char* t, const char* w, int64_t period, int64_t n);
+  void (*keep_numbers)(char* h, const char* x, int64_t n);                                      // 0 where x is NaN
   void (*choose)(char* z, const double* wide, const char* is_wide, int64_t period, int64_t n);  // columns that are wide
 };
 
@@ -102,7 +112,7 @@ struct PerChannel {
   // Sixteen channels of a block: sums of n values become shifts, there and in the compute type, if all are finite; acc[8][step],
   // sums of lanes mod 4, become moments or sums. True where all are good.
   bool (*end_shifts)(double* sums, double n, int64_t size, char* to);
-  bool (*end_moments)(const double* acc, int64_t step, double count, const double* K, double* const* to);
+  bool (*end_moments)(const double* acc, int64_t step, const double* counts, const double* K, double* const* to);
   bool (*end_sums)(const double* acc, int64_t step, double count, double* const* to);
 
   // a = a and b, of n channels.

@@ -63,11 +63,13 @@ bool end_shifts(double* sums, double n, int64_t size, char* to) {
   store_raw(sums, shifts), put_value(row, 0, 0, shifts);
   return true;
 }
-bool end_moments(const double* acc, int64_t step, double count, const double* K, double* const* to) {
-  const U<double> n = fill(count), s = fold_lanes(acc, step), q = fold_lanes(acc + 4 * step, step);
+// Of nothing they are 0, and good.
+bool end_moments(const double* acc, int64_t step, const double* counts, const double* K, double* const* to) {
+  const U<double> n = load_raw(counts), zero = fill(0.0), s = fold_lanes(acc, step), q = fold_lanes(acc + 4 * step, step);
   const MomentsOf<U<double>> m = block_moments(n, load_raw(K), s, q);
-  store_raw(to[0], m.count), store_raw(to[1], m.mean), store_raw(to[2], m.mean_low), store_raw(to[3], m.m2);
-  return !any_zero(are_good_moments(n, s, q));
+  store_raw(to[0], n), store_raw(to[1], if_less(zero, n, m.mean, zero));
+  store_raw(to[2], if_less(zero, n, m.mean_low, zero)), store_raw(to[3], if_less(zero, n, m.m2, zero));
+  return !any_zero(if_less(zero, n, are_good_moments(n, s, q), fill(1.0)));
 }
 bool end_sums(const double* acc, int64_t step, double count, double* const* to) {
   const SumsOf<U<double>> s{fold_lanes(acc, step), fold_lanes(acc + 4 * step, step)};

@@ -29,11 +29,14 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;  // the compiler lowers it to what the target has
 #endif
 
-// Stores past the cache, and loops of their own for what stands together: not in the portable code, which is large as it is.
+// Stores past the cache, and loops of their own for what stands together and for gradients with missing cells: not in the portable
+// code, which is large as it is.
 #if defined(__AVX2__)
 constexpr bool kStreams = true, kHasTogether = true;
+#define BN_INLINE_IF_SHORT BN_INLINE
 #else
 constexpr bool kStreams = false, kHasTogether = false;
+#define BN_INLINE_IF_SHORT __attribute__((noinline))
 #endif
 
 // Arithmetic is in double for float64 data and in float for everything else.
@@ -445,27 +448,96 @@ template <class C> BN_INLINE U<C> join(U<C> a, U<C> b, int64_t split) {
   return a;
 }
 
-template <class C> BN_INLINE U<C> all_bits() {
-  U<C> r;
-  BN_EACH(C, i) r.v[i] = (typename U<C>::V)(static_cast<typename U<C>::Word>(-1) - typename U<C>::Words{});
+// Some of sixteen lanes: those whose bit is 1; those that are not NaN; and how often each was among them.
+#if defined(__AVX512F__)
+template <class C> struct Lanes {
+  typedef std::conditional_t<sizeof(C) == 4, __mmask16, __mmask8> Mask;
+  Mask v[U<C>::N];
+};
+template <class C> BN_INLINE Lanes<C> lanes_of(uint16_t bits) {
+  Lanes<C> r;
+  BN_EACH(C, i) r.v[i] = static_cast<typename Lanes<C>::Mask>(bits >> 8 * i);
   return r;
 }
-template <class C> BN_INLINE U<C> both_bits(U<C> a, U<C> b) {
-  BN_EACH(C, i) a.v[i] = (typename U<C>::V)((typename U<C>::Words)a.v[i] & (typename U<C>::Words)b.v[i]);
+BN_INLINE Lanes<float> numbers(U<float> x) { return {_mm512_cmp_ps_mask((__m512)x.v[0], (__m512)x.v[0], _CMP_ORD_Q)}; }
+BN_INLINE Lanes<double> numbers(U<double> x) {
+  Lanes<double> r;
+  BN_EACH(double, i) r.v[i] = _mm512_cmp_pd_mask((__m512d)x.v[i], (__m512d)x.v[i], _CMP_ORD_Q);
+  return r;
+}
+BN_INLINE U<float> keep(U<float> a, Lanes<float> lanes) {
+  a.v[0] = (U<float>::V)_mm512_maskz_mov_ps(lanes.v[0], (__m512)a.v[0]);
   return a;
 }
-
-// Zero in the lanes whose bit is 0.
-template <class C> BN_INLINE U<C> keep(U<C> a, uint16_t bits) {
+BN_INLINE U<double> keep(U<double> a, Lanes<double> lanes) {
+  BN_EACH(double, i) a.v[i] = (U<double>::V)_mm512_maskz_mov_pd(lanes.v[i], (__m512d)a.v[i]);
+  return a;
+}
+template <class C> BN_INLINE Lanes<C> operator&(Lanes<C> a, Lanes<C> b) {
+  BN_EACH(C, i) a.v[i] = sizeof(C) == 4 ? _kand_mask16(a.v[i], b.v[i]) : _kand_mask8(a.v[i], b.v[i]);
+  return a;
+}
+template <class C> BN_INLINE Lanes<C> operator|(Lanes<C> a, Lanes<C> b) {
+  BN_EACH(C, i) a.v[i] = sizeof(C) == 4 ? _kor_mask16(a.v[i], b.v[i]) : _kor_mask8(a.v[i], b.v[i]);
+  return a;
+}
+template <class C> struct Counter {
+  __m512i n[U<C>::N] = {};
+  BN_INLINE void add(Lanes<C> lanes) {
+    BN_EACH(C, i) {
+      if constexpr (sizeof(C) == 4) n[i] = _mm512_mask_add_epi32(n[i], lanes.v[i], n[i], _mm512_set1_epi32(1));
+      else n[i] = _mm512_mask_add_epi64(n[i], lanes.v[i], n[i], _mm512_set1_epi64(1));
+    }
+  }
+};
+#else
+template <class C> struct Lanes {
+  typename U<C>::Words v[U<C>::N];
+};
+template <class C> BN_INLINE_IF_SHORT Lanes<C> lanes_of(uint16_t bits) {
   using Word = typename U<C>::Word;
   using Words = typename U<C>::Words;
   alignas(64) static constexpr Word kBit[kLanes] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  BN_EACH(C, i) {
-    const Words all = static_cast<Word>(bits) - Words{}, mine = all & reinterpret_cast<const Words*>(kBit)[i];
-    a.v[i] = (typename U<C>::V)((Words)a.v[i] & (Words)(mine != 0));
-  }
+  Lanes<C> r;
+  BN_EACH(C, i) r.v[i] = (Words)(((static_cast<Word>(bits) - Words{}) & reinterpret_cast<const Words*>(kBit)[i]) != 0);
+  return r;
+}
+template <class C> BN_INLINE Lanes<C> numbers(U<C> x) {
+  Lanes<C> r;
+  BN_EACH(C, i) r.v[i] = (typename U<C>::Words)(x.v[i] == x.v[i]);
+  return r;
+}
+template <class C> BN_INLINE U<C> keep(U<C> a, Lanes<C> lanes) {
+  BN_EACH(C, i) a.v[i] = (typename U<C>::V)((typename U<C>::Words)a.v[i] & lanes.v[i]);
   return a;
 }
+template <class C> BN_INLINE Lanes<C> operator&(Lanes<C> a, Lanes<C> b) {
+  BN_EACH(C, i) a.v[i] &= b.v[i];
+  return a;
+}
+template <class C> BN_INLINE Lanes<C> operator|(Lanes<C> a, Lanes<C> b) {
+  BN_EACH(C, i) a.v[i] |= b.v[i];
+  return a;
+}
+template <class C> struct Counter {
+  typename U<C>::Words n[U<C>::N] = {};
+  BN_INLINE void add(Lanes<C> lanes) { BN_EACH(C, i) n[i] -= lanes.v[i]; }
+};
+#endif
+template <class C> BN_INLINE U<C> values_of(const Counter<C>& counter) {
+  U<C> r;
+  BN_EACH(C, i) r.v[i] = __builtin_convertvector((typename U<C>::Words)counter.n[i], typename U<C>::V);
+  return r;
+}
+
+// a, and 0 where x is NaN.
+template <class C> BN_INLINE_IF_SHORT U<C> where_number(U<C> x, U<C> a) { return keep(a, numbers(x)); }
+
+// Elements that are not NaN.
+BN_INLINE bool is_number(double x) { return x == x; }
+BN_INLINE bool is_number(float x) { return x == x; }
+BN_INLINE bool is_number(Half x) { return (x.bits & 0x7fff) <= 0x7c00; }
+BN_INLINE bool is_number(BFloat16 x) { return (x.bits & 0x7fff) <= 0x7f80; }
 
 }  // namespace
 

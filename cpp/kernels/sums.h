@@ -41,6 +41,15 @@ template <class Term> BN_INLINE auto four_of(const Term& term) {
   return pair_of(a, b) + pair_of(c, d);
 }
 
+// Leaves out what is not in `lanes`, and what is NaN, but for what is in `anyway`; `counter` takes what is left.
+template <class C, bool G>
+BN_INLINE_IF_SHORT void select(Terms<C, G>& of, const U<C>& x, Lanes<C> lanes, Lanes<C> anyway, Counter<C>& counter) {
+  lanes = lanes & (numbers(x) | anyway);
+  of.d = keep(of.d, lanes);
+  if constexpr (G) of.h = keep(of.h, lanes);
+  else counter.add(lanes);
+}
+
 // ---- contiguous -------------------------------------------------------------------------------------------------------------
 
 // Units of one channel, one after another: where runs follow each other, one that begins in a run and goes on in the next is joined
@@ -69,37 +78,50 @@ template <class T> BN_INLINE void ask_for_cell(const T* at) {
   for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(at + i, 0, 2);
 }
 
-// Counts: only what a bit of `counts` says is there, sixteen a word.
-template <bool G, bool Clips, bool Counts, bool Joined, class T>
-BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, Activation act,
-                         const uint16_t* counts, double* acc) {
+// Selects: only what is there.
+template <bool G, bool Clips, bool Selects, bool Joined, class T>
+BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, Activation act, There there,
+                         double* acc) {
   using C = Compute<T>;
   const U<C> center = one<C>(k.center), most = gradient_bound<C>(act);
   U<C> scale = center, shift = center;
   if (Clips) scale = one<C>(k.scale), shift = one<C>(k.shift);
+  static constexpr uint16_t kAll = 0xffff;
+  const uint16_t* bits = there.bits ? there.bits : &kAll;
+  const int64_t step = there.bits ? 1 : 0;
+  const Lanes<C> anyway = lanes_of<C>(there.omits ? 0 : kAll);
+  Counter<C> counter;
   Four s_all, q_all;
   std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
   for (; cells > 0; --cells) {
     ask_for_cell(x.at + kAhead);
     if (G) ask_for_cell(g.at + kAhead);
     const auto term = [&](int) BN_INLINE_LAMBDA {
+      const U<C> unit = x.next();
       auto of = terms_of<G, Clips>(
-          x.next(), center, most, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
-      if constexpr (Counts) of.d = keep(of.d, *counts++);
+          unit, center, most, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
+      if constexpr (Selects) {
+        select(of, unit, lanes_of<C>(*bits), anyway, counter);
+        bits += step;
+      }
       return of;
     };
     const Sum<C> first = four_of(term), sum = first + four_of(term);
     s_all += fold(sum.s), q_all += fold(sum.q);
   }
   std::memcpy(acc, &s_all, sizeof s_all), std::memcpy(acc + 4, &q_all, sizeof q_all);
+  if constexpr (Selects && !G) {
+    const Four n = fold(values_of(counter));
+    acc[8] += (n[0] + n[1]) + (n[2] + n[3]);
+  }
 }
-template <bool G, bool Clips, bool Counts, bool Joined, class T>
-BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, const Joints& j, const Coefs& k, Activation act,
-                         const uint16_t* counts, double* acc) {
+template <bool G, bool Clips, bool Selects, bool Joined, class T>
+BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, const Joints& j, const Coefs& k, Activation act, There there,
+                         double* acc) {
   const auto units = [&](const char* at, int64_t jump) {
     return Units<Joined, T>{reinterpret_cast<const T*>(at), j.inner, j.left, jump};
   };
-  add_cells<G, Clips, Counts>(units(x, j.x_jump), units(g, j.g_jump), cells, k, act, counts, acc);
+  add_cells<G, Clips, Selects>(units(x, j.x_jump), units(g, j.g_jump), cells, k, act, there, acc);
 }
 
 // Without loops for what stands together it is a run that has no end.
@@ -109,14 +131,14 @@ BN_INLINE Joints of_loops(Joints j) {
 }
 BN_INLINE bool stands_together(const Joints& j) { return kHasTogether && j.inner == 0; }
 
-template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, const uint16_t* counts, double* acc) {
+template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, There there, double* acc) {
   j = of_loops(j);
   const Coefs k{K, K, K, K, K};
   constexpr Activation none = Activation::none;
-  if (counts && stands_together(j)) add_cells<false, false, true, false, T>(x, nullptr, cells, j, k, none, counts, acc);
-  else if (counts) add_cells<false, false, true, true, T>(x, nullptr, cells, j, k, none, counts, acc);
-  else if (stands_together(j)) add_cells<false, false, false, false, T>(x, nullptr, cells, j, k, none, counts, acc);
-  else add_cells<false, false, false, true, T>(x, nullptr, cells, j, k, none, counts, acc);
+  if (there.selects() && stands_together(j)) add_cells<false, false, true, false, T>(x, nullptr, cells, j, k, none, there, acc);
+  else if (there.selects()) add_cells<false, false, true, true, T>(x, nullptr, cells, j, k, none, there, acc);
+  else if (stands_together(j)) add_cells<false, false, false, false, T>(x, nullptr, cells, j, k, none, there, acc);
+  else add_cells<false, false, false, true, T>(x, nullptr, cells, j, k, none, there, acc);
 }
 template <bool Joined, class T>
 BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int64_t cells, double K, double* acc) {
@@ -141,18 +163,32 @@ template <class T> void moments_weighted(const char* x, const double* weights, i
   if (stands_together(j)) add_weighted_cells(Units<false, T>{at, 0, 0, 0}, weights, cells, K, acc);
   else add_weighted_cells(Units<true, T>{at, j.inner, j.left, j.x_jump}, weights, cells, K, acc);
 }
-template <class T> void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, double* acc) {
+template <class T>
+void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, bool omits, double* acc) {
+  using C = Compute<T>;
+  static constexpr C kZero = 0, kOne = 1;
   const bool clips = act != Activation::none;
   j = of_loops(j);
-  if (stands_together(j) && clips) add_cells<true, true, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
-  else if (stands_together(j)) add_cells<true, false, false, false, T>(x, g, cells, j, k, act, nullptr, acc);
-  else if (clips) add_cells<true, true, false, true, T>(x, g, cells, j, k, act, nullptr, acc);
-  else add_cells<true, false, false, true, T>(x, g, cells, j, k, act, nullptr, acc);
+  if (kHasTogether && omits) {
+    if (j.inner == 0) j.inner = j.left = INT64_MAX;
+    // Without an activation z is 1, or NaN, which are inside of its bounds.
+    if (!clips) k.scale = reinterpret_cast<const char*>(&kZero), k.shift = reinterpret_cast<const char*>(&kOne);
+    return add_cells<true, true, true, true, T>(x, g, cells, j, k, act, {nullptr, true}, acc);
+  }
+  if (stands_together(j) && clips) add_cells<true, true, false, false, T>(x, g, cells, j, k, act, {}, acc);
+  else if (stands_together(j)) add_cells<true, false, false, false, T>(x, g, cells, j, k, act, {}, acc);
+  else if (clips) add_cells<true, true, false, true, T>(x, g, cells, j, k, act, {}, acc);
+  else add_cells<true, false, false, true, T>(x, g, cells, j, k, act, {}, acc);
 }
 
-template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t n) {
+template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t n, bool omits, int64_t* found) {
   alignas(64) T some[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) some[i] = reinterpret_cast<const T*>(x)[offsets[i]];
+  int64_t k = 0;
+  for (int64_t i = 0; i < n && k < kLanes; ++i) {
+    const T value = reinterpret_cast<const T*>(x)[offsets[i]];
+    if (!omits || is_number(value)) some[k++] = value;
+  }
+  *found = k;
   const Four f = fold(widen(load(some)));
   return (f[0] + f[1]) + (f[2] + f[3]);
 }
@@ -168,11 +204,13 @@ template <class T, bool G, bool Clips> struct Lane {
   int64_t x_step, g_step, width, whole;  // whole: width in whole units
   Coefs k;
   Activation act;
-  const T* there;  // a row that can be read in place of one that does not count
+  bool omits;
+  const T* one;  // a row that can be read in place of one that does not count
+  C* n;          // [W]: how many were there is added to it, where not all are known to be
 
   template <int First, int Rows> BN_INLINE void add(unsigned counts, C* s_to, C* rest, bool begins) const {
     constexpr unsigned all = ((1u << Rows) - 1) << First;
-    if ((counts & all) == all) add_rows<First, Rows, true>(counts, s_to, rest, begins);
+    if ((counts & all) == all && !omits) add_rows<First, Rows, true>(counts, s_to, rest, begins);
     else add_rows<First, Rows, false>(counts, s_to, rest, begins);
   }
 
@@ -182,22 +220,32 @@ template <class T, bool G, bool Clips> struct Lane {
     C *q_to = s_to + whole, *q_rest = rest + whole;
     const U<C> most = gradient_bound<C>(act);
     const T* rows[8];
-    U<C> kept[8];
+    Lanes<C> kept[8];
+    const Lanes<C> all = lanes_of<C>(0xffff), anyway = lanes_of<C>(omits ? 0 : 0xffff);
     for (int t = 0; !All && !G && t < 8; ++t) {
       const bool is_in = (counts >> t & 1) != 0;
-      rows[t] = is_in ? x + t * x_step : there;
-      kept[t] = keep(all_bits<C>(), is_in ? 0xffff : 0);
+      rows[t] = is_in ? x + t * x_step : one;
+      kept[t] = lanes_of<C>(is_in ? 0xffff : 0);
     }
     for (int64_t i = 0; i < whole; i += kLanes) {
       const int64_t at = i + kLanes <= width ? i : width - kLanes;
       const U<C> center = column<C>(k.center, at);
       const auto scale = [&]() BN_INLINE_LAMBDA { return column<C>(k.scale, at); };
       const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
+      Counter<C> counter;
       const auto term = [&](int t) BN_INLINE_LAMBDA {
-        if constexpr (!All && !G) return Terms<C, G>{both_bits(load(rows[t] + at) - center, kept[t])};
+        if constexpr (!All && !G) {
+          const U<C> unit = load(rows[t] + at);
+          Terms<C, G> of{unit - center};
+          select(of, unit, kept[t], anyway, counter);
+          return of;
+        }
         if (!All && (counts >> t & 1) == 0) return Terms<C, G>{};
-        return terms_of<G, Clips>(
-            load(x + at + t * x_step), center, most, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
+        const U<C> unit = load(x + at + t * x_step);
+        auto of =
+            terms_of<G, Clips>(unit, center, most, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
+        if constexpr (!All && G && kHasTogether) select(of, unit, all, anyway, counter);
+        return of;
       };
       Sum<C> sum = four_of([&](int t) BN_INLINE_LAMBDA { return term(First + t); });
       if (Rows == 8) sum = sum + four_of([&](int t) BN_INLINE_LAMBDA { return term(4 + t); });
@@ -208,6 +256,7 @@ template <class T, bool G, bool Clips> struct Lane {
       }
       if (!begins) sum = Sum<C>{load_raw(s_to + i), load_raw(q_to + i)} + sum;
       store_raw(s_to + i, sum.s), store_raw(q_to + i, sum.q);
+      if (!All && !G) store_raw(n + i, load_raw(n + i) + values_of(counter));
     }
   }
 };
@@ -227,16 +276,20 @@ BN_INLINE unsigned counts_of_lane(const uint16_t* counts, int lane) {
 }
 
 template <class T, bool G, bool Clips>
-BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width,
+BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width,
                                 const Coefs& k, Activation act, char* scratch, double* acc) {
   using C = Compute<T>;
   const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
-  C *four = reinterpret_cast<C*>(scratch), *rest = four + 8 * whole;  // s, q of lanes mod 4
+  C *four = reinterpret_cast<C*>(scratch), *rest = four + 8 * whole, *n = rest + 2 * whole;  // s, q of lanes mod 4
+  const T* rows = reinterpret_cast<const T*>(x);
   Lane<T, G, Clips> lane{
-      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k, act,
-      reinterpret_cast<const T*>(x)};
+      rows, reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k, act, there.omits, rows, n};
+  const bool counts = !G && there.selects();
+  if (counts) std::memset(n, 0, static_cast<size_t>(whole) * sizeof(C));
   for (int l = 0; l < kLanes; ++l, lane.x += x_step, lane.g += G ? g_step : 0)
-    add_lane(lane, counts_of_lane(counts, l), four + (l & 3) * 2 * whole, rest, l < 4);
+    add_lane(lane, counts_of_lane(there.bits, l), four + (l & 3) * 2 * whole, rest, l < 4);
+  for (int64_t i = 0; counts && i < whole; i += kLanes)
+    store_raw(acc + 8 * whole + i, load_raw(acc + 8 * whole + i) + widen(load_raw(n + i)));
   for (int j = 0; j < 8; ++j) {
     const C* from = four + (j & 3) * 2 * whole + (j >> 2) * whole;
     double* to = acc + j * whole;
@@ -244,14 +297,14 @@ BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, in
   }
 }
 template <class T>
-void moments_rows(const char* x, int64_t step, const uint16_t* counts, int64_t width, const char* K, char* scratch, double* acc) {
-  add_cell_of_rows<T, false, false>(x, step, nullptr, 0, counts, width, {K, K, K, K, K}, Activation::none, scratch, acc);
+void moments_rows(const char* x, int64_t step, There there, int64_t width, const char* K, char* scratch, double* acc) {
+  add_cell_of_rows<T, false, false>(x, step, nullptr, 0, there, width, {K, K, K, K, K}, Activation::none, scratch, acc);
 }
 template <class T>
-void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, const uint16_t* counts, int64_t width, Coefs k,
-               Activation act, char* scratch, double* acc) {
-  if (act != Activation::none) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, counts, width, k, act, scratch, acc);
-  else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, counts, width, k, act, scratch, acc);
+void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width, Coefs k, Activation act,
+               char* scratch, double* acc) {
+  if (act != Activation::none) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
+  else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
 }
 
 // A row whose weight is 0 is not read.
@@ -289,13 +342,15 @@ void moments_weighted_rows(const char* x, int64_t step, const double* weights, i
 // apart.
 template <class T, bool G, bool Clips>
 BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int64_t channels, const Coefs& k, Activation act,
-                                char* scratch, double* acc) {
+                                bool omits, char* scratch, double* acc) {
   using C = Compute<T>;
   typedef C FourC __attribute__((vector_size(4 * sizeof(C)), aligned(sizeof(C)), may_alias));
   typedef double FourD __attribute__((vector_size(32), aligned(8), may_alias));
   const int64_t width = kLanes * channels, quarter = width / 4;
-  C *s = reinterpret_cast<C*>(scratch), *rest = s + 2 * width;
-  Lane<T, G, Clips> rows{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k, act, nullptr};
+  C *s = reinterpret_cast<C*>(scratch), *rest = s + 2 * width, *n = rest + 2 * width;
+  Lane<T, G, Clips> rows{
+      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k, act, omits, nullptr, n};
+  if (!G && omits) std::memset(n, 0, static_cast<size_t>(width) * sizeof(C));
   for (; cells > 0; --cells, rows.x += 8 * width, rows.g += G ? 8 * width : 0) {
     add_lane(rows, 0xff, s, rest, true);
     for (int half = 0; half < 2; ++half) {
@@ -306,15 +361,17 @@ BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int
       }
     }
   }
-}
-template <class T> void moments_narrow(const char* x, int64_t cells, int64_t channels, const char* K, char* scratch, double* acc) {
-  add_narrow_cells<T, false, false>(x, nullptr, cells, channels, {K, K, K, K, K}, Activation::none, scratch, acc);
+  for (int64_t i = 0; !G && omits && i < width; ++i) acc[8 * channels + i % channels] += static_cast<double>(n[i]);
 }
 template <class T>
-void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, char* scratch,
+void moments_narrow(const char* x, int64_t cells, int64_t channels, const char* K, bool omits, char* scratch, double* acc) {
+  add_narrow_cells<T, false, false>(x, nullptr, cells, channels, {K, K, K, K, K}, Activation::none, omits, scratch, acc);
+}
+template <class T>
+void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, bool omits, char* scratch,
                  double* acc) {
-  if (act != Activation::none) add_narrow_cells<T, true, true>(x, g, cells, channels, k, act, scratch, acc);
-  else add_narrow_cells<T, true, false>(x, g, cells, channels, k, act, scratch, acc);
+  if (act != Activation::none) add_narrow_cells<T, true, true>(x, g, cells, channels, k, act, omits, scratch, acc);
+  else add_narrow_cells<T, true, false>(x, g, cells, channels, k, act, omits, scratch, acc);
 }
 
 // Rows, folded as lanes are. The last unit overlaps the one before.

@@ -86,10 +86,12 @@ void Tile::normalize() {
 void Tile::gradients(bool with_sums) {
   make_coefs(with_sums);
   load(p_.x, x_), load(p_.grad_y, h_);
-  if (p_.activation == Activation::none) return;
-  if (p_.residual_is_y) load(p_.residual, z_);
-  else normalize();
-  call_.compute.activate_backward(p_.activation, p_.slope, h_, z_, elements());
+  if (p_.activation != Activation::none) {
+    if (p_.residual_is_y) load(p_.residual, z_);
+    else normalize();
+    call_.compute.activate_backward(p_.activation, p_.slope, h_, z_, elements());
+  }
+  if (p_.omit) call_.compute.keep_numbers(h_, x_, elements());
 }
 
 void Tile::forward(int64_t r, int64_t n) {
@@ -131,26 +133,29 @@ void Tile::backward(int64_t r, int64_t n) {
     apply(wide, h, h, nullptr, coefs(wide, zero, scale, minus_zero));
   }
   if (any_wide_) call_.compute.choose(h_, wide_h_, coefs_[is_wide], whole_, elements());
+  if (p_.omit) call_.compute.keep_numbers(h_, x_, elements());
   store(p_.grad_x, h_);
 }
 
-// Adds cells of d, and of d or h. What does not count in them is zero, or, of rows, left out.
+// Adds cells of d, and of d or h. What does not count in them is zero, or, of rows, left out; what is missing is NaN in the d of
+// moments, and zero in that of gradients.
 void Tile::reduce(bool as_moments, bool in_double, char* d, char* h, const uint16_t* counts, double* acc) {
   const Leaves& leaves = in_double ? call_.wide : call_.compute;
   alignas(64) static constexpr double kZeros[kLanes] = {};
   const char* zeros = reinterpret_cast<const char*>(kZeros);
   const Coefs none{zeros, zeros, zeros, zeros, zeros};
   if (side_by_side_) {
-    alignas(64) char scratch[10 * kLanes * 8];
-    if (as_moments) leaves.moments_rows(d, kLanes, counts, kLanes, zeros, scratch, acc);
-    else leaves.sums_rows(d, kLanes, h, kLanes, counts, kLanes, none, Activation::none, scratch, acc);
+    alignas(64) char scratch[11 * kLanes * 8];
+    if (as_moments) leaves.moments_rows(d, kLanes, {counts, p_.omit}, kLanes, zeros, scratch, acc);
+    else leaves.sums_rows(d, kLanes, h, kLanes, {counts, false}, kLanes, none, Activation::none, scratch, acc);
     return;
   }
   const int64_t size = in_double ? 8 : size_, cells = (n_ + kCell - 1) / kCell;
+  const int nothing = as_moments && p_.omit ? 0xff : 0;  // bytes of what adds 0: NaN, where that is missing
   for (char* tile : {d, h})
-    if (tile) std::memset(tile + n_ * size, 0, static_cast<size_t>((cells * kCell - n_) * size));
-  if (as_moments) leaves.moments(d, cells, {}, zeros, counts, acc);
-  else leaves.sums(d, h, cells, {}, none, Activation::none, acc);
+    if (tile) std::memset(tile + n_ * size, nothing, static_cast<size_t>((cells * kCell - n_) * size));
+  if (as_moments) leaves.moments(d, cells, {}, zeros, {counts, p_.omit}, acc);
+  else leaves.sums(d, h, cells, {}, none, Activation::none, false, acc);
 }
 
 namespace {
@@ -189,8 +194,9 @@ void Tile::add_sums(int64_t r, int64_t n, bool in_double, double* acc) {
     uint16_t some[8];
     const uint16_t* counts = side_by_side_ ? first_of(n_, nullptr, some) : nullptr;
     if (!in_double) {
-      call_.compute.to_compute(x_, x_, elements(), coefs_[center]);
-      reduce(false, false, x_, h_, counts, acc);
+      call_.compute.to_compute(z_, x_, elements(), coefs_[center]);
+      if (p_.omit) call_.compute.keep_numbers(z_, x_, elements());
+      reduce(false, false, z_, h_, counts, acc);
       continue;
     }
     double centers[kLanes];
@@ -198,6 +204,10 @@ void Tile::add_sums(int64_t r, int64_t n, bool in_double, double* acc) {
       centers[i] = sums_center(forward_coefficients<double>(p_, side_by_side_ ? c_ + std::min(i, width_ - 1) : c_));
     call_.compute.to_double(wide_x_, x_, elements(), centers);
     call_.compute.to_double(wide_h_, h_, elements(), nullptr);
+    if (p_.omit) {
+      call_.compute.to_double(reinterpret_cast<double*>(z_), x_, elements(), nullptr);
+      call_.wide.keep_numbers(reinterpret_cast<char*>(wide_x_), z_, elements());
+    }
     reduce(false, true, reinterpret_cast<char*>(wide_x_), reinterpret_cast<char*>(wide_h_), counts, acc);
   }
 }

@@ -24,8 +24,9 @@ template <class W> void read_as(const Problem& p, int64_t r, int64_t n, double* 
   });
 }
 
-// The canonical sum: sixteen lanes of eight terms, added in pairs; w goes on with zeros to a whole cell.
-double total_of(const double* w, int64_t cells) {
+}  // namespace
+
+double sum_of_weights(const double* w, int64_t cells) {
   double four[4] = {};
   for (int64_t k = 0; k < cells; ++k, w += kCell) {
     double lane[kLanes];
@@ -37,8 +38,6 @@ double total_of(const double* w, int64_t cells) {
   }
   return (four[0] + four[1]) + (four[2] + four[3]);
 }
-
-}  // namespace
 
 void read_weights(const Problem& p, int64_t r, int64_t n, double* to) {
   switch (p.weights.dtype) {
@@ -74,7 +73,7 @@ BlockWeights Weights::look_at(int64_t b) const {
   if (ones == n) return {Counted::all, static_cast<double>(n), 0, nullptr, nullptr};
   if (zeros == n) return {Counted::none, 0, 0, nullptr, nullptr};
   if (ones + zeros == n) return {Counted::some, static_cast<double>(ones), 0, counts, nullptr};
-  return {Counted::weighted, total_of(w, cells), std::max_element(w, w + n) - w, nullptr, values_ + b * kBlock};
+  return {Counted::weighted, sum_of_weights(w, cells), std::max_element(w, w + n) - w, nullptr, values_ + b * kBlock};
 }
 
 void read_factors(const Problem& p, double unit, int64_t size, char* all, int threads) {

@@ -68,7 +68,7 @@ void set_activation(Problem& p, nb::tuple activation) {
 
 void forward(nb::object x_, nb::object y_, int dtype, uint64_t kept, nb::object residual_, nb::object weights_, int weights_dtype,
              nb::object stats_, bool compute_stats, nb::object weight_, nb::object bias_, double eps, nb::tuple activation,
-             int64_t group) {
+             int64_t group, bool omit) {
   const Buffer x(x_, false), y(y_, true), residual(residual_, false), weights(weights_, false), weight(weight_, false),
       bias(bias_, false), stats(stats_, compute_stats);
   Problem p;
@@ -82,7 +82,7 @@ void forward(nb::object x_, nb::object y_, int dtype, uint64_t kept, nb::object 
   p.weight = weight.doubles(), p.bias = bias.doubles();
   p.eps = eps;
   set_activation(p, activation);
-  p.compute_stats = compute_stats;
+  p.compute_stats = compute_stats, p.omit = omit;
   p.threads = get_num_threads();
   const WithoutLock released;
   run_groups(groups, p, kept, operands, active_kernels().forward);
@@ -91,7 +91,7 @@ void forward(nb::object x_, nb::object y_, int dtype, uint64_t kept, nb::object 
 void backward(nb::object grad_y_, nb::object x_, nb::object grad_x_, int dtype, uint64_t kept, nb::object residual_,
               nb::object grad_residual_, nb::object weights_, int weights_dtype, nb::object stats_, nb::object weight_,
               nb::object bias_, double eps, nb::tuple activation, bool training, nb::object grad_weight_, nb::object grad_bias_,
-              int64_t group, bool compute_sums, bool residual_is_y) {
+              int64_t group, bool compute_sums, bool residual_is_y, bool omit) {
   const Buffer grad_y(grad_y_, false), x(x_, false), grad_x(grad_x_, true), residual(residual_, false),
       grad_residual(grad_residual_, true), weights(weights_, false), weight(weight_, false), bias(bias_, false),
       grad_weight(grad_weight_, true), grad_bias(grad_bias_, true), stats(stats_, false);
@@ -107,7 +107,7 @@ void backward(nb::object grad_y_, nb::object x_, nb::object grad_x_, int dtype, 
   p.weight = weight.doubles(), p.bias = bias.doubles();
   p.eps = eps;
   set_activation(p, activation);
-  p.training = training, p.compute_sums = compute_sums, p.residual_is_y = residual_is_y;
+  p.training = training, p.compute_sums = compute_sums, p.residual_is_y = residual_is_y, p.omit = omit;
   p.grad_weight = grad_weight.doubles(), p.grad_bias = grad_bias.doubles();
   p.threads = get_num_threads();
   const WithoutLock released;
@@ -160,12 +160,12 @@ void force_isa(const std::string& name) {
 NB_MODULE(_native, m) {
   m.def("forward", &forward, nb::arg("x"), nb::arg("y").none(), nb::arg("dtype"), nb::arg("kept"), nb::arg("residual").none(),
         nb::arg("weights").none(), nb::arg("weights_dtype"), nb::arg("stats"), nb::arg("compute_stats"), nb::arg("weight").none(),
-        nb::arg("bias").none(), nb::arg("eps"), nb::arg("activation"), nb::arg("group") = 0);
+        nb::arg("bias").none(), nb::arg("eps"), nb::arg("activation"), nb::arg("group") = 0, nb::arg("omit") = false);
   m.def("backward", &backward, nb::arg("grad_y"), nb::arg("x"), nb::arg("grad_x").none(), nb::arg("dtype"), nb::arg("kept"),
         nb::arg("residual").none(), nb::arg("grad_residual").none(), nb::arg("weights").none(), nb::arg("weights_dtype"),
         nb::arg("stats"), nb::arg("weight").none(), nb::arg("bias").none(), nb::arg("eps"), nb::arg("activation"),
         nb::arg("training"), nb::arg("grad_weight"), nb::arg("grad_bias"), nb::arg("group") = 0, nb::arg("compute_sums") = true,
-        nb::arg("residual_is_y") = false);
+        nb::arg("residual_is_y") = false, nb::arg("omit") = false);
   m.def("merge", &merge, nb::arg("table"), nb::arg("merged"), nb::arg("groups"));
   m.def("copy", &copy, nb::arg("to"), nb::arg("source"), nb::arg("streaming"));
   m.def("read", &read_bytes, nb::arg("source"));

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _ghosts, _inputs, _native, _options, _renorm, _usual
+from . import _ghosts, _inputs, _missing, _native, _options, _renorm, _usual
 from ._frames import frame_of
 from ._moments import Moments, gathered
 from ._options import Activation
@@ -39,13 +39,14 @@ class Arguments(NamedTuple):
     out: Array | None = None
     virtual_batch_size: int | None = None
     renorm_factors: RenormFactors | None = None
+    nan_policy: str = "propagate"
 
 
 def run_moments(d: _inputs.Data, a: Arguments) -> Moments:
     """Gather the moments that `run_forward` would normalise with, and refuse what it would."""
     s, ghosts = _inputs.selection(d, a.mask, a.sample_weight), _ghosts.of(a.virtual_batch_size, d)
     _ghosts.trainable(d, s, ghosts)
-    return gathered(d, s, ghosts)
+    return _checked_moments(gathered(d, s, ghosts), d, s, ghosts, "propagate")
 
 
 def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tuple[Array, Moments]:
@@ -54,21 +55,42 @@ def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tupl
     s = _inputs.selection(d, a.mask, a.sample_weight)
     r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
     act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
-    ghosts = _ghosts.of(a.virtual_batch_size, d)
+    ghosts, policy = _ghosts.of(a.virtual_batch_size, d), _missing.policy(a.nan_policy, d.who)
+    known = m
     if m is None:
         _ghosts.trainable(d, s, ghosts)
+        if s.cells is not None or (policy != "propagate" and a.out is not None):  # what is refused is not written to
+            known = _checked_moments(gathered(d, s, ghosts, policy == "omit"), d, s, ghosts, policy)
+    elif policy == "raise":
+        _missing.refuse(d, s, gathered(d, s, None).mean)
+    if known is None:
         table = np.empty((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
     else:
-        table = m._table
-        if (factors := _renorm.checked_factors(a.renorm_factors, m, d.who)) is not None:
+        table = known._table
+        if (factors := _renorm.checked_factors(a.renorm_factors, known, d.who)) is not None:
             gamma, beta = factors.affine(gamma, beta)
     y, buffer = _inputs.output(a.out, d, _operands(d, a))
     if d.x.size:
         _native.forward(
-            d.buffer, buffer, d.code, d.plan._kept, r, s.weights, s.code, table, m is None, gamma, beta, eps, act,
-            0 if ghosts is None else ghosts.size,
+            d.buffer, buffer, d.code, d.plan._kept, r, s.weights, s.code, table, known is None, gamma, beta, eps, act,
+            0 if ghosts is None else ghosts.size, policy == "omit",
         )  # fmt: skip
-    return y, Moments._of_table(table) if m is None else m
+    return y, _checked_moments(Moments._of_table(table), d, s, ghosts, policy) if known is None else known
+
+
+def _checked_moments(
+    m: Moments, d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | None, policy: str
+) -> Moments:
+    """The moments of an input, unless what is missing is refused."""
+    if policy == "raise":
+        _missing.refuse(d, s, m.mean)
+    if policy == "omit" or s.cells is not None:
+        mask = _inputs.as_mask(s)
+        if mask is s:
+            _missing.trainable(d, m.count)
+        elif not (m.m2 > 0).all():  # a channel of one value has an M2 of 0, whatever its weight
+            _missing.trainable(d, gathered(d, mask, ghosts, policy == "omit").count)
+    return m
 
 
 def run_backward(d: _inputs.Data, grad_y: ArrayLike, m: Moments, a: Arguments, training: bool) -> Gradients:
@@ -80,18 +102,31 @@ def run_backward(d: _inputs.Data, grad_y: ArrayLike, m: Moments, a: Arguments, t
     s = _inputs.selection(d, a.mask, a.sample_weight)
     r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
     act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
+    policy = _missing.policy(a.nan_policy, d.who)
     if training:
         _ghosts.trainable(d, s, ghosts)
+    if policy == "raise":
+        _missing.refuse(d, s, gathered(d, s, None).mean)
     if (factors := _renorm.checked_factors(a.renorm_factors, m, d.who)) is not None:
         gamma, beta = factors.affine(gamma, beta)
     grad_x, buffer = _inputs.output(a.out, d, {**_operands(d, a), "grad_y": grad_y})
     grad_r, r_buffer = (None, None) if r is None else _inputs.output(None, d, {})
     sums = np.zeros((2, *_ghosts.rows(ghosts), *d.plan.channel_shape))
-    if d.x.size:
+
+    def differentiate(to: Array, training: bool) -> None:
         _native.backward(
-            g, d.buffer, buffer, d.code, d.plan._kept, r, r_buffer, s.weights if training else None, s.code, m._table,
+            g, d.buffer, to, d.code, d.plan._kept, r, r_buffer, s.weights if training else None, s.code, m._table,
             gamma, beta, eps, act, bool(training), sums[0, ...], sums[1, ...], 0 if ghosts is None else ghosts.size,
+            omit=policy == "omit",
         )  # fmt: skip
+
+    if d.x.size and training and s.cells is not None:  # what does not count moves its own output and nothing else
+        alone, to = _inputs.output(None, d, {})
+        differentiate(to, False)
+        differentiate(buffer, True)
+        np.copyto(grad_x, alone, where=~s.cells)
+    elif d.x.size:
+        differentiate(buffer, training)
     if factors is not None:
         sums[0] = factors.grad_weight(sums[0], sums[1])
     if ghosts is not None:
@@ -133,6 +168,7 @@ def normalize(
     activation: Activation = None,
     virtual_batch_size: int | None = None,
     renorm_factors: RenormFactors | None = None,
+    nan_policy: str = "propagate",
     out: Array | None = None,
 ) -> Any:
     """Normalise `x` with known moments: batch normalization in evaluation.
@@ -162,6 +198,8 @@ def normalize(
     renorm_factors
         Of batch renormalization, from `Renorm.factors`: ``(xhat * r + d) * weight + bias`` instead of
         ``xhat * weight + bias``.
+    nan_policy
+        "propagate" or "omit": where x is NaN, so is y, and nowhere else; "raise": ValueError where x has NaN.
     out
         Where to write y; may be `x` or `residual` itself.
 
@@ -184,7 +222,7 @@ def normalize(
     array([[1.],
            [2.]])
     """
-    if type(moments) is Moments and virtual_batch_size is None and renorm_factors is None:
+    if type(moments) is Moments and virtual_batch_size is None and renorm_factors is None and nan_policy == "propagate":
         usual = _usual.normalize(x, moments._table, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual
@@ -192,11 +230,15 @@ def normalize(
         frame.warn("normalize")
         _inputs.no_out(out, "normalize")
         d = _inputs.data(frame.values, "normalize", axis)
-        a = Arguments(weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors)
+        a = Arguments(
+            weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors, nan_policy
+        )
         _check_moments(moments, d, _ghosts.of(virtual_batch_size, d))
         return frame.like(run_forward(d, a, moments)[0])
     d = _inputs.data(x, "normalize", axis)
-    arguments = Arguments(weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors)
+    arguments = Arguments(
+        weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors, nan_policy
+    )
     _check_moments(moments, d, _ghosts.of(virtual_batch_size, d))
     return run_forward(d, arguments, moments)[0]
 
@@ -213,6 +255,7 @@ def batch_norm(
     residual: ArrayLike | None = None,
     activation: Activation = None,
     virtual_batch_size: int | None = None,
+    nan_policy: str = "propagate",
     out: Array | None = None,
 ) -> tuple[Array, Moments]:
     """Normalise `x` with its own moments: batch normalization in training.
@@ -233,7 +276,8 @@ def batch_norm(
         Added to the variance; positive.
     mask
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count in
-        the moments; every position is normalised.
+        the moments; every position is normalised. Or of x's shape, a mask per cell, for each channel its own: then x is
+        copied once, and the gradient by x computed twice.
     sample_weight
         Non-negative floats, shaped like `mask`: the weight of each position in the moments.
     residual
@@ -243,6 +287,10 @@ def batch_norm(
     virtual_batch_size
         Ghost batches (Hoffer, Hubara and Soudry 2017): normalise so many samples of the first reduced axis at a time,
         each ghost with its own moments; the last one may have fewer. None: the whole batch.
+    nan_policy
+        What NaN in x does: "propagate" to all of its channel; "omit": it is a missing value, which its channel's
+        moments do not count and for which y is NaN; or "raise" ValueError, where it counts. With "omit" each channel
+        needs two values. Infinity is a value.
     out
         Where to write y; may be `x` or `residual` itself.
 
@@ -267,14 +315,15 @@ def batch_norm(
     array([[-1., -2.],
            [ 1.,  2.]])
     """
-    if mask is None and sample_weight is None and virtual_batch_size is None:
+    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy == "propagate":
         usual = _usual.batch_norm(x, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual[0], Moments._of_table(usual[1])
     d = _inputs.data(x, "batch_norm", axis)
-    return run_forward(
-        d, Arguments(weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size)
+    arguments = Arguments(
+        weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size, nan_policy=nan_policy
     )
+    return run_forward(d, arguments)
 
 
 def batch_norm_backward(
@@ -293,6 +342,7 @@ def batch_norm_backward(
     training: bool = True,
     virtual_batch_size: int | None = None,
     renorm_factors: RenormFactors | None = None,
+    nan_policy: str = "propagate",
     out: Array | None = None,
 ) -> Gradients:
     """Gradients of a loss through `batch_norm` or `normalize`, given its gradient by y.
@@ -320,6 +370,9 @@ def batch_norm_backward(
     virtual_batch_size, renorm_factors
         As given to the forward. The factors r and d are constants (Ioffe 2017, section 3): the gradient by weight
         is ``r * sum g xhat + d * sum g``.
+    nan_policy
+        As given to the forward. "omit": where x is NaN gradients by x and residual are 0, no sum has a term, whatever
+        grad_y is there, and W is what its channel counts.
     out
         Where to write dL/dx; may be `grad_y` or `x` itself.
 
@@ -344,7 +397,7 @@ def batch_norm_backward(
     >>> bool(abs(g.x.sum()) < 1e-12)  # shifting x by a constant changes nothing
     True
     """
-    plain = mask is None and sample_weight is None
+    plain = mask is None and sample_weight is None and nan_policy == "propagate"
     if plain and virtual_batch_size is None and renorm_factors is None and type(moments) is Moments:
         usual = _usual.backward(
             grad_y, x, moments._table, weight, bias, axis, eps, residual, activation, bool(training), out
@@ -353,8 +406,9 @@ def batch_norm_backward(
             return Gradients(*usual)
     d = _inputs.data(x, "batch_norm_backward", axis)
     arguments = Arguments(
-        weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size, renorm_factors
-    )
+        weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size, renorm_factors,
+        nan_policy,
+    )  # fmt: skip
     return run_backward(d, grad_y, moments, arguments, training)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _missing
 from ._blocks import Block, Gathered, block_moments, blocks, load_exactly
 from ._foreign import Rounded
 from ._frames import frame_of, is_frame
@@ -22,7 +23,9 @@ Array = NDArray[Any]
 _WHO = "gather_moments"
 
 
-def gather_moments(source: Any, axis: Axis = 1, *, threads: int | None = None) -> Moments:
+def gather_moments(
+    source: Any, axis: Axis = 1, *, threads: int | None = None, nan_policy: str | None = None
+) -> Moments:
     """Moments of an array that may be larger than memory, or of all arrays of an iterable together.
 
     The data is taken in blocks of 32 MiB of float64, several at once, and their moments are merged in the order of the
@@ -36,11 +39,14 @@ def gather_moments(source: Any, axis: Axis = 1, *, threads: int | None = None) -
         channels, of which at most ``2 * threads`` are held at a time. Integers and bools are taken as float64; integers
         beyond 2**53, which that would round, are refused. Elements need not be aligned. Or a table, a DataFrame of
         pandas or polars or a Table of pyarrow, or an iterable of tables: of their columns of numbers, found in the
-        later ones by the names of the first, without missing values.
+        later ones by the names of the first.
     axis
         The axis, or axes, of the channels.
     threads
         Blocks in work at a time. Default: `get_num_threads()`.
+    nan_policy
+        What NaN does: "propagate" to its channel, "omit" (it is a missing value, and its channel counts one position
+        fewer) or "raise" ValueError. Default: "propagate"; of tables, where missing values are NaN, "omit".
 
     Returns
     -------
@@ -61,16 +67,17 @@ def gather_moments(source: Any, axis: Axis = 1, *, threads: int | None = None) -
     array([1., 1.])
     """
     workers = get_num_threads() if threads is None else checked_threads(threads)
+    policy = None if nan_policy is None else _missing.policy(nan_policy, _WHO)
     gathered: Gathered | None = None
     names: tuple[str, ...] | None = None
     running: deque[tuple[Block, Future[Moments]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        for x, plan, of_columns, nan_policy in _arrays(source, axis):
+        for x, plan, of_columns, usual in _arrays(source, axis):
             names = of_columns
             gathered = gathered or Gathered(plan.channel_shape)
             for block in blocks(x):
-                future = pool.submit(_moments, x, block, plan.axis, nan_policy)
+                future = pool.submit(_moments, x, block, plan.axis, policy or usual)
                 running.append((tuple(block[a] for a in plan.axis), future))
                 if len(running) == 2 * workers:
                     _take(running, gathered)
@@ -88,11 +95,16 @@ def _take(running: deque[tuple[Block, Future[Moments]]], gathered: Gathered) -> 
     gathered.add(where, future.result())
 
 
-def _moments(x: Array, block: Block, kept: tuple[int, ...], nan_policy: str) -> Moments:
+def _moments(x: Array, block: Block, kept: tuple[int, ...], policy: str) -> Moments:
     try:
-        return block_moments(load_exactly(x, block), kept, nan_policy)
+        values = load_exactly(x, block)
     except Rounded as error:
         raise ValueError(f"{_WHO}: {error}") from None
+    m = block_moments(values, kept, policy)
+    if policy == "raise" and np.isnan(m.mean).any() and (found := _missing.first_nan(values)) is not None:
+        where = tuple(i + (part.start or 0) for i, part in zip(found, block, strict=True))
+        raise ValueError(_missing.refusal(_WHO, where, kept))
+    return m
 
 
 def _is_whole(source: object) -> bool:

@@ -20,6 +20,7 @@ _CODES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.float16)
 _BFLOAT16, _BOOL = 3, 4
 _PARAMETER_CODES = (0, 1)
 _DTYPES = "float64, float32, float16 or bfloat16"
+_OR_CELLS = {"mask": ", or be of x's shape, a mask per cell", "sample_weight": ""}
 _MAX_EXACT_COUNT = 2**53  # counts are float64
 
 
@@ -39,6 +40,7 @@ class Selection(NamedTuple):
     weights: Array | None
     code: int
     positions: int
+    cells: Array | None = None  # a mask of x's shape, besides
 
 
 def described(x: Array) -> str:
@@ -171,8 +173,12 @@ def selection(d: Data, mask: object, sample_weight: object) -> Selection:
     """Check mask and sample_weight; combine them into one array of weights."""
     if mask is None and sample_weight is None:
         return Selection(None, 0, d.plan.m)
-    m = None if mask is None else _over_positions(_mask_array(mask, d), "mask", d)
+    m = None if mask is None else _mask_array(mask, d)
+    cells = m if m is not None and _is_of_cells(m, d.plan) else None
+    m = None if m is None or cells is not None else _over_positions(m, "mask", d)
     w = None if sample_weight is None else _over_positions(_sample_weight_array(sample_weight, d), "sample_weight", d)
+    if w is None and m is None:
+        return Selection(None, 0, d.plan.m, cells)
     if w is None:
         assert m is not None
         chosen, code = m, _BOOL
@@ -181,7 +187,25 @@ def selection(d: Data, mask: object, sample_weight: object) -> Selection:
         code = _CODES[chosen.dtype]
     repeats = d.plan.m // chosen.size if chosen.size else 0
     positions = int(np.count_nonzero(chosen)) * repeats
-    return Selection(np.broadcast_to(chosen, d.x.shape), code, positions)
+    return Selection(np.broadcast_to(chosen, d.x.shape), code, positions, cells)
+
+
+def as_mask(s: Selection) -> Selection:
+    """The same positions, each of which counts once."""
+    if s.weights is None or s.code == _BOOL:
+        return s
+    return s._replace(weights=s.weights != 0, code=_BOOL)
+
+
+def only_cells(d: Data, cells: Array, zeros: Any) -> Data:
+    """A copy of the input that is NaN where a mask of its cells is False, and 0 where `zeros` says so."""
+    x = np.where(cells, d.x, d.x.dtype.type(np.nan))
+    np.copyto(x, 0, where=zeros)
+    return d._replace(x=x, buffer=_bits(x, d.code))
+
+
+def _is_of_cells(mask: Array, plan: Plan) -> bool:
+    return mask.shape == plan.shape and any(plan.shape[i] != 1 for i in plan.axis)
 
 
 def _mask_array(mask: object, d: Data) -> Array:
@@ -220,8 +244,8 @@ def _over_positions(a: Array, name: str, d: Data) -> Array:
     plan = d.plan
     rule = (
         f"{d.who}: {name} says which positions count, for all channels alike: it must broadcast to x without its "
-        f"channel axes, shape {plan.reduced_shape} (or have them as length one); got {described(a)} for x of shape "
-        f"{plan.shape}"
+        f"channel axes, shape {plan.reduced_shape} (or have them as length one){_OR_CELLS[name]}; got {described(a)} "
+        f"for x of shape {plan.shape}"
     )
     if a.ndim == len(plan.shape) and plan.axis:
         if any(a.shape[i] != 1 for i in plan.axis):

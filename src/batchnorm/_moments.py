@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _formulas, _ghosts, _inputs, _native, _usual
+from . import _formulas, _ghosts, _inputs, _missing, _native, _usual
 from ._plan import Axis, channel_axes
 
 Doubles = NDArray[np.float64]
@@ -343,6 +343,7 @@ def moments(
     mask: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     virtual_batch_size: int | None = None,
+    nan_policy: str = "propagate",
 ) -> Moments:
     """Count, mean and M2 of every channel of `x`.
 
@@ -354,11 +355,16 @@ def moments(
         The axis, or axes, of the channels: those that are *kept*.
     mask
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count.
+        Or of x's shape, a mask per cell, for each channel its own: then x is copied once, with NaN in place of what
+        does not count.
     sample_weight
         Non-negative floats, shaped like `mask`; the weight of each position. A position of weight 0 does not count.
     virtual_batch_size
         Gather the moments of each ghost batch: so many samples of the first reduced axis; the last ghost may have
         fewer. The result has an axis of ghosts before the channels; `Moments.reduce` makes the whole of them.
+    nan_policy
+        What NaN does: "propagate" to the mean and M2 of its channel; "omit": a value that is NaN is missing, so that
+        its channel counts one position fewer; or "raise" ValueError. Infinity is a value under any of them.
 
     Returns
     -------
@@ -378,22 +384,45 @@ def moments(
     >>> m = bn.moments(np.array([[1.0, 2.0], [3.0, 6.0]]))
     >>> m.count, m.mean, m.var()
     (array([2., 2.]), array([2., 4.]), array([1., 4.]))
+    >>> bn.moments(np.array([[1.0, np.nan], [3.0, 6.0]]), nan_policy="omit").count
+    array([2., 1.])
     """
-    if mask is None and sample_weight is None and virtual_batch_size is None:
+    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy == "propagate":
         usual = _usual.moments(x, axis)
         if usual is not None:
             return Moments._of_table(usual)
     data = _inputs.data(x, "moments", axis)
+    policy = _missing.policy(nan_policy, data.who)
     selection = _inputs.selection(data, mask, sample_weight)
-    return gathered(data, selection, _ghosts.of(virtual_batch_size, data))
+    m = gathered(data, selection, _ghosts.of(virtual_batch_size, data), policy == "omit")
+    if policy == "raise":
+        _missing.refuse(data, selection, m.mean)
+    return m
 
 
-def gathered(d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | None) -> Moments:
-    """`moments` of what has been checked."""
+def gathered(d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | None, omit: bool = False) -> Moments:
+    """`moments` of what has been checked; omit: of what is not NaN."""
+    if s.cells is not None:
+        none = np.zeros((), bool)
+        propagated = none if omit else _missing.counted_nan(d.x, s)  # it counts, and makes all of its channel NaN
+        m = gathered(_inputs.only_cells(d, s.cells, propagated), s._replace(cells=None), ghosts, omit=True)
+        return _with_nan(m, propagated, d, ghosts) if propagated.any() else m
     table = np.zeros((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
     if d.x.size:  # else the table of nothing, all zeros
         _native.forward(
             d.buffer, None, d.code, d.plan._kept, None, s.weights, s.code, table, True, None, None, 1.0, (0, 0.0),
-            0 if ghosts is None else ghosts.size,
+            0 if ghosts is None else ghosts.size, omit,
         )  # fmt: skip
+    return Moments._of_table(table)
+
+
+def _with_nan(m: Moments, found: NDArray[Any], d: _inputs.Data, ghosts: _ghosts.Ghosts | None) -> Moments:
+    """The moments of channels, or of ghosts of them, that have NaN become NaN."""
+    size = max(d.plan.N, 1) if ghosts is None else ghosts.size
+    parts = [slice(i, i + size) for i in range(0, max(d.plan.N, 1), size)]
+    where = (slice(None),) * d.plan.reduced[0] if d.plan.reduced else ()
+    of_parts = [found[(*where, part)] if d.plan.reduced else found for part in parts]
+    flags = np.stack([part.any(axis=d.plan.reduced) for part in of_parts]).reshape(m.shape)
+    table = np.array(m._table)
+    table[_MEAN, flags], table[_LOW, flags], table[_M2, flags] = np.nan, 0, np.nan
     return Moments._of_table(table)

@@ -22,6 +22,7 @@ def forward(
     eps: float,
     activation: tuple[int, float],
     group: int = 0,
+    omit: bool = False,
 ) -> None: ...
 def backward(
     grad_y: _Array,
@@ -44,6 +45,7 @@ def backward(
     group: int = 0,
     compute_sums: bool = True,
     residual_is_y: bool = False,
+    omit: bool = False,
 ) -> None: ...
 def merge(table: _Doubles, merged: _Doubles, groups: int) -> None: ...
 def copy(to: _Array, source: _Array, streaming: bool) -> None: ...

@@ -164,6 +164,11 @@ ON_NONFINITE = Option(
     "says what NaN or infinity in a batch does to the running statistics: 'propagate' (as PyTorch), 'skip' or 'raise'",
     choices=tuple(NONFINITE_CODES),
 )  # fmt: skip
+NAN_POLICY = Option(
+    "nan_policy", "propagate", _one_of(("propagate", "omit", "raise")),
+    "says what NaN in x does: 'propagate' (to its whole channel), 'omit' (it is missing, and not counted) or 'raise'",
+    choices=("propagate", "omit", "raise"),
+)  # fmt: skip
 VIRTUAL_BATCH_SIZE = Option(
     "virtual_batch_size", None, or_none(_integer(1)),
     "must be an int of at least 1, the samples of a ghost batch, or None for the whole batch",

@@ -10,7 +10,19 @@ import numpy as np
 import oracle
 import pytest
 from canonical import same_bits
-from cases import ACTIVATIONS, CASES, DTYPES, SMALL, Built, Case, build, exact_forward, exact_statistics, lay_out
+from cases import (
+    ACTIVATIONS,
+    CASES,
+    DTYPES,
+    SMALL,
+    Built,
+    Case,
+    build,
+    check_gradients,
+    exact_forward,
+    exact_statistics,
+    lay_out,
+)  # fmt: skip
 
 import batchnorm as bn
 
@@ -33,29 +45,6 @@ def _away_from_kinks(case: Case, z: np.ndarray) -> None:
         assert np.abs(z - kink).min() > KINK, f"the data of {case} touch the kink of {case.activation} at {kink}"
 
 
-def _check(built: Built, found: bn.Gradients, exact: oracle.Backward) -> None:
-    """Every gradient has the type and shape of its argument and the value of the oracle."""
-    dtype = built.x.dtype
-    assert found.x.dtype == dtype
-    oracle.assert_within(found.x, exact.x, oracle.gradient_bound(exact.x, exact.x_terms, dtype), "gradient of x")
-    for name in ("weight", "bias"):
-        parameter, gradient = getattr(built, name), getattr(found, name)
-        if parameter is None:
-            assert gradient is None
-            continue
-        assert gradient.dtype == parameter.dtype
-        expected = getattr(exact, name)
-        bound = oracle.gradient_bound(expected, getattr(exact, f"{name}_terms"), gradient.dtype)
-        oracle.assert_within(gradient, expected, bound, f"gradient of {name}")
-    if built.residual is None:
-        assert found.residual is None
-        return
-    assert found.residual.dtype == dtype
-    size = np.abs(built.grad.astype(np.float64)) * (8.0 if built.case.activation == "silu" else 1.0)
-    bound = oracle.gradient_bound(exact.residual, size, dtype)
-    oracle.assert_within(found.residual, exact.residual, bound, "gradient of residual")
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_training_gradients_are_exact(case: Case):
     built = build(case)
@@ -64,7 +53,7 @@ def test_training_gradients_are_exact(case: Case):
     found = _backward(built, m)
     assert isinstance(found, bn.Gradients)
     _away_from_kinks(case, exact_forward(case).z)
-    _check(built, found, oracle.backward(built.problem, built.grad, exact_statistics(case)))
+    check_gradients(built, built.grad, found, oracle.backward(built.problem, built.grad, exact_statistics(case)))
     assert (built.x.tobytes(), built.grad.tobytes()) == before, "the inputs are not changed"
 
 
@@ -76,7 +65,7 @@ def test_evaluation_gradients_are_exact(case: Case, rng):
     if case.activation is not None:
         _away_from_kinks(case, oracle.forward(built.problem, given).z)
     found = _backward(built, bn.Moments.from_statistics(mean, var), training=False)
-    _check(built, found, oracle.backward(built.problem, built.grad, given, training=False))
+    check_gradients(built, built.grad, found, oracle.backward(built.problem, built.grad, given, training=False))
 
 
 # --- the oracle's own backward, and the package's, against differences of the forward pass ---

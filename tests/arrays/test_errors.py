@@ -264,7 +264,7 @@ _FROM_SELECTION: list[Bad] = [
     ),
 ]
 for _name, _kind in (("mask", bool), ("sample_weight", np.float64)):
-    for _shape in ((3,), (5,), (4, 3), (3, 4), (1, 4), (4, 1, 1), (2, 1)):
+    for _shape in ((3,), (5,), (4, 3) if _name == "sample_weight" else (4, 2), (3, 4), (1, 4), (4, 1, 1), (2, 1)):
         _says = (_name, "broadcast", r"\(4,\)", re.escape(str(_shape)), r"\(4, 3\)")
         _make = lambda g, shape=_shape, kind=_kind: np.ones(shape, kind)  # noqa: E731
         _FROM_SELECTION.append(Bad(_name, f"shape {_shape}", _make, ValueError, _says, _TAKE_MASKS))

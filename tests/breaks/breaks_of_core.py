@@ -72,6 +72,49 @@ BREAKS = [
         "moments: sums in float are always trusted",
         "test_bits.py test_accuracy.py",
     ),
+    # --- missing cells ---
+    Break(
+        "cpp/kernels/sums.h",
+        "if (!omits || is_number(value)) some[k++] = value;",
+        "some[k++] = is_number(value) ? value : T{};",
+        "missing cells: they are zeros in the mean of a block's sample",
+        "test_missing.py",
+    ),
+    Break(
+        "cpp/kernels/sums.h",
+        "lanes = lanes & (numbers(x) | anyway);",
+        "lanes = lanes & (numbers(x) | anyway | lanes);",
+        "missing cells: NaN goes into the sums",
+        "test_missing.py",
+    ),
+    Break(
+        "cpp/kernels/blocks.cpp",
+        "return omits ? *counted : weights.total;",
+        "return weights.total;",
+        "missing cells: every channel counts all positions of a block",
+        "test_missing.py",
+    ),
+    Break(
+        "cpp/kernels/blocks.cpp",
+        "if (!std::isnan(K[i]) || counts[i] == 0) continue;",
+        "continue;",
+        "missing cells: rows of a channel of which no sampled value is there",
+        "test_missing.py",
+    ),
+    Break(
+        "cpp/kernels/apply.h",
+        "return omits ? where_number(unit, h * scale(c)) : h * scale(c);",
+        "return h * scale(c);",
+        "missing cells: gradients where x is NaN",
+        "test_missing.py",
+    ),
+    Break(
+        "cpp/kernels/tile.cpp",
+        "if (p_.omit) call_.compute.keep_numbers(z_, x_, elements());",
+        "",
+        "missing cells: sums of gradients through tiles",
+        "test_missing.py",
+    ),
     Break(
         "cpp/kernels/blocks.cpp",
         "std::isfinite(K) ? rounded(call.p, K) : 0.0",
@@ -413,7 +456,7 @@ BREAKS = [
     ),
     Break(
         "cpp/kernels/per_channel.h",
-        "return !any_zero(are_good_moments(n, s, q));",
+        "return !any_zero(if_less(zero, n, are_good_moments(n, s, q), fill(1.0)));",
         "return true;",
         "sixteen channels of a block: sums in float are always trusted",
         "test_bits.py test_accuracy.py",

@@ -7,6 +7,28 @@ from breaks import Break
 SRC = "src/batchnorm/"
 
 BREAKS = [
+    # --- missing cells ---
+    Break(
+        "src/batchnorm/_missing.py",
+        "if not counts.size or counts.min() >= 2:",
+        "if not counts.size or counts.max() >= 2:",
+        "missing cells: a channel with one value left is normalized",
+        "test_missing.py",
+    ),
+    Break(
+        "src/batchnorm/_functional.py",
+        "elif not (m.m2 > 0).all():",
+        "elif not (m.m2 > 0).any():",
+        "missing cells: one weighted value left in a channel",
+        "test_missing.py",
+    ),
+    Break(
+        "src/batchnorm/_functional.py",
+        "np.copyto(grad_x, alone, where=~s.cells)",
+        "np.copyto(grad_x, alone, where=s.cells)",
+        "masks per cell: gradients of the cells that do not count",
+        "test_missing.py",
+    ),
     # --- functions on arrays ---
     Break(
         SRC + "_functional.py",

@@ -115,6 +115,20 @@ def _selection(rng: np.random.Generator, shape: list[int]) -> dict[str, np.ndarr
     return {}
 
 
+def _lose(rng: np.random.Generator, x: np.ndarray, grad: np.ndarray, select: dict, kept: tuple[int, ...]) -> bool:
+    """Make cells of x, and of grad, NaN, here and there; False where a channel has fewer than two left."""
+    lost = rng.random(x.shape) < rng.choice([0.01, 0.2, 0.7, 0.99])
+    counts = ~np.isnan(x) & (_counted(x.shape, select, kept) > 0)
+    reduced = tuple(axis for axis in range(x.ndim) if axis not in kept)
+    if np.count_nonzero(counts, axis=reduced).min() < 2:
+        return False
+    lost &= np.count_nonzero(counts & ~lost, axis=reduced, keepdims=True) >= 2
+    x[lost] = np.nan
+    if rng.random() < 0.5:
+        grad[lost] = np.nan
+    return True
+
+
 def draw(seed: int) -> Problem | None:
     """Problem number `seed`; None where it has too few positions."""
     rng = np.random.default_rng([seed, 20150211])
@@ -145,9 +159,13 @@ def draw(seed: int) -> Problem | None:
     options = {"activation": ACTIVATIONS[rng.integers(len(ACTIVATIONS))], "eps": float(rng.choice([1e-5, 1e-3, 1e-12]))}
     layouts = tuple(str(name) for name in rng.choice(VIEWS, 3)) if rng.random() < 0.5 else (str(rng.choice(VIEWS)),) * 3
     with np.errstate(over="ignore"):
+        grad = np.asarray(grad).astype(DTYPES[dtype])
+    if rng.random() < 0.3 and group is None and _lose(rng, x, grad, select, kept):
+        options["nan_policy"] = "omit"
+    with np.errstate(over="ignore"):
         problem = Problem(
             x=x,
-            grad=np.asarray(grad).astype(DTYPES[dtype]),
+            grad=grad,
             residual=np.asarray(residual).astype(DTYPES[dtype]) if rng.random() < 0.4 else None,
             kept=kept,
             parameters=given,
@@ -184,6 +202,7 @@ def compute(problem: Problem, arrays: dict[str, np.ndarray | None]) -> Results:
 def _y_tells(problem: Problem) -> bool:
     """Whether the derivative of the activation can be read from y."""
     plain = problem.residual is None and not problem.select and not problem.group and problem.training
+    plain = plain and "nan_policy" not in problem.options
     return plain and problem.x.dtype.itemsize >= 4 and problem.options["activation"] in ("relu", "relu6", "leaky_relu")
 
 
@@ -228,14 +247,18 @@ def check_bits(problem: Problem, isas: tuple[str, ...] = ISAS) -> Results:
 
 def check_values(problem: Problem, found: Results) -> float:
     """The results against the formulas; the largest error as a fraction of its bound."""
-    x = problem.x.astype(np.longdouble)
-    w = _counted(problem)
+    x, grad = problem.x.astype(np.longdouble), problem.grad.astype(np.longdouble)
+    w, there = _counted(x.shape, problem.select, problem.kept), np.full(x.shape, True)
+    if "nan_policy" in problem.options:
+        there = ~np.isnan(x)
+        x, grad, w = (np.where(there, a, 0) for a in (x, grad, w))
     shape = [length if axis in problem.kept else 1 for axis, length in enumerate(x.shape)]
     weight, bias = (None if p is None else p.astype(np.longdouble).reshape(shape) for p in problem.parameters)
     worst = 0.0
     with np.errstate(all="ignore"):
         for part in _parts(problem):
-            worst = max(worst, _check_part(problem, found, part, x[part], w[part], (weight, bias)))
+            arrays = x[part], grad[part], w[part], there[part]
+            worst = max(worst, _check_part(problem, found, part, arrays, (weight, bias)))
     return worst
 
 
@@ -244,14 +267,15 @@ def _parts(problem: Problem) -> list[slice]:
     return [slice(i, i + size) for i in range(0, len(problem.x), size)] if problem.group else [slice(None)]
 
 
-def _counted(problem: Problem) -> np.ndarray:
-    if not problem.select:
-        return np.ones(problem.x.shape, np.longdouble)
-    given = next(iter(problem.select.values())).astype(np.longdouble)
-    return np.broadcast_to(np.expand_dims(given, problem.kept), problem.x.shape)
+def _counted(shape: tuple[int, ...], select: dict[str, np.ndarray], kept: tuple[int, ...]) -> np.ndarray:
+    if not select:
+        return np.ones(shape, np.longdouble)
+    given = next(iter(select.values())).astype(np.longdouble)
+    return np.broadcast_to(np.expand_dims(given, kept), shape)
 
 
-def _check_part(problem: Problem, found: Results, part: slice, x, w, parameters) -> float:
+def _check_part(problem: Problem, found: Results, part: slice, arrays, parameters) -> float:
+    x, grad, w, there = arrays
     axes = tuple(axis for axis in range(x.ndim) if axis not in problem.kept)
 
     def total(values: np.ndarray) -> np.ndarray:
@@ -266,7 +290,7 @@ def _check_part(problem: Problem, found: Results, part: slice, x, w, parameters)
     d = (x - mean) - rest
     m2 = total(w * np.where(w > 0, d, 0) ** 2)
     rstd = 1 / np.sqrt(m2 / count + np.longdouble(problem.options["eps"]))
-    usable = np.isfinite(m2) & np.isfinite(rstd) & np.isfinite(total(problem.grad[part].astype(float)))
+    usable = np.isfinite(m2) & np.isfinite(rstd) & np.isfinite(total(grad.astype(float)))
     z = d * rstd
     size = np.abs(z)
     xhat = z
@@ -284,17 +308,17 @@ def _check_part(problem: Problem, found: Results, part: slice, x, w, parameters)
     relative = oracle.N4 if dtype == np.float64 else oracle.N1
     bound = relative * size * (2 if activation == "silu" else 1)
     largest = 6e4 if dtype == np.float16 else np.inf  # what is above may be infinite
-    everywhere = np.broadcast_to(usable, x.shape) & np.isfinite(x) & (np.abs(y) < largest)
+    everywhere = np.broadcast_to(usable, x.shape) & np.isfinite(x) & (np.abs(y) < largest) & there
+    assert np.isnan(found["y"][part][~there]).all(), f"{problem}: y where x is missing"
     bound = bound + oracle.half_ulp((np.abs(y) + bound).astype(float), dtype)
     worst = _worst(problem, "y", found["y"][part], y, bound, everywhere)
     # The gradient: where z is at a corner of its activation, either slope is right.
-    g = problem.grad[part].astype(np.longdouble)
-    h = g * slope
+    h = grad * slope
     if activation in ("relu", "relu6") and "d residual" in found:
         h = found["d residual"][part].astype(np.longdouble)
     elif activation not in (None, "silu"):
         return worst
-    sizes = np.abs(h) if activation != "silu" else np.abs(g) * size
+    sizes = np.abs(h) if activation != "silu" else np.abs(grad) * size
     sum_h, sum_hx = total(h), total(h * xhat)
     scale = rstd if parameters[0] is None else rstd * parameters[0]
     dx, terms = scale * h, np.abs(scale) * sizes
@@ -303,7 +327,7 @@ def _check_part(problem: Problem, found: Results, part: slice, x, w, parameters)
         # What does not count may be so far out that the error of xhat beside 1, as N1 allows it, is what is seen.
         least = np.maximum(np.abs(xhat), 1 if problem.select else 0)
         terms = np.abs(scale) * (sizes + w / count * (total(sizes) + least * total(sizes * np.abs(xhat))))
-    fits = everywhere & (terms < (6e4 if dtype == np.float16 else 1e38))
+    fits = (everywhere | (~there & usable)) & (terms < (6e4 if dtype == np.float16 else 1e38))
     smallest = 1e-44 if dtype.itemsize < 8 else 1e-300
     bound = (oracle.N4 if dtype == np.float64 else oracle.GRADIENT) * terms + smallest
     bound = bound + oracle.half_ulp((np.abs(dx) + bound).astype(float), dtype)

@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CPP = Path(__file__).parents[2] / "cpp"
 
 # tools → torch · _ranked · _gathering → _layers · _blocks → _functional → _renorm · _running → _moments
-# → _ghosts · _usual · _masks → _inputs → _plan · _memory · _options · _formulas · _foreign
+# → _ghosts · _usual · _masks · _missing → _inputs → _plan · _memory · _options · _formulas · _foreign
 # · _left_out · _public · _version → _native; _frames → _foreign · _left_out.
 LEVELS = {
     "_native": 0,
@@ -35,6 +35,7 @@ LEVELS = {
     "_ghosts": 3,
     "_usual": 3,
     "_masks": 3,
+    "_missing": 3,
     "_moments": 4,
     "_renorm": 5,
     "_running": 5,

@@ -35,12 +35,15 @@ def columns(values: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:
     return np.transpose(values, reduced + kept).reshape(-1, channels).astype(compute)
 
 
-def moments(x: np.ndarray, sample_weight: np.ndarray | None = None) -> Sums:
-    """Moments of the columns of `x` (m, C); `sample_weight` (m, 1) or (m, C), one for all channels, says what
-    counts."""
+def moments(x: np.ndarray, sample_weight: np.ndarray | None = None, omit: bool = False) -> Sums:
+    """Moments of the columns of `x` (m, C); `sample_weight` (m, 1) or (m, C), one for all channels, says what counts.
+
+    With `omit`, what is NaN does not count in its column.
+    """
     w = np.ones(len(x)) if sample_weight is None else sample_weight[:, 0].astype(np.float64)
+    of_block = _block_of_some if omit else _block
     with np.errstate(all="ignore"):
-        blocks = [_block(x[i : i + BLOCK], w[i : i + BLOCK]) for i in range(0, len(x), BLOCK)]
+        blocks = [of_block(x[i : i + BLOCK], w[i : i + BLOCK]) for i in range(0, len(x), BLOCK)]
         return _tree(blocks, _merge) if blocks else _nothing(x.shape[1])
 
 
@@ -50,15 +53,21 @@ def merge(a: Sums, b: Sums) -> Sums:
         return _merge(a, b)
 
 
-def gradient_sums(grad: np.ndarray, x: np.ndarray, m: Sums, wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gradient_sums(
+    grad: np.ndarray, x: np.ndarray, m: Sums, wide: np.ndarray, omit: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """``sum g`` and ``sum g (x - mean)`` of the columns; the tree adds. `wide` are those that float32 cannot hold.
 
-    What is summed is about the mean rounded to the compute type; what rounding took follows in closed form.
+    What is summed is about the mean rounded to the compute type; what rounding took follows in closed form. With
+    `omit`, neither sum has a term where x is NaN.
     """
     with np.errstate(all="ignore"):
+        if omit:
+            grad = np.where(np.isnan(x), x.dtype.type(0), grad)
         center = np.where(wide, m.mean, m.mean.astype(x.dtype).astype(np.float64))
         blocks = [
-            _block_of_gradients(grad[i : i + BLOCK], x[i : i + BLOCK], center, wide) for i in range(0, len(x), BLOCK)
+            _block_of_gradients(grad[i : i + BLOCK], x[i : i + BLOCK], center, wide, omit)
+            for i in range(0, len(x), BLOCK)
         ]
         sum_g, sum_gd = _tree(blocks, np.add)
         return sum_g, sum_gd - ((m.mean - center) + m.mean_low) * sum_g
@@ -120,9 +129,17 @@ def _multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 # --- blocks, and the tree that merges them ---
 
 
-def _block(x: np.ndarray, w: np.ndarray) -> Sums:
+def _block_of_some(x: np.ndarray, w: np.ndarray) -> Sums:
+    """The like, column by column, of what is not NaN; what the weights of positions are decides for all columns."""
+    is_mask = bool(((w == 0) | (w == 1)).all())
+    columns = [x[:, c : c + 1] for c in range(x.shape[1])]
+    found = [_block(column, np.where(np.isnan(column[:, 0]), 0.0, w), is_mask) for column in columns]
+    return Sums(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def _block(x: np.ndarray, w: np.ndarray, is_mask: bool | None = None) -> Sums:
     """Moments of at most 2048 positions."""
-    if not ((w == 0) | (w == 1)).all():
+    if not (((w == 0) | (w == 1)).all() if is_mask is None else is_mask) and w.any():
         count, shift, s, q = _weighted(x.astype(np.float64), w)
     elif w.any():
         count, shift, s, q = _counted(x, w == 1)
@@ -174,14 +191,16 @@ def _weighted(x: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray, np.ndarr
     return _sum(_cells(w[:, None]))[0], shift, _sum(h), _sum_of_products(h, d)
 
 
-def _block_of_gradients(g: np.ndarray, x: np.ndarray, center: np.ndarray, wide: np.ndarray) -> np.ndarray:
+def _block_of_gradients(g: np.ndarray, x: np.ndarray, center: np.ndarray, wide: np.ndarray, omit: bool) -> np.ndarray:
     """The two sums of a block, as rows; in float64 where float32 overflows or its products may underflow."""
-    terms, d = _cells(g), _cells(x - center.astype(x.dtype))
+    distance = x - center.astype(x.dtype)
+    terms, d = _cells(g), _cells(np.where(np.isnan(x), x.dtype.type(0), distance) if omit else distance)
     sums = np.stack([_sum(terms), _sum_of_products(terms, d)])
     if x.dtype == np.float64:
         return sums
     trusted = ~wide & np.isfinite(sums).all(axis=0) & (np.abs(sums[1]) >= len(x) * 2.0**-90)
-    return np.where(trusted, sums, _block_of_gradients(g.astype(np.float64), x.astype(np.float64), center, wide))
+    again = _block_of_gradients(g.astype(np.float64), x.astype(np.float64), center, wide, omit)
+    return np.where(trusted, sums, again)
 
 
 def _or(values: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:

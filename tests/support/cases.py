@@ -12,6 +12,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -41,13 +42,16 @@ class Case:
     residual: bool = False
     activation: object = None
     eps: float = EPS
+    missing: float = 0.0  # the share of cells that are NaN, and left out
 
     def __str__(self) -> str:
         said = [f"{'x'.join(map(str, self.shape))}@{self.axis}".replace(" ", "")]
         for field in dataclasses.fields(self)[2:]:
             value = getattr(self, field.name)
             if value != field.default:
-                said.append(field.name if value is True else str(value).replace(" ", ""))
+                said.append(
+                    field.name if value is True else str(value).replace(" ", "") + "nan" * (field.name == "missing")
+                )
         return "-".join(said)
 
     @property
@@ -81,7 +85,8 @@ class Built:
     mask: np.ndarray | None
     sample_weight: np.ndarray | None
     residual: np.ndarray | None
-    counted: np.ndarray | None  # mask and weights together, of the shape of x
+    counted: np.ndarray | None  # mask, weights and what is missing together, of the shape of x
+    missing: np.ndarray | None
 
     @property
     def selection(self) -> dict:
@@ -90,12 +95,13 @@ class Built:
     @property
     def options(self) -> dict:
         case = self.case
-        return {"axis": case.axis, "eps": case.eps, "residual": self.residual, "activation": case.activation}
+        policy = {} if self.missing is None else {"nan_policy": "omit"}
+        return {"axis": case.axis, "eps": case.eps, "residual": self.residual, "activation": case.activation} | policy
 
     @property
     def problem(self) -> oracle.Problem:
         return oracle.Problem(
-            x=self.x,
+            x=self.at_cells(self.x, 0),
             kept=self.case.kept,
             eps=self.case.eps,
             sample_weight=self.counted,
@@ -104,6 +110,10 @@ class Built:
             residual=self.residual,
             activation=self.case.activation,
         )
+
+    def at_cells(self, values: np.ndarray, instead) -> np.ndarray:
+        """`values`, with something else where cells are missing."""
+        return values if self.missing is None else np.where(self.missing, np.asarray(instead, values.dtype), values)
 
 
 # --- layouts: the same values, laid out in memory in another way ---
@@ -264,11 +274,11 @@ def _select(rng: np.random.Generator, case: Case) -> tuple[np.ndarray | None, np
     return None, None
 
 
-def _counted(case: Case, mask: np.ndarray | None, sample_weight: np.ndarray | None) -> np.ndarray | None:
-    """What `mask` and `sample_weight` say together, for every position of x."""
-    if mask is None and sample_weight is None:
+def _counted(case: Case, mask: np.ndarray | None, sample_weight: np.ndarray | None, missing) -> np.ndarray | None:
+    """What they say together, for every position of x."""
+    if mask is None and sample_weight is None and missing is None:
         return None
-    counted = np.ones(case.shape)
+    counted = np.ones(case.shape) if missing is None else np.where(missing, 0.0, 1.0)
     for given in (mask, sample_weight):
         if given is not None:
             if given.ndim != len(case.shape):
@@ -288,18 +298,30 @@ def build(case: Case) -> Built:
         return lay_out(values.astype(dtype), case.layout, case.kept)
 
     parameters = np.float64 if case.dtype == "float64" else np.float32
+    missing = None
+    if case.missing:
+        missing = rng.random(case.shape) < case.missing
+        for axis in case.reduced:  # every channel keeps two
+            if case.shape[axis] > 1:
+                missing[tuple(slice(0, 2) if i == axis else slice(None) for i in range(len(case.shape)))] = False
+                break
+
+    def with_nan(values: np.ndarray) -> np.ndarray:
+        return draw(values if missing is None else np.where(missing, np.nan, values))
+
     scale = (1.0 + 0.3 * rng.standard_normal(case.kept_shape)) * np.where(rng.random(case.kept_shape) < 0.8, 1, -1)
     shift = rng.standard_normal(case.kept_shape)
     return Built(
         case=case,
-        x=draw(DATA[case.data](rng, case)),
-        grad=draw(rng.standard_normal(case.shape) + 0.25),
+        x=with_nan(DATA[case.data](rng, case)),
+        grad=with_nan(rng.standard_normal(case.shape) + 0.25),
         weight=np.asarray(scale, dtype=parameters) if case.affine in ("weight", "both") else None,
         bias=np.asarray(shift, dtype=parameters) if case.affine in ("bias", "both") else None,
         mask=mask,
         sample_weight=sample_weight,
         residual=draw(2.0 * rng.standard_normal(case.shape)) if case.residual else None,
-        counted=_counted(case, mask, sample_weight),
+        counted=_counted(case, mask, sample_weight, missing),
+        missing=missing,
     )
 
 
@@ -313,6 +335,29 @@ def exact_statistics(case: Case) -> oracle.Statistics:
 def exact_forward(case: Case) -> oracle.Forward:
     """The oracle's forward of a case in training, worked out once."""
     return oracle.forward(build(case).problem, exact_statistics(case))
+
+
+def check_gradients(built: Built, grad: np.ndarray, found: Any, exact: oracle.Backward) -> None:
+    """Every gradient has the type and shape of its argument and the value of the oracle."""
+    dtype = built.x.dtype
+    assert found.x.dtype == dtype
+    oracle.assert_within(found.x, exact.x, oracle.gradient_bound(exact.x, exact.x_terms, dtype), "gradient of x")
+    for name in ("weight", "bias"):
+        parameter, gradient = getattr(built, name), getattr(found, name)
+        if parameter is None:
+            assert gradient is None
+            continue
+        assert gradient.dtype == parameter.dtype
+        expected = getattr(exact, name)
+        bound = oracle.gradient_bound(expected, getattr(exact, f"{name}_terms"), gradient.dtype)
+        oracle.assert_within(gradient, expected, bound, f"gradient of {name}")
+    if built.residual is None:
+        assert found.residual is None
+        return
+    assert found.residual.dtype == dtype
+    size = np.abs(grad.astype(np.float64)) * (8.0 if built.case.activation == "silu" else 1.0)
+    bound = oracle.gradient_bound(exact.residual, size, dtype)
+    oracle.assert_within(found.residual, exact.residual, bound, "gradient of residual")
 
 
 # --- the table ---
@@ -393,5 +438,11 @@ AXES = _wider(_axes())
 LAYOUT_CASES = _layouts()
 OPTIONS = _options()
 CASES = list(dict.fromkeys(SHAPES + AXES + LAYOUT_CASES + OPTIONS + _selections() + _distributions()))
+MISSING = [
+    _with(case, missing=0.3)
+    for case in [*LAYOUT_CASES, *OPTIONS, *_wider([Case((2500, 1)), Case((40, 17, 3)), Case((33, 65), 0)])]
+    if case.layout != "broadcast"
+]
+MISSING += [_with(case, missing=0.6) for case in _wider([Case((2100, 2)), Case((9, 17)), Case((3, 5, 16))])]
 MASKED = [case for case in CASES if case.select != "all"]
 SMALL = [_ONE, _with(_ONE, dtype="float64"), Case((4, 3, 2, 5), axis=(1, 3), dtype="float64"), Case((40, 2))]
