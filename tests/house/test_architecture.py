@@ -17,9 +17,7 @@ PACKAGE = Path(bn.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CPP = Path(__file__).parents[2] / "cpp"
 
-# tools → torch · _ranked · _gathering → _layers · _blocks → _functional → _renorm · _running → _moments
-# → _ghosts · _usual · _masks · _missing → _inputs → _plan · _memory · _options · _formulas · _foreign
-# · _left_out · _public · _version → _native; _frames → _foreign · _left_out.
+# A file imports from levels below its own only.
 LEVELS = {
     "_native": 0,
     "_version": 1,
@@ -126,6 +124,17 @@ def test_the_parts_of_the_package_are_the_ones_drawn():
     assert {_module(path) for path in SOURCES} | {"_native"} == {*LEVELS, ALONE}
 
 
+@pytest.mark.skipif(not CPP.is_dir(), reason="the documents are in a checkout only")
+def test_the_page_says_what_each_part_is_for():
+    page = (CPP.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
+    files = {_module(path) for path in SOURCES if path.parent == PACKAGE} - {"__init__", "__main__"}
+    files |= {path.stem for path in (PACKAGE / "torch").glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in SOURCES if path.parent.parent in (PACKAGE, PACKAGE / "tools")} - {""}
+    names = {f"`{name}.py`" for name in files} | {f"{name}/`" for name in folders - {"tools"}}
+    assert not [name for name in sorted(names) if name not in rows]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path: Path):
     module = _module(path)
@@ -165,9 +174,17 @@ def test_imports_inside_a_part_point_down(part: str):
     assert units == set(rows)
 
 
+def _pictures() -> dict[str, list[str]]:
+    """What docs/architecture.md draws, each with the highest row first."""
+    levels = [" · ".join(part for part, level in LEVELS.items() if level == i) for i in sorted({*LEVELS.values()})]
+    inside = {part: [" · ".join(row) for row in rows] for part, rows in INSIDE.items()}
+    return {"the package": levels[::-1], **{part: rows[::-1] for part, rows in inside.items()}, "cpp": [*FOLDERS[::-1]]}
+
+
 @pytest.mark.skipif(not CPP.is_dir(), reason="the documents are in a checkout only")
-def test_the_picture_of_torch_is_drawn():
-    picture = "\n".join(" · ".join(row) for row in reversed(INSIDE["torch"]))
+@pytest.mark.parametrize("part", ["the package", *INSIDE, "cpp"])
+def test_pictures_are_drawn(part: str):
+    picture = "\n".join(_pictures()[part])
     page = CPP.parent / "docs" / "architecture.md"
     assert f"```\n{picture}\n```" in page.read_text(encoding="utf-8"), f"put this into {page.name}:\n{picture}"
 
