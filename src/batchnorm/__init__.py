@@ -76,7 +76,7 @@ __all__ = [
 publish(__name__, *(globals()[name] for name in __all__ if name in globals()))
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     """Load what `import batchnorm` leaves out, when it is asked for."""
     found: Any
     if name == "explain":
@@ -90,6 +90,10 @@ def __getattr__(name: str) -> Any:
     publish(__name__, found)
     globals()[name] = found
     return found
+
+
+if not TYPE_CHECKING:  # type checkers would accept any name
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

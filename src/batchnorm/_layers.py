@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import _inputs, _options, _usual
 from ._functional import Arguments, Gradients, run_backward, run_forward, run_moments
 from ._moments import Moments
-from ._options import Activation
+from ._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue
 from ._plan import Axis, channel_axes
 from ._renorm import Renorm, RenormFactors
 from ._running import KeptAttribute, RunningStatistics, checked_dtype, taken
@@ -124,10 +124,10 @@ class BatchNorm(_options.Checked):
     activation: Activation
     virtual_batch_size: int | None
     renorm: Renorm | None
-    normalize_with: str
+    normalize_with: NormalizeWith
     update_running_stats: bool | None
     train_affine: bool
-    on_single_value: str
+    on_single_value: OnSingleValue
     dtype: np.dtype[Any]
     training: bool
     weight: Array | None
@@ -155,16 +155,16 @@ class BatchNorm(_options.Checked):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        running_correction: int = 1,
+        running_correction: Correction = 1,
         activation: Activation = None,
         virtual_batch_size: int | None = None,
         renorm: Renorm | None = None,
-        normalize_with: str = "auto",
+        normalize_with: NormalizeWith = "auto",
         update_running_stats: bool | None = None,
         train_affine: bool = True,
-        on_single_value: str = "error",
+        on_single_value: OnSingleValue = "error",
         keep_count: bool = False,
-        on_nonfinite: str = "propagate",
+        on_nonfinite: OnNonfinite = "propagate",
         dtype: DTypeLike = np.float32,
     ) -> None:
         who = type(self).__name__
@@ -213,7 +213,7 @@ class BatchNorm(_options.Checked):
         value._who = who
         return value
 
-    def running_variance(self, correction: int = 0) -> Array:
+    def running_variance(self, correction: Correction = 0) -> Array:
         """The biased (0) or unbiased (1) running variance, in float64; with `keep_count`, either is exact.
 
         Raises

@@ -13,13 +13,17 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from . import _native
 
-Activation = str | tuple[str, float] | None
+Activation = Literal["relu", "relu6", "leaky_relu", "silu"] | tuple[Literal["leaky_relu"], float] | None
+NormalizeWith = Literal["auto", "batch", "running"]
+OnNonfinite = Literal["propagate", "skip", "raise"]
+OnSingleValue = Literal["error", "running"]
+Correction = Literal[0, 1]
 
 # Code and default slope of each, of the kernels' list (cpp/core/activations.h); a slope of 0: there is none to give.
 ACTIVATIONS: dict[str | None, tuple[int, float]] = {
@@ -122,7 +126,7 @@ def _renorm(value: Any) -> Any:
     return value
 
 
-def _activation(value: Any) -> Activation:
+def _activation(value: Any) -> Any:
     if not isinstance(value, tuple):
         return str(_one_of(ACTIVATIONS)(value))
     if len(value) != 2 or not isinstance(value[0], str) or value[0] not in _SLOPED:
@@ -269,13 +273,15 @@ class Checked:
         option = self._settable.get(name)
         return value if option is None else option.checked(value, self._called())
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        cls: Any = type(self)
-        if name[:1] != "_":
-            if not _declares(cls, name):
-                raise AttributeError(_unknown(self._called(), name, value, _public(cls)))
-            value = self._checked(name, value)
-        object.__setattr__(self, name, value)
+    if not TYPE_CHECKING:  # type checkers would accept any name
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            cls: Any = type(self)
+            if name[:1] != "_":
+                if not _declares(cls, name):
+                    raise AttributeError(_unknown(self._called(), name, value, _public(cls)))
+                value = self._checked(name, value)
+            object.__setattr__(self, name, value)
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _formulas, _inputs, _native, _options
 from ._moments import Moments
+from ._options import Correction, OnNonfinite
 
 Array = NDArray[Any]
 
@@ -84,8 +85,8 @@ class RunningStatistics(_options.Checked):
 
     dtype: np.dtype[Any]
     momentum: float | None
-    running_correction: int
-    on_nonfinite: str
+    running_correction: Correction
+    on_nonfinite: OnNonfinite
     running_mean: Array
     running_var: Array
     num_batches_tracked: Array
@@ -100,9 +101,9 @@ class RunningStatistics(_options.Checked):
         num_features: int | tuple[int, ...],
         *,
         momentum: float | None = 0.1,
-        running_correction: int = 1,
+        running_correction: Correction = 1,
         keep_count: bool = False,
-        on_nonfinite: str = "propagate",
+        on_nonfinite: OnNonfinite = "propagate",
         dtype: DTypeLike = np.float32,
     ) -> None:
         self._who = type(self).__name__  # a layer puts its own name here
@@ -237,7 +238,7 @@ class RunningStatistics(_options.Checked):
             "(on_nonfinite='raise'). Look upstream, or use on_nonfinite='skip'"
         )
 
-    def running_variance(self, correction: int = 0) -> Array:
+    def running_variance(self, correction: Correction = 0) -> Array:
         """The biased (0) or unbiased (1) running variance, in float64.
 
         Raises

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 
 from .._options import (
     Activation,
+    Correction,
+    NormalizeWith,
+    OnNonfinite,
+    OnSingleValue,
     Option,
     activation_code,
     check_all_without_running,
@@ -34,12 +38,12 @@ class _Extended(_running.KeepsCount):
     """What our layers add to torch.nn's. The defaults are the class's: a layer whose class is swapped has them."""
 
     activation: Activation = DEFAULTS["activation"]
-    on_single_value: str = DEFAULTS["on_single_value"]
-    on_nonfinite: str = DEFAULTS["on_nonfinite"]
-    running_correction: int = DEFAULTS["running_correction"]
+    on_single_value: OnSingleValue = DEFAULTS["on_single_value"]
+    on_nonfinite: OnNonfinite = DEFAULTS["on_nonfinite"]
+    running_correction: Correction = DEFAULTS["running_correction"]
     virtual_batch_size: int | None = DEFAULTS["virtual_batch_size"]
     renorm: Renorm | None = DEFAULTS["renorm"]
-    normalize_with: str = DEFAULTS["normalize_with"]
+    normalize_with: NormalizeWith = DEFAULTS["normalize_with"]
     update_running_stats: bool | None = DEFAULTS["update_running_stats"]
     train_affine: bool = DEFAULTS["train_affine"]
 
@@ -57,12 +61,12 @@ class _Extended(_running.KeepsCount):
         *,
         bias: bool = True,
         activation: Activation = None,
-        on_single_value: str = "error",
-        on_nonfinite: str = "propagate",
-        running_correction: int = 1,
+        on_single_value: OnSingleValue = "error",
+        on_nonfinite: OnNonfinite = "propagate",
+        running_correction: Correction = 1,
         virtual_batch_size: int | None = None,
         renorm: Renorm | None = None,
-        normalize_with: str = "auto",
+        normalize_with: NormalizeWith = "auto",
         update_running_stats: bool | None = None,
         train_affine: bool = True,
         keep_count: bool = False,
@@ -73,15 +77,17 @@ class _Extended(_running.KeepsCount):
         for name in DEFAULTS:
             setattr(self, name, given[name])
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As torch.nn's; an option is checked before, and so is a name that looks like one misspelt."""
-        if name in self._settable:
-            value = self._settable[name].checked(value, type(self).__name__)
-            if getattr(self, "running_mean", None) is None:
-                check_without_running(name, value, type(self).__name__)
-        elif name[:1] != "_" and not hasattr(self, name):
-            check_spelling(name, value, self._settable, type(self).__name__)
-        super().__setattr__(name, value)
+    if not TYPE_CHECKING:  # torch.nn's says which values have any name
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """As torch.nn's; an option is checked before, and so is a name that looks like one misspelt."""
+            if name in self._settable:
+                value = self._settable[name].checked(value, type(self).__name__)
+                if getattr(self, "running_mean", None) is None:
+                    check_without_running(name, value, type(self).__name__)
+            elif name[:1] != "_" and not hasattr(self, name):
+                check_spelling(name, value, self._settable, type(self).__name__)
+            super().__setattr__(name, value)
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise TypeError(

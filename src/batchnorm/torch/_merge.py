@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _formulas
-from .._options import RUNNING_CORRECTION
+from .._options import RUNNING_CORRECTION, Correction
 from . import _plain
 
 Tensor = torch.Tensor
@@ -26,7 +26,7 @@ def merge_state_dicts(
     counts: Sequence[float],
     *,
     since: torch.nn.Module | None = None,
-    running_correction: int = 1,
+    running_correction: Correction = 1,
 ) -> OrderedDict[str, Any]:
     """One state of several: running statistics merged as moments, everything else averaged.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._options import Activation, activation_code
+from .._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue, activation_code
 from .._renorm import Renorm
 from . import _activations, _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _Extended
@@ -77,11 +77,11 @@ class SyncBatchNorm(_Extended):
         *,
         bias: bool = True,
         activation: Activation = None,
-        on_single_value: str = "error",
-        on_nonfinite: str = "propagate",
-        running_correction: int = 1,
+        on_single_value: OnSingleValue = "error",
+        on_nonfinite: OnNonfinite = "propagate",
+        running_correction: Correction = 1,
         renorm: Renorm | None = None,
-        normalize_with: str = "auto",
+        normalize_with: NormalizeWith = "auto",
         update_running_stats: bool | None = None,
         train_affine: bool = True,
         keep_count: bool = False,

@@ -10,7 +10,7 @@ from typing import NamedTuple, overload
 
 import torch
 
-from .._options import RUNNING_CORRECTION, Activation, checked_activation
+from .._options import RUNNING_CORRECTION, Activation, Correction, checked_activation
 from . import _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
 
 Tensor = torch.Tensor
@@ -56,20 +56,20 @@ class RunningStatistics(NamedTuple):
 @overload
 def batch_norm(
     input: Tensor, running: RunningStatistics, weight: Tensor | None = ..., bias: Tensor | None = ..., *,
-    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: int = ..., mask: Some = ...,
-    sample_weight: Some = ..., residual: Some = ..., activation: Activation = ...,
+    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: Correction = ...,
+    mask: Some = ..., sample_weight: Some = ..., residual: Some = ..., activation: Activation = ...,
 ) -> tuple[Tensor, RunningStatistics]: ...  # fmt: skip
 @overload
 def batch_norm(
     input: Tensor, running: None, weight: Tensor | None = ..., bias: Tensor | None = ..., *,
-    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: int = ..., mask: Some = ...,
-    sample_weight: Some = ..., residual: Some = ..., activation: Activation = ...,
+    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: Correction = ...,
+    mask: Some = ..., sample_weight: Some = ..., residual: Some = ..., activation: Activation = ...,
 ) -> tuple[Tensor, None]: ...  # fmt: skip
 @overload
 def batch_norm(
     input: Sequence[Tensor], running: RunningStatistics | None, weight: Tensor | None = ...,
     bias: Tensor | None = ..., *,
-    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: int = ...,
+    training: bool, momentum: float | None = ..., eps: float = ..., running_correction: Correction = ...,
     mask: Some = ..., sample_weight: Some = ..., residual: Some = ..., activation: Activation = ...,
 ) -> tuple[list[Tensor], RunningStatistics | None]: ...  # fmt: skip
 def batch_norm(
@@ -81,7 +81,7 @@ def batch_norm(
     training: bool,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
-    running_correction: int = 1,
+    running_correction: Correction = 1,
     mask: Some = None,
     sample_weight: Some = None,
     residual: Some = None,
