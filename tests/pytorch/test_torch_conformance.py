@@ -9,6 +9,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import batchnorm.torch as bnt
+from batchnorm._options import checked_activation
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of PyTorch's test helpers themselves
@@ -166,7 +167,6 @@ OPTIONS = [
 
 def _operation_arguments(shape, dtype=torch.float64, **options):
     """Arguments of `batchnorm::forward`, and grad_y; inputs that differentiate."""
-    from batchnorm.torch import _options
 
     g = torch.Generator().manual_seed(1)
     C = shape[1]
@@ -178,7 +178,7 @@ def _operation_arguments(shape, dtype=torch.float64, **options):
         sample_weight = torch.rand(shape[0], 1, *shape[2:], generator=g) < 0.7
     if "sample_weight" in options:
         sample_weight = torch.rand(shape[0], 1, *shape[2:], generator=g, dtype=dtype)
-    activation = _options.activation(options.get("activation"), "test")
+    activation = checked_activation(options.get("activation"), "test")
     given = (None, None) if options.get("training", True) else (mean, var)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     r = residual.requires_grad_() if "residual" in options else None
