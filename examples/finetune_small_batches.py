@@ -84,7 +84,7 @@ def norms(model: nn.Module) -> list[nn.Module]:
 
 
 def freeze(model: nn.Module) -> None:
-    """Running statistics normalise and stay; weight and bias learn."""
+    """Running statistics normalize and stay; weight and bias learn."""
     for layer in norms(model):
         layer.eval()
 
@@ -98,7 +98,7 @@ def estimate(model: nn.Module, images: Tensor) -> None:
 
 
 def accept_single_values(model: nn.Module) -> None:
-    """A batch that leaves one value per channel is normalised with the running statistics."""
+    """A batch that leaves one value per channel is normalized with the running statistics."""
     for layer in norms(bnt.convert(model, verbose=False)):
         layer.on_single_value = "running"
 

@@ -1,4 +1,4 @@
-"""Measure the error of the normalised output and of its gradient, ours beside PyTorch's, for the documents.
+"""Measure the error of the normalized output and of its gradient, ours beside PyTorch's, for the documents.
 
     python docs/figures/accuracy.py            # prints the tables
     python docs/figures/accuracy.py --write    # also writes them between their markers, and accuracy.svg
@@ -230,7 +230,7 @@ def replace_tables(text: str, found: dict[str, str]) -> str:
 
 
 def draw(ladder: dict) -> None:
-    from style import BLUE, GREEN, GREY, ORANGE, plt, save
+    from style import BLUE, GREEN, GRAY, ORANGE, plt, save
 
     figure, ax = plt.subplots(figsize=(6.6, 3.5))
     at = np.arange(len(ladder))
@@ -239,12 +239,12 @@ def draw(ladder: dict) -> None:
         "pytorch contiguous": ("PyTorch 2.13, contiguous", GREEN, "^-"),
         "ours contiguous": ("batchnorm, both layouts", BLUE, "o-"),
     }
-    for name, (label, colour, marks) in styles.items():
+    for name, (label, color, marks) in styles.items():
         values = [errors[name][0] for errors in ladder.values()]
-        ax.plot(at, values, marks, color=colour, linewidth=1.6, markersize=5)
-        ax.text(at[-1] + 0.12, values[-1], label, color=colour, va="center")
-    ax.axhline(2.5e-7, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    ax.text(2, 3.1e-7, "the bound, N1", color=GREY, fontsize=8, ha="center", va="bottom")
+        ax.plot(at, values, marks, color=color, linewidth=1.6, markersize=5)
+        ax.text(at[-1] + 0.12, values[-1], label, color=color, va="center")
+    ax.axhline(2.5e-7, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
+    ax.text(2, 3.1e-7, "the bound, N1", color=GRAY, fontsize=8, ha="center", va="bottom")
     ax.set_yscale("log")
     ax.set_ylim(4e-8, 30)
     ax.set_xlim(-0.25, len(ladder) - 0.75)

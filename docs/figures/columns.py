@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from style import BLUE, GREEN, GREY, INK, ORANGE, plt, save
+from style import BLUE, GREEN, GRAY, INK, ORANGE, plt, save
 
 import batchnorm as bn
 
@@ -13,11 +13,11 @@ def main() -> None:
     after, _ = bn.batch_norm(before)
     figure, panels = plt.subplots(1, 2, figsize=(8.2, 2.7))
     samples = np.arange(5)
-    for column, colour, size in ((0, BLUE, 11), (2, GREEN, 7.5), (4, ORANGE, 4)):
-        panels[0].plot(samples, before[:, column], "o-", color=colour, markersize=5, linewidth=1.4)
-        panels[0].text(4.35, before[4, column], f"column {column}", color=colour, va="center")
-        panels[1].plot(samples, after[:, column], "o", color=colour, markersize=size)
-    panels[1].plot(samples, after[:, 0], color=GREY, linewidth=1, zorder=0)
+    for column, color, size in ((0, BLUE, 11), (2, GREEN, 7.5), (4, ORANGE, 4)):
+        panels[0].plot(samples, before[:, column], "o-", color=color, markersize=5, linewidth=1.4)
+        panels[0].text(4.35, before[4, column], f"column {column}", color=color, va="center")
+        panels[1].plot(samples, after[:, column], "o", color=color, markersize=size)
+    panels[1].plot(samples, after[:, 0], color=GRAY, linewidth=1, zorder=0)
     panels[1].text(4.35, after[4, 0], "all of them", color=INK, va="center")
     for panel, title in zip(panels, ("before", "after"), strict=True):
         panel.set_title(title, loc="left", fontsize=10)

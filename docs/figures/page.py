@@ -15,7 +15,7 @@ from chromium import chromium
 from batchnorm.tools.explain import EXAMPLE, explain
 
 WIDTH, HEIGHT = 1120, 880
-COLOURS = 160  # flat areas and text: a palette keeps the file small
+COLORS = 160  # flat areas and text: a palette keeps the file small
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         page.goto(file.as_uri())
         page.locator("#before .cell").nth(12).hover()
         picture = Image.open(io.BytesIO(page.screenshot()))
-    palette = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    palette = picture.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
     palette.save(Path(__file__).parent / "page.png", optimize=True)
 
 

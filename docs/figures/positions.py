@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from style import BLUE, GREY, INK, PALE, plt, save
+from style import BLUE, GRAY, INK, PALE, plt, save
 
 N, C, S = 2, 3, 4
 LIT = 1
@@ -13,7 +13,7 @@ CELL = 0.46
 
 
 def cell(ax: Axes, x: float, y: float, lit: bool, text: str) -> None:
-    fill, ink = (BLUE, "white") if lit else (PALE, GREY)
+    fill, ink = (BLUE, "white") if lit else (PALE, GRAY)
     ax.add_patch(Rectangle((x, y), CELL, CELL, facecolor=fill, edgecolor="white", linewidth=1.4))
     ax.text(x + CELL / 2, y + CELL / 2 - 0.01, text, ha="center", va="center", fontsize=6.8, color=ink)
 
@@ -25,9 +25,9 @@ def samples(ax: Axes, left: float, top: float) -> None:
         for c, s in np.ndindex(C, S):
             cell(ax, x0 + s * CELL, top - (c + 1) * CELL, c == LIT, f"{n}{c}{s}")
     for c in range(C):
-        colour, weight = (BLUE, "bold") if c == LIT else (INK, "normal")
+        color, weight = (BLUE, "bold") if c == LIT else (INK, "normal")
         y = top - (c + 0.5) * CELL
-        ax.text(left - 0.15, y, f"channel {c}", ha="right", va="center", color=colour, fontweight=weight)
+        ax.text(left - 0.15, y, f"channel {c}", ha="right", va="center", color=color, fontweight=weight)
     words = f"one mean, one variance\nover m = N·S = {N * S} positions"
     ax.text(left + N * S * CELL + 0.75, top - (LIT + 0.5) * CELL, words, color=BLUE, va="center")
 

@@ -1,4 +1,4 @@
-"""One look for every figure: colours, fonts, and SVG files that come out the same every time."""
+"""One look for every figure: colors, fonts, and SVG files that come out the same every time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-INK, GREY, PALE = "#22303c", "#8795a1", "#eef1f4"
+INK, GRAY, PALE = "#22303c", "#8795a1", "#eef1f4"
 BLUE, ORANGE, GREEN = "#1f6fb4", "#d9722a", "#2e8b6f"
 
 plt.rcParams.update(
@@ -19,7 +19,7 @@ plt.rcParams.update(
         "font.family": "DejaVu Sans",
         "font.size": 9.5,
         "text.color": INK,
-        "axes.edgecolor": GREY,
+        "axes.edgecolor": GRAY,
         "axes.labelcolor": INK,
         "axes.spines.top": False,
         "axes.spines.right": False,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from style import BLUE, GREEN, GREY, INK, ORANGE, plt, save
+from style import BLUE, GREEN, GRAY, INK, ORANGE, plt, save
 
 import batchnorm as bn
 
@@ -41,12 +41,12 @@ def draw_running() -> None:
 
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
     batches = np.arange(1, count + 1)
-    ax.plot(batches, means, ".", color=GREY, markersize=3, alpha=0.7)
+    ax.plot(batches, means, ".", color=GRAY, markersize=3, alpha=0.7)
     ax.axhline(3.0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    for a, colour, y in ((0.1, BLUE, 2.72), (0.01, ORANGE, 2.44), (None, GREEN, 3.0)):
-        ax.plot(batches, running[a], color=colour, linewidth=1.7)
-        ax.text(count + 5, y, f"momentum {a}", color=colour, va="center")
-    ax.text(count + 5, 3.96, "dots: mean of each batch", color=GREY, va="center")
+    for a, color, y in ((0.1, BLUE, 2.72), (0.01, ORANGE, 2.44), (None, GREEN, 3.0)):
+        ax.plot(batches, running[a], color=color, linewidth=1.7)
+        ax.text(count + 5, y, f"momentum {a}", color=color, va="center")
+    ax.text(count + 5, 3.96, "dots: mean of each batch", color=GRAY, va="center")
     ax.text(count + 5, 3.68, "dashes: mean of all data", color=INK, va="center")
     ax.set_xlim(0, count)
     ax.set_ylim(0, 4.2)
@@ -71,14 +71,14 @@ def names_of_page() -> dict[str, Any]:
 def draw_rates() -> None:
     trained = names_of_page()["trained"]
     figure, ax = plt.subplots(figsize=(7.2, 3.2))
-    for normalise, label, colour in ((False, "without", ORANGE), (True, "with batch normalization", BLUE)):
-        found = np.array([[100 * trained(normalise, rate, seed)[1] for seed in SEEDS] for rate in RATES])
+    for normalize, label, color in ((False, "without", ORANGE), (True, "with batch normalization", BLUE)):
+        found = np.array([[100 * trained(normalize, rate, seed)[1] for seed in SEEDS] for rate in RATES])
         for rate, each in zip(RATES, found, strict=True):
             print(f"{label:<24} {rate:8.3g}  {each.mean():5.1f}  ({each.min():.1f} to {each.max():.1f})")
-        ax.fill_between(RATES, found.min(axis=1), found.max(axis=1), color=colour, alpha=0.18, linewidth=0)
-        ax.plot(RATES, found.mean(axis=1), "o-", color=colour, markersize=4, linewidth=1.7, label=label)
-    ax.axhline(10, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    ax.text(RATES[0], 12, "guessing", color=GREY, fontsize=8, va="bottom")
+        ax.fill_between(RATES, found.min(axis=1), found.max(axis=1), color=color, alpha=0.18, linewidth=0)
+        ax.plot(RATES, found.mean(axis=1), "o-", color=color, markersize=4, linewidth=1.7, label=label)
+    ax.axhline(10, color=GRAY, linewidth=1, linestyle=(0, (4, 3)))
+    ax.text(RATES[0], 12, "guessing", color=GRAY, fontsize=8, va="bottom")
     ax.set_xscale("log")
     ax.set_ylim(0, 103)
     ax.set_xlabel("learning rate")
