@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ._foreign import beyond_exact, rounding
 from ._left_out import LeftOut, refusal, remark
+from ._plan import Axis, channel_axes
 
 Array = NDArray[Any]
 
@@ -49,6 +50,10 @@ class Frame:
         """Warn of what was left out, where ``who`` was called, so many calls above."""
         for said in self.remarks:
             warnings.warn(f"{who}: {said}", UserWarning, stacklevel=2 + depth)
+
+    def named(self, axis: Axis) -> tuple[str, ...] | None:
+        """Return the names of the channels, where they are the columns."""
+        return self.names if channel_axes(axis) in (1, -1, (1,), (-1,)) else None
 
     def like(self, y: Array) -> Any:
         """Return the table with ``y`` in the place of its numbers; the other columns and the index are as they were."""

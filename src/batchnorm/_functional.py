@@ -244,7 +244,7 @@ def normalize(
 
 
 def batch_norm(
-    x: ArrayLike,
+    x: Any,
     weight: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
@@ -255,9 +255,9 @@ def batch_norm(
     residual: ArrayLike | None = None,
     activation: Activation = None,
     virtual_batch_size: int | None = None,
-    nan_policy: str = "propagate",
+    nan_policy: str | None = None,
     out: Array | None = None,
-) -> tuple[Array, Moments]:
+) -> tuple[Any, Moments]:
     """Normalise `x` with its own moments: batch normalization in training.
 
     ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)`` with the mean and biased variance of
@@ -267,7 +267,8 @@ def batch_norm(
     Parameters
     ----------
     x
-        Data of float64, float32, float16 or bfloat16; any shape and strides; at least two positions a channel.
+        Data of float64, float32, float16 or bfloat16; any shape and strides; at least two positions a channel. Or a
+        table, a DataFrame of pandas or polars or a Table of pyarrow: its columns of numbers.
     weight, bias
         Scale (gamma) and shift (beta): float32 or float64, one for each channel. Default: 1 and 0.
     axis
@@ -290,14 +291,14 @@ def batch_norm(
     nan_policy
         What NaN in x does: "propagate" to all of its channel; "omit": it is a missing value, which its channel's
         moments do not count and for which y is NaN; or "raise" ValueError, where it counts. With "omit" each channel
-        needs two values. Infinity is a value.
+        needs two values. Infinity is a value. Default: "propagate"; of tables, whose missing values are NaN, "omit".
     out
         Where to write y; may be `x` or `residual` itself.
 
     Returns
     -------
     y : ndarray
-        In x's shape, dtype and memory order.
+        In x's shape, dtype and memory order; of a table, a table with all else as it was.
     moments : Moments
         Of the positions that count; with ghosts, a row for each of them (`moments.reduce()` are those of the batch).
 
@@ -315,15 +316,26 @@ def batch_norm(
     array([[-1., -2.],
            [ 1.,  2.]])
     """
-    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy == "propagate":
+    if (
+        mask is None
+        and sample_weight is None
+        and virtual_batch_size is None
+        and (nan_policy or "propagate") == "propagate"
+    ):
         usual = _usual.batch_norm(x, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual[0], Moments._of_table(usual[1])
-    d = _inputs.data(x, "batch_norm", axis)
+    frame = frame_of(x, "batch_norm")
+    policy = nan_policy or ("propagate" if frame is None else "omit")
     arguments = Arguments(
-        weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size, nan_policy=nan_policy
+        weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size, nan_policy=policy
     )
-    return run_forward(d, arguments)
+    if frame is None:
+        return run_forward(_inputs.data(x, "batch_norm", axis), arguments)
+    frame.warn("batch_norm")
+    _inputs.no_out(out, "batch_norm")
+    y, moments = run_forward(_inputs.data(frame.values, "batch_norm", axis), arguments)
+    return frame.like(y), moments.named(frame.named(axis))
 
 
 def batch_norm_backward(

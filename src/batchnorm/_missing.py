@@ -11,6 +11,9 @@ from . import _inputs, _options
 
 Array = NDArray[Any]
 
+#: The policies of arrays that need no look at their values.
+USUAL = (None, "propagate")
+
 
 def policy(value: object, who: str) -> str:
     """Check a `nan_policy`."""

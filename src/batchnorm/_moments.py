@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _formulas, _ghosts, _inputs, _missing, _native, _usual
+from ._frames import frame_of
 from ._plan import Axis, channel_axes
 
 Doubles = NDArray[np.float64]
@@ -337,20 +338,21 @@ def _with_finite_count(table: Doubles) -> Doubles:
 
 
 def moments(
-    x: ArrayLike,
+    x: Any,
     axis: Axis = 1,
     *,
     mask: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     virtual_batch_size: int | None = None,
-    nan_policy: str = "propagate",
+    nan_policy: str | None = None,
 ) -> Moments:
     """Count, mean and M2 of every channel of `x`.
 
     Parameters
     ----------
     x
-        Data of float64, float32, float16 or bfloat16; any shape and strides.
+        Data of float64, float32, float16 or bfloat16; any shape and strides. Or a table, a DataFrame of pandas or
+        polars or a Table of pyarrow: its columns of numbers.
     axis
         The axis, or axes, of the channels: those that are *kept*.
     mask
@@ -364,7 +366,8 @@ def moments(
         fewer. The result has an axis of ghosts before the channels; `Moments.reduce` makes the whole of them.
     nan_policy
         What NaN does: "propagate" to the mean and M2 of its channel; "omit": a value that is NaN is missing, so that
-        its channel counts one position fewer; or "raise" ValueError. Infinity is a value under any of them.
+        its channel counts one position fewer; or "raise" ValueError. Infinity is a value under any of them. Default:
+        "propagate"; of tables, whose missing values are NaN, "omit".
 
     Returns
     -------
@@ -387,17 +390,25 @@ def moments(
     >>> bn.moments(np.array([[1.0, np.nan], [3.0, 6.0]]), nan_policy="omit").count
     array([2., 1.])
     """
-    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy == "propagate":
+    if (
+        mask is None
+        and sample_weight is None
+        and virtual_batch_size is None
+        and (nan_policy or "propagate") == "propagate"
+    ):
         usual = _usual.moments(x, axis)
         if usual is not None:
             return Moments._of_table(usual)
-    data = _inputs.data(x, "moments", axis)
-    policy = _missing.policy(nan_policy, data.who)
+    frame = frame_of(x, "moments")
+    if frame is not None:
+        frame.warn("moments")
+    data = _inputs.data(x if frame is None else frame.values, "moments", axis)
+    policy = _missing.policy(nan_policy or ("propagate" if frame is None else "omit"), data.who)
     selection = _inputs.selection(data, mask, sample_weight)
     m = gathered(data, selection, _ghosts.of(virtual_batch_size, data), policy == "omit")
     if policy == "raise":
         _missing.refuse(data, selection, m.mean)
-    return m
+    return m if frame is None else m.named(frame.named(axis))
 
 
 def gathered(d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | None, omit: bool = False) -> Moments:

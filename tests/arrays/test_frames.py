@@ -86,6 +86,25 @@ def test_a_table_becomes_a_table(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TABLES)
+def test_batch_norm_of_a_table(kind: str) -> None:
+    table, weight = TABLES[kind](), np.array([1.0, 3.0])
+    with pytest.warns(UserWarning, match=f"batch_norm: {LEFT_OUT}") as seen:
+        y, m = bn.batch_norm(table, weight, activation="relu")
+    assert [w.filename for w in seen] == [__file__]
+    wanted, moments = bn.batch_norm(X, weight, activation="relu", nan_policy="omit")
+    assert m == moments
+    assert m.names == ("a", "b")
+    assert np.array_equal(np.transpose([values(y, "a"), values(y, "b")]), wanted, equal_nan=True)
+    assert rest(y).equals(rest(table))
+    with pytest.warns(UserWarning, match=f"moments: {LEFT_OUT}"):
+        assert bn.moments(table) == moments
+    with pytest.warns(UserWarning, match=LEFT_OUT), pytest.raises(ValueError, match="must have no NaN"):
+        bn.batch_norm(table, nan_policy="raise")
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        assert np.isnan(values(bn.batch_norm(table, nan_policy="propagate")[0], "b")).all()
+
+
+@pytest.mark.parametrize("kind", TABLES)
 def test_an_explanation_of_a_table_has_names_and_remarks(kind: str) -> None:
     e = bn.explain(TABLES[kind]())
     assert e.labels.names == ("a", "b")

@@ -13,7 +13,7 @@ from ..._blocks import gather, working_dtype
 from ..._foreign import content
 from ..._frames import frame_of
 from ..._moments import Moments
-from ..._plan import Axis, Plan, channel_axes, make_plan
+from ..._plan import Axis, Plan, make_plan
 from ..text.remarks import gaps
 from .channels import ChannelTable, channel_statistics
 from .comparing import compare_between, compare_inside
@@ -143,7 +143,7 @@ def explain(
     (2.0, 1.0)
     """
     if (frame := frame_of(x, "explain")) is not None:
-        names = frame.names if names is None and channel_axes(axis, "explain") in (1, -1, (1,), (-1,)) else names
+        names = frame.named(axis) if names is None else names
         x, remarks, nan_policy = frame.values, (*frame.remarks, *remarks), nan_policy or "omit"
     nan_policy = nan_policy or "propagate"
     x = _array(x)
