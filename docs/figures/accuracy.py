@@ -230,7 +230,7 @@ def replace_tables(text: str, found: dict[str, str]) -> str:
 
 
 def draw(ladder: dict) -> None:
-    from style import BLUE, GREEN, GRAY, ORANGE, plt, save
+    from style import BLUE, GRAY, GREEN, ORANGE, plt, save
 
     figure, ax = plt.subplots(figsize=(6.6, 3.5))
     at = np.arange(len(ladder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from style import BLUE, GREEN, GRAY, INK, ORANGE, plt, save
+from style import BLUE, GRAY, GREEN, INK, ORANGE, plt, save
 
 import batchnorm as bn
 

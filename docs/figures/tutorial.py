@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from style import BLUE, GREEN, GRAY, INK, ORANGE, plt, save
+from style import BLUE, GRAY, GREEN, INK, ORANGE, plt, save
 
 import batchnorm as bn
 
