@@ -852,3 +852,18 @@ def test_ctrl_c_in_process(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("batchnorm.tools.explain.explain", interrupted)
     assert main(["explain"]) == 130
     assert capsys.readouterr().err == "batchnorm: interrupted; unfinished files were removed.\n"
+
+
+def test_explain_writes_json_to_a_file_and_never_over_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = write("x.csv", "a,b\n1,2\n3,5\n")
+    assert main(["explain", table, "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["explain", table, "--json", "x.json"]) == 0
+    assert capsys.readouterr().out == ""
+    assert Path("x.json").read_text(encoding="utf-8") == printed
+    assert main(["explain", "--json", table]) == 2
+    assert "must end in .json; got" in capsys.readouterr().err
+    assert Path(table).read_text(encoding="utf-8") == "a,b\n1,2\n3,5\n"

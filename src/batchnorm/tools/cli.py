@@ -32,6 +32,9 @@ class Stopped(BaseException):
         self.number = number
 
 
+PRINTED = Path("-")  # of --json without a file
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (the process's arguments by default) and return its exit status.
 
@@ -198,7 +201,14 @@ def _add_explain(commands: Any) -> None:
         "--rows", type=_rows, default=12, metavar="N", help="rows in the table of channels, or all; default 12"
     )
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print all numbers as JSON; NaN and infinity are texts")
+    form.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=PRINTED,
+        metavar="FILE",
+        help="all numbers as JSON, printed or written to FILE, which ends in .json; NaN and infinity are texts",
+    )
     form.add_argument(
         "--html",
         type=Path,
@@ -267,8 +277,11 @@ def _explain(options: argparse.Namespace) -> None:
     if options.html is not None:
         _write_page(options)
         return
+    if options.json not in (None, PRINTED):
+        _write_json(options)
+        return
     explanation = _explanation(options)
-    if options.json:
+    if options.json is PRINTED:
         print(explanation.to_json(ascii_only=not utf8(sys.stdout)))
         return
     lines = report(explanation, columns_of(sys.stdout), rows=options.rows)
@@ -276,6 +289,21 @@ def _explain(options: argparse.Namespace) -> None:
         kinds = f"  batchnorm explain FILE   ({UNPACKED})"
         lines.append(line(" ", ("Your own data:", "heading"), kinds))
     show(lines, sys.stdout)
+
+
+def _write_json(options: argparse.Namespace) -> None:
+    from .files import Refused
+    from .files.atomic import check_output, replacing
+
+    if options.json.suffix.lower() != ".json":  # the data itself, say, in `explain --json data.csv`
+        raise Refused(
+            f"--json: the file's name must end in .json; got {options.json}. The data's file comes first: "
+            "batchnorm explain FILE --json"
+        )
+    check_output(options.json)  # before a long read
+    explanation = _explanation(options)
+    with replacing(options.json) as unfinished:
+        unfinished.write_text(explanation.to_json() + "\n", encoding="utf-8")
 
 
 def _write_page(options: argparse.Namespace) -> None:
