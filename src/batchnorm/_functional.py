@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _ghosts, _inputs, _missing, _native, _options, _renorm, _usual
 from ._frames import frame_of
 from ._moments import Moments, gathered
-from ._options import Activation
+from ._options import Activation, NanPolicy
 from ._plan import Axis
 from ._renorm import RenormFactors
 
@@ -168,7 +168,7 @@ def normalize(
     activation: Activation = None,
     virtual_batch_size: int | None = None,
     renorm_factors: RenormFactors | None = None,
-    nan_policy: str = "propagate",
+    nan_policy: NanPolicy = "propagate",
     out: Array | None = None,
 ) -> Any:
     """Normalise `x` with known moments: batch normalization in evaluation.
@@ -255,7 +255,7 @@ def batch_norm(
     residual: ArrayLike | None = None,
     activation: Activation = None,
     virtual_batch_size: int | None = None,
-    nan_policy: str | None = None,
+    nan_policy: NanPolicy | None = None,
     out: Array | None = None,
 ) -> tuple[Any, Moments]:
     """Normalise `x` with its own moments: batch normalization in training.
@@ -316,12 +316,7 @@ def batch_norm(
     array([[-1., -2.],
            [ 1.,  2.]])
     """
-    if (
-        mask is None
-        and sample_weight is None
-        and virtual_batch_size is None
-        and (nan_policy or "propagate") == "propagate"
-    ):
+    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy in _missing.USUAL:
         usual = _usual.batch_norm(x, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual[0], Moments._of_table(usual[1])
@@ -354,7 +349,7 @@ def batch_norm_backward(
     training: bool = True,
     virtual_batch_size: int | None = None,
     renorm_factors: RenormFactors | None = None,
-    nan_policy: str = "propagate",
+    nan_policy: NanPolicy = "propagate",
     out: Array | None = None,
 ) -> Gradients:
     """Gradients of a loss through `batch_norm` or `normalize`, given its gradient by y.

@@ -16,6 +16,7 @@ from ._foreign import Rounded
 from ._frames import frame_of, is_frame
 from ._functional import checked_threads, get_num_threads
 from ._moments import Moments
+from ._options import NanPolicy
 from ._plan import Axis, Plan, make_plan
 
 Array = NDArray[Any]
@@ -24,7 +25,7 @@ _WHO = "gather_moments"
 
 
 def gather_moments(
-    source: Any, axis: Axis = 1, *, threads: int | None = None, nan_policy: str | None = None
+    source: Any, axis: Axis = 1, *, threads: int | None = None, nan_policy: NanPolicy | None = None
 ) -> Moments:
     """Moments of an array that may be larger than memory, or of all arrays of an iterable together.
 

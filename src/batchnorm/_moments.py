@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _formulas, _ghosts, _inputs, _missing, _native, _usual
 from ._frames import frame_of
+from ._options import NanPolicy
 from ._plan import Axis, channel_axes
 
 Doubles = NDArray[np.float64]
@@ -344,7 +345,7 @@ def moments(
     mask: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     virtual_batch_size: int | None = None,
-    nan_policy: str | None = None,
+    nan_policy: NanPolicy | None = None,
 ) -> Moments:
     """Count, mean and M2 of every channel of `x`.
 
@@ -390,12 +391,7 @@ def moments(
     >>> bn.moments(np.array([[1.0, np.nan], [3.0, 6.0]]), nan_policy="omit").count
     array([2., 1.])
     """
-    if (
-        mask is None
-        and sample_weight is None
-        and virtual_batch_size is None
-        and (nan_policy or "propagate") == "propagate"
-    ):
+    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy in _missing.USUAL:
         usual = _usual.moments(x, axis)
         if usual is not None:
             return Moments._of_table(usual)

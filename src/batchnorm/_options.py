@@ -22,6 +22,7 @@ from . import _native
 Activation = Literal["relu", "relu6", "leaky_relu", "silu"] | tuple[Literal["leaky_relu"], float] | None
 NormalizeWith = Literal["auto", "batch", "running"]
 OnNonfinite = Literal["propagate", "skip", "raise"]
+NanPolicy = Literal["propagate", "omit", "raise"]
 OnSingleValue = Literal["error", "running"]
 Correction = Literal[0, 1]
 

@@ -327,7 +327,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
 
     names: Sequence[str] | None = None
     remarks: Sequence[str] = ()
-    nan_policy = options.nan_policy or "propagate"
+    nan_policy: Any = options.nan_policy or "propagate"
     if options.file is None:
         options = argparse.Namespace(**{**vars(options), "axis": options.axis or (2,)})
         x, source = EXAMPLE, "the worked example"

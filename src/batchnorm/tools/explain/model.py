@@ -13,6 +13,7 @@ from ..._blocks import gather, working_dtype
 from ..._foreign import content
 from ..._frames import frame_of
 from ..._moments import Moments
+from ..._options import NanPolicy
 from ..._plan import Axis, Plan, make_plan
 from ..text.remarks import gaps
 from .channels import ChannelTable, channel_statistics
@@ -91,7 +92,7 @@ def explain(
     *,
     channel: int = 0,
     eps: float = 1e-5,
-    nan_policy: str | None = None,
+    nan_policy: NanPolicy | None = None,
     names: Sequence[str] | None = None,
     source: str | os.PathLike[str] | None = None,
     remarks: Sequence[str] = (),
