@@ -18,7 +18,11 @@ def oldest(session: nox.Session) -> None:
     extras = project["optional-dependencies"]
     needed = [
         *project["dependencies"],
-        *(line for name in ("cli", "parquet", "safetensors", "torch", "why", "test") for line in extras[name]),
+        *(
+            line
+            for name in ("cli", "parquet", "safetensors", "sklearn", "torch", "why", "test")
+            for line in extras[name]
+        ),
     ]
     pins = [line.replace(">=", "==") for line in needed if not line.startswith("batchnorm")]
     session.install(*pins, "pyparsing<3.2")  # which old versions of matplotlib call by its old names

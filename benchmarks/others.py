@@ -1,4 +1,4 @@
-"""What options cost beside the plain call; and scikit-learn's StandardScaler, whose work is that of moments."""
+"""What options cost beside the plain call; and our StandardScaler beside scikit-learn's."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import batchnorm as bn
 from batchnorm import _reference
 from batchnorm.tools.bench.functions import pytorch
 from batchnorm.tools.bench.problem import EPS, Data, Problem, sixteen
-from batchnorm.tools.bench.timing import Contestant, Settings, measure
+from batchnorm.tools.bench.timing import WARM, Contestant, Settings, measure
 from networks import peak_bytes
 
 PLAIN, SKLEARN, OURS, ONE_THREAD = "plain", "scikit-learn", "batchnorm", "batchnorm, one thread"
 GHOSTS = 4  # parts of the batch
+MIB = 2**20
 
 # --- masks, weights, ghosts
 
@@ -72,39 +73,63 @@ def verify(name: str, data: Data, y: np.ndarray, options: dict[str, Any]) -> Non
 # --- StandardScaler
 
 
+def scalers() -> dict[str, Any]:
+    """Both classes by their library."""
+    from sklearn.preprocessing import StandardScaler
+
+    from batchnorm.sklearn import StandardScaler as Ours
+
+    return {SKLEARN: StandardScaler, OURS: Ours}
+
+
 def scaler(problem: Problem, settings: Settings) -> dict[str, Any]:
-    """Fit, transform and weighted fit of one table, and the memory that each needs at most."""
+    """Fit and transform of one table, and the memory that each needs at most. `what` is F order, NaN or weights."""
     try:
-        from sklearn.preprocessing import StandardScaler
+        classes = scalers()
     except ImportError as error:
         return {"times": {}, "unable": {SKLEARN: str(error)}}
     rng = np.random.default_rng(0)
-    x = rng.normal(3.0, 2.0, problem.shape).astype(problem.dtype)
-    weight = rng.random(len(x))
-    fitted, m = StandardScaler().fit(x), bn.moments(x)
-    ours = {
-        "fit": lambda: bn.moments(x),
-        "transform": lambda: bn.normalize(x, m, eps=1e-12),
-        "fit, weighted": lambda: bn.moments(x, sample_weight=weight),
-    }
-    contestants = {
-        SKLEARN: Contestant(
-            {
-                "fit": lambda: StandardScaler().fit(x),
-                "transform": lambda: fitted.transform(x),
-                "fit, weighted": lambda: StandardScaler().fit(x, sample_weight=weight),
-            }
-        ),
-        OURS: Contestant(ours),
-        ONE_THREAD: Contestant(ours, within=one_thread),
-    }
+    x = rng.standard_normal(problem.shape, dtype=problem.dtype)
+    x *= 2
+    x += 3
+    if problem.what == "NaN":
+        x[rng.random(len(x)) < 0.1, :: len(x[0]) // 4] = np.nan
+    x = np.asfortranarray(x) if problem.what == "F order" else x
+    weight = rng.random(len(x)) if problem.what == "weights" else None
+    some, its = x[:100_000], None if weight is None else weight[:100_000]
+    fitted = {who: scaler().fit(some, sample_weight=its) for who, scaler in classes.items()}
     close = 1e-9 if problem.dtype == "float64" else 1e-4
-    assert np.allclose(m.mean, fitted.mean_, rtol=close), "fit disagrees"
-    assert np.allclose(ours["transform"](), fitted.transform(x), atol=close), "transform disagrees"
-    expected = StandardScaler().fit(x, sample_weight=weight)
-    assert np.allclose(ours["fit, weighted"]().var(), expected.var_, rtol=close), "weighted fit disagrees"
+    for name in ("mean_", "var_", "n_samples_seen_"):
+        sklearn, ours = (getattr(scaler, name) for scaler in fitted.values())
+        assert np.allclose(ours, sklearn, rtol=close), f"{name} disagrees"
+    sklearn, ours = (scaler.transform(some) for scaler in fitted.values())
+    assert np.allclose(ours, sklearn, atol=close, equal_nan=True), "transform disagrees"
+
+    def steps(who: str) -> dict[str, Any]:
+        return {
+            "fit": lambda: classes[who]().fit(x, sample_weight=weight),
+            "transform": lambda: fitted[who].transform(x),
+        }
+
+    contestants = {who: Contestant(steps(who)) for who in classes}
+    contestants[ONE_THREAD] = Contestant(steps(OURS), within=one_thread)
     peak = {who: {step: peak_bytes(call) for step, call in c.steps.items()} for who, c in contestants.items()}
+    if x.nbytes > 64 * MIB:  # nothing of it stays in a cache
+        settings = settings._replace(modes=(WARM,))
     return {"times": measure(contestants, settings), "peak": peak}
+
+
+def offsets(problem: Problem, settings: Settings) -> dict[str, Any]:
+    """The largest error of transform, in standard deviations, where the mean is `what` of them."""
+    try:
+        classes = scalers()
+    except ImportError as error:
+        return {"times": {}, "errors": {}, "unable": {SKLEARN: str(error)}}
+    x = (np.random.default_rng(0).standard_normal(problem.shape) + float(problem.what)).astype(problem.dtype)
+    exact = x.astype(np.longdouble)
+    exact = (exact - exact.mean(axis=0)) / exact.std(axis=0)
+    errors = {who: float(np.abs(scaler().fit_transform(x) - exact).max()) for who, scaler in classes.items()}
+    return {"times": {}, "errors": errors}
 
 
 @contextmanager

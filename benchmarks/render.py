@@ -201,7 +201,7 @@ def tiny(document: Document) -> Table:
 
 def scaler(document: Document) -> Table:
     """Time, and the most memory needed beyond the table."""
-    head = ["table", "dtype", "", "scikit-learn, ms", "batchnorm, ms", "times faster", "one thread, times faster"]
+    head = ["table", "dtype", "", "", "scikit-learn, ms", "batchnorm, ms", "times faster", "one thread, times faster"]
     lines = []
     for row in (row for row in document["rows"] if row["times"]):
         sklearn, ours, alone = row["times"]
@@ -210,10 +210,18 @@ def scaler(document: Document) -> Table:
             cells += [times(ratio(row, who, step, other=sklearn)) for who in (ours, alone)]
             peaks = [row["peak"][who][step] for who in (sklearn, ours)]
             cells += ["–" if p is None else f"{p / MIB:.0f}" for p in peaks]
-            lines.append([shape(row), row["dtype"], step, *cells])
+            lines.append([shape(row), row["dtype"], row["what"], step, *cells])
     head += ["scikit-learn, MiB", "batchnorm, MiB"]
     note = f"{where(document)}, scikit-learn {document['machine']['scikit-learn']}; medians, warm."
-    return Table(head, lines, 3, note + absent(document))
+    return Table(head, lines, 4, note + absent(document))
+
+
+def offsets(document: Document) -> Table:
+    """Errors of both scalers, in standard deviations."""
+    rows = [row for row in document["rows"] if row["errors"]]
+    lines = [[row["dtype"], row["what"], *(f"{e:.1e}" for e in row["errors"].values())] for row in rows]
+    note = f"scikit-learn {document['machine']['scikit-learn']}; the same on every machine, but for rounding."
+    return Table(["dtype", "mean", "scikit-learn", "batchnorm"], lines, 1, note + absent(document))
 
 
 def multiples(document: Document) -> Table:
@@ -288,6 +296,7 @@ def parts(documents: dict[str, Document]) -> Iterator[tuple[str, str, str]]:
         ("networks", PERFORMANCE, "steps", steps),
         ("tiny", PERFORMANCE, "tiny", tiny),
         ("scaler", PERFORMANCE, "scaler", scaler),
+        ("offsets", PERFORMANCE, "offsets", offsets),
         ("variants", PERFORMANCE, "variants", multiples),
         ("sync", PERFORMANCE, "sync", multiples),
         ("gpu", PERFORMANCE, "gpu", on_gpu),

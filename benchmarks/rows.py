@@ -19,10 +19,15 @@ TINY = ((5, 5), (32, 128), (256, 64), (8, 16, 8, 8), (1, 64, 14, 14))
 NETWORKS = {"MobileNetV2": 16, "EfficientNet-B0": 16, "ResNet-50": 8}  # with their batches
 VARIANTS = ((32, 64, 56, 56), (32, 256, 14, 14), (64, 128, 500), (8192, 256))
 SCALER = (
-    Problem((1_000_000, 20), TABLE, "float64"),
-    Problem((100_000, 200), TABLE, "float32"),
-    Problem((2_000, 30), TABLE, "float64"),
+    *(Problem((n, 50), TABLE, dtype) for n in (100, 10_000, 1_000_000) for dtype in ("float32", "float64")),
+    *(Problem((1_000_000, 50), TABLE, "float32", what=what) for what in ("F order", "NaN", "weights")),
+    Problem((10_000_000, 50), TABLE, "float32"),
 )
+OFFSETS = [
+    Problem((100_000, 4), TABLE, d, what=offset)
+    for d in ("float32", "float64")
+    for offset in ("1", "1e2", "1e4", "1e6")
+]
 ON_GPU = ((32, 64, 56, 56), (32, 256, 56, 56), (64, 512, 7, 7))
 
 
@@ -55,7 +60,8 @@ PARTS = {
         Settings(9, 18, modes=(IN_TURN,)),
     ),
     "variants": Part(every(VARIANTS), "others.variants", Settings(15, 2)),
-    "scaler": Part(list(SCALER), "others.scaler", Settings(9, 6)),
+    "scaler": Part(list(SCALER), "others.scaler", Settings(9, 3)),
+    "offsets": Part(OFFSETS, "others.offsets", Settings()),
     "sync": Part(every(VARIANTS), "sync.row_of", Settings(9, 1e9)),  # no budget: all processes must do the same
     "gpu": Part(every(ON_GPU, DTYPES[:2], KINDS[::4]), "layers.on_gpu", Settings(11, 10, calls=20), named=True),
 }

@@ -39,6 +39,7 @@ LEVELS = {
     "_running": 5,
     "_functional": 6,
     "torch": 6,  # a front end beside _functional: neither imports the other
+    "sklearn": 7,  # a front end, too
     "_blocks": 7,
     "_layers": 7,
     "_gathering": 8,
@@ -68,7 +69,7 @@ INSIDE = {
 }
 MAY_IMPORT = {  # who, of the package
     "torch": ("torch", "tools/why", "tools/bench"),
-    "sklearn": ("tools/why",),
+    "sklearn": ("sklearn", "tools/why"),
     "matplotlib": ("tools/why",),
 }
 LIGHT = 9  # below this level numpy is the only thing from outside the standard library
@@ -80,9 +81,9 @@ def _module(path: Path) -> str:
 
 
 def _folder(path: Path) -> str:
-    """The folder of a file, one level below the tools."""
+    """The folder of a file, one level below the tools; of a module beside them its name."""
     parts = path.relative_to(PACKAGE).parts[:-1]
-    return "/".join(parts[:2] if parts[:1] == ("tools",) else parts[:1])
+    return "/".join(parts[:2] if parts[:1] == ("tools",) else parts[:1]) or _module(path)
 
 
 @functools.cache

@@ -167,8 +167,13 @@ def test_options_and_standard_scaler_are_shown() -> None:
     lines = shown("variants")["variants"]
     assert len(lines) == 2 * len(small("variants"))
     assert all(len(line) == 3 + 6 for line in lines)
-    tables = shown("scaler", [Problem((50, 4), TABLE, "float64"), Problem((50, 4), TABLE, "float32")])["scaler"]
-    assert [line[2] for line in tables] == ["fit", "transform", "fit, weighted"] * 2
+    tables = shown("scaler")
+    assert [line[3] for line in tables["scaler"]] == ["fit", "transform"] * 5
+    assert {line[2] for line in tables["scaler"]} == {"", "F order", "NaN", "weights"}
+    errors = {tuple(line[:2]): [float(cell) for cell in line[2:]] for line in shown("offsets")["offsets"]}
+    assert len(errors) == 8
+    sklearn, ours = errors["float32", "1e4"]
+    assert ours < 1e-6 < 1e-5 < sklearn
 
 
 @pytest.mark.slow

@@ -20,11 +20,12 @@ import pytest
 import torch
 
 import batchnorm as bn
+import batchnorm.sklearn as bns
 import batchnorm.torch as bnt
 
 API = Path(__file__).parents[2] / "docs/api.md"
-PUBLIC = (bn, bnt, bnt.functional)
-PLACES = {"batchnorm", "batchnorm.torch", "batchnorm.torch.functional", "batchnorm.torch.fused"}
+PUBLIC = (bn, bnt, bnt.functional, bns)
+PLACES = {"batchnorm", "batchnorm.sklearn", "batchnorm.torch", "batchnorm.torch.functional", "batchnorm.torch.fused"}
 THINGS = [(module.__name__, name) for module in PUBLIC for name in module.__all__ if name != "functional"]
 X = np.array([[1.0, 2.0], [3.0, 6.0], [5.0, 4.0]])
 
@@ -46,6 +47,7 @@ def test_what_is_public_is_what_the_docs_list(module):
 def test_dir_lists_public_names_only():
     assert dir(bn) == sorted([*bn.__all__, "__version__"])
     assert dir(bnt) == sorted(bnt.__all__)
+    assert dir(bns) == sorted(bns.__all__)
     with pytest.raises(AttributeError, match="no attribute 'batchnorm'") as caught:
         bn.batchnorm  # noqa: B018
     assert (caught.value.name, caught.value.obj) == ("batchnorm", bn)
@@ -94,6 +96,7 @@ MADE: dict[tuple[str, str], Callable[[], Any]] = {
     ("batchnorm", "RenormFactors"): lambda: bn.Renorm().factors(bn.moments(X), bn.moments(X)),
     ("batchnorm", "RunningStatistics"): lambda: bn.RunningStatistics(2, keep_count=True),
     **{("batchnorm.torch", name): made for name, made in _layers(bnt, T).items()},
+    ("batchnorm.sklearn", "StandardScaler"): lambda: bns.StandardScaler().fit(X, groups=["a", "b", "a"]),
     ("batchnorm.torch", "SyncBatchNorm"): lambda: bnt.convert_sync(torch.nn.BatchNorm1d(2), verbose=False),
     ("batchnorm.torch", "Status"): bnt.status,
     ("batchnorm.torch.functional", "RunningStatistics"): lambda: bnt.functional.RunningStatistics.initial(2),
