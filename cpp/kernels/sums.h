@@ -185,9 +185,10 @@ template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t 
   alignas(64) T some[kLanes] = {};
   int64_t k = 0;
   for (int64_t i = 0; i < n && k < kLanes; ++i) {
-    const T value = reinterpret_cast<const T*>(x)[offsets[i]];
-    if (!omits || is_number(value)) some[k++] = value;
+    some[k] = reinterpret_cast<const T*>(x)[offsets[i]];
+    k += !omits || is_number(some[k]);
   }
+  if (k < kLanes) some[k] = T{};  // the last one may be missing
   *found = k;
   const Four f = fold(widen(load(some)));
   return (f[0] + f[1]) + (f[2] + f[3]);
