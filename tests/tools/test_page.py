@@ -259,6 +259,16 @@ def test_the_readers_numbers_are_the_librarys(browser: Browser, tmp_path: Path, 
                 assert float(shown) == pytest.approx(told[key], rel=1e-3, abs=6e-5)
 
 
+def test_missing_values_are_in_no_mean(browser: Browser, tmp_path: Path) -> None:
+    x = np.random.default_rng(1).normal(5, 2, (20, 4))
+    x[[3, 4], 0] = x[7, 2] = np.nan
+    with opened(browser, explain(x, nan_policy="omit").to_html(), tmp_path) as page:
+        y, m = bn.batch_norm(x, nan_policy="omit")
+        assert np.allclose(seen(page)[1], y, atol=1e-12, equal_nan=True)
+        assert float(results(page)["mean"]) == pytest.approx(m.mean[0], rel=5.1e-5)
+        assert "NaN" not in text(page, "order") + text(page, "between")
+
+
 def test_of_a_large_array_the_page_holds_the_corner_and_says_so(browser: Browser, tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(3, 2, (40, 20, 30, 30)).astype(np.float32)
     e = explain(x)
