@@ -22,6 +22,7 @@ import torch
 import batchnorm as bn
 import batchnorm.torch as bnt
 from batchnorm import _options, _reference
+from batchnorm.tools.explain import explain
 from batchnorm.torch import _activations
 
 nan, inf = math.nan, math.inf
@@ -251,18 +252,25 @@ def test_a_signature_is_torch_nns_and_the_options(name):
     assert all(p.annotation is not p.empty for p in ours)
 
 
-def test_defaults_of_numpy_are_those_of_the_options():
-    for function in (
-        bn.BatchNorm,
-        bn.RunningStatistics,
-        bn.batch_norm,
-        bn.normalize,
-        bn.batch_norm_backward,
-        bn.Renorm,
-    ):
-        known = _options.by_name(_options.EPS, _options.MOMENTUM, *_options.EXTRA, *_options.RENORM_PARAMETERS)
-        for p in inspect.signature(function).parameters.values():
-            assert p.name not in known or p.default == known[p.name].default, f"{function.__name__}({p.name})"
+def test_defaults_of_signatures_are_those_of_the_options():
+    """All that differ at once: whoever changes a default has a list."""
+    functions = (
+        bn.BatchNorm, bn.RunningStatistics, bn.moments, bn.batch_norm, bn.normalize, bn.batch_norm_backward, bn.Renorm,
+        bn.Renorm.factors, bnt.functional.batch_norm,
+    )  # fmt: skip
+    known = _options.by_name(
+        _options.EPS, _options.MOMENTUM, _options.NAN_POLICY, *_options.EXTRA, *_options.RENORM_PARAMETERS
+    )
+    said = {(f, p.name): p.default for f in functions for p in inspect.signature(f).parameters.values()}
+    said[explain, "eps"] = inspect.signature(explain).parameters["eps"].default
+    compared = {place: value for place, value in said.items() if place[1] in known}
+    assert len(compared) > 30
+    differ = [
+        f"{f.__qualname__}({name}={value!r})"
+        for (f, name), value in compared.items()
+        if value is not inspect.Parameter.empty and value != known[name].default
+    ]
+    assert not differ, ", ".join(differ)
 
 
 @pytest.mark.parametrize("name", MODULES)
