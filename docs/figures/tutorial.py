@@ -17,7 +17,7 @@ from style import BLUE, GRAY, GREEN, INK, ORANGE, plt, save
 import batchnorm as bn
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests" / "house"), str(ROOT / "tests" / "support")]
 
 from test_docs import blocks_of, run_python  # noqa: E402
 

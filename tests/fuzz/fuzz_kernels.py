@@ -14,6 +14,9 @@ import dataclasses
 import math
 import sys
 import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))  # also where this runs as a program
 
 import distributions
 import numpy as np

@@ -8,9 +8,13 @@ names its seed, and ``--seed N --cases 1`` repeats it. A slice runs with the tes
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))  # also where this runs as a program
 
 import drawing
 import numpy as np
