@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 try:
     from sklearn import get_config, preprocessing
     from sklearn.base import _fit_context, clone
-    from sklearn.utils import assert_all_finite
+    from sklearn.utils import assert_all_finite, check_array
     from sklearn.utils._param_validation import StrOptions
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
@@ -147,20 +147,20 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
             return self
         x = self._validated(X, reset=first)
         with self._told_to_callbacks(X, y, sample_weight):
-            weight = None
+            weight, weighted = None, sample_weight is not None or (not first and self._is_weighted())
             if sample_weight is not None:
                 weight = _check_sample_weight(sample_weight, x, dtype=x.dtype)
                 _refuse_infinity(x, self)  # that of a row of weight 0 does not show in the moments
             if groups is None:
                 gathered = _gathered(x, weight, self)
-                self._keep(gathered if first else self.moments_ + gathered, weight is not None)
+                self._keep(gathered if first else self.moments_ + gathered, weighted)
             else:
                 labels, parts = _parts(groups, len(x))
                 tables = [_gathered(x[rows], None if weight is None else weight[rows], self)._table for rows in parts]
                 gathered = Moments._of_table(np.stack(tables, axis=1))
                 if not first:
                     labels, gathered = _merged_groups([(self.groups_, self.group_moments_), (labels, gathered)])
-                self._keep_groups(labels, gathered, weight is not None)
+                self._keep_groups(labels, gathered, weighted)
         return self
 
     def fit_transform(
@@ -275,8 +275,12 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
     def _is_weighted(self) -> bool:
         return bool(np.asarray(self.n_samples_seen_).dtype.kind == "f")
 
-    def _validated(self, X: ArrayLike, **options: Any) -> Array:
-        x: Array = validate_data(self, X, dtype=_DTYPES, ensure_all_finite=False, **options)
+    def _validated(self, X: ArrayLike, named: bool = True, **options: Any) -> Array:
+        """X as an array of a dtype that stays; `named`: its features must be those of the fit."""
+        if named:
+            x: Array = validate_data(self, X, dtype=_DTYPES, ensure_all_finite=False, **options)
+        else:
+            x = check_array(X, dtype=_DTYPES, ensure_all_finite=False, **options)
         return x.copy() if _inputs.is_odd(x) else x
 
     @contextmanager
@@ -326,7 +330,10 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
                 else "StandardScaler: this scaler was fitted without groups; fit it with groups= to use them"
             )
         in_place = not (self.copy if copy is None else copy)
-        x = self._validated(X, reset=False, force_writeable=in_place)
+        if inverse:  # results of transform may have lost their names
+            x = self._validated(X, named=False, force_writeable=in_place)
+        else:
+            x = self._validated(X, reset=False, force_writeable=in_place)
         _refuse_infinity(x, self)
         converted = isinstance(X, np.ndarray) and not np.may_share_memory(x, X)
         out = x if in_place or converted else None

@@ -204,6 +204,9 @@ def test_in_pipelines_searches_and_frames(rng):
     assert list(out) == list(scaler.get_feature_names_out()) == list("abcd")
     assert scaler.moments_.names == tuple("abcd")
     assert out.index.equals(frame.index)
+    np.testing.assert_allclose(StandardScaler().fit(frame).inverse_transform(out.to_numpy()), x)  # without a warning
+    with pytest.raises(ValueError, match="one value for each channel"):
+        scaler.inverse_transform(np.ones((2, 5)))
     assert np.array_equal(out, StandardScaler().fit_transform(x))
     assert list(clone(scaler).fit_transform(frame)) == list("abcd")
     with pytest.raises(ValueError, match="feature names"):
@@ -256,6 +259,13 @@ def test_merges_are_one_fit_in_any_order(seed, cuts, weighted):
     for rows in parts:
         by_parts.partial_fit(x[rows], sample_weight=weight[rows] if weighted else None)
     assert by_parts.moments_ == scalers[0].merge(*scalers[1:]).moments_
+
+
+def test_weights_stay_where_some_calls_have_none(rng):
+    x, weight = rng.normal(size=(20, 2)), np.full(20, 0.125)
+    scaler = StandardScaler().fit(x, sample_weight=weight).partial_fit(x[:3])
+    assert scaler.n_samples_seen_ == (scaler + scaler).n_samples_seen_ / 2 == 5.5
+    assert StandardScaler().fit(x[:3]).partial_fit(x, sample_weight=weight).n_samples_seen_ == 5.5
 
 
 def test_a_merge_keeps_names_and_refuses_what_differs(rng):
