@@ -282,7 +282,7 @@ NUMBER = r"\d[\d.]*"
 FIGURE = re.compile(
     rf"{NUMBER}\s?(?:ms|µs|microseconds|milliseconds|GB/s)\b|{NUMBER}\s?(?:毫秒|微秒|倍)|"
     rf"(?:takes?|took|needs?) {NUMBER} times|"
-    rf"{NUMBER}(?:×| times| ?%| per cent)\s+(?:as (?:fast|long|slow)|faster|slower|longer|the (?:time|speed))"
+    rf"{NUMBER}(?:×| times| ?%| per cent| percent)\s+(?:as (?:fast|long|slow)|faster|slower|longer|the (?:time|speed))"
 )
 #: What the renderer writes, and what tests/house/test_docs.py runs.
 CHECKED = re.compile(
