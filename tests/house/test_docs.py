@@ -147,3 +147,76 @@ def test_docstring_examples_hold(name: str) -> None:
 def test_links_lead_to_files(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", FENCE.sub("", page.read_text(encoding="utf-8"))):
         assert (page.parent / link).exists(), f"{page.name} links to {link}, which does not exist"
+
+
+GENERATED = re.compile(r"^<!-- (why|[\w-]+-table)\b.*?^<!-- /\1 -->$", re.MULTILINE | re.DOTALL)
+FORMULA = re.compile(r"^\$\$.*?\$\$$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^ +```.*?^ +```$", re.MULTILINE | re.DOTALL)
+REFERENCES = re.compile(r"^## References\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`+[^`]+`+|\$[^$]+\$|\]\([^)]*\)|https?:\S+")
+NOT_PROSE = re.compile(r"\s*$|#|\||!\[|<!--|:|\([\w-]+\)=$|\*\*[^*]+\*\*$")
+ITEM = re.compile(r"^\s*(?:[*-]|\d+\.) +")
+LEAD = re.compile(r"^(?:\*\*[^*]+\*\*|\*[^*]+\*) +")  # **What it is about.** Then the sentence.
+# What ends a sentence, and what begins the next one; "S. Ioffe" and "e.g. this" are no ends.
+TWO = re.compile(r"(?<!\b[A-Z])(?<!e\.g)(?<!i\.e)[.!?][)*\"”]* +[(*\"“\[]*[A-Z`]|[。！？][）」]?[^）」]")
+COMPLETE = re.compile(r"[.!?:。！？：][)*\"”）」]*$|\)$")
+BRITISH = re.compile(
+    r"\b(?:\w*(?:normal|standard|synchron|general|initial|optim|organ|recogn|summar|regular|special|serial|minim|maxim|util|real)"
+    r"is(?:e[sdr]?|ing|ations?)|(?:\w*(?:col|behavi|neighb|fav)our\w*)|grey|(?:kilo|centi|milli)?met(?:re)s?|centres?|analyse[sd]?"
+    r"|(?:model|label|travel|cancel)l(?:ed|ing)|licence|learnt)\b",
+    re.IGNORECASE,
+)
+
+
+def prose_of(text: str) -> list[tuple[int, str]]:
+    """The lines of prose with their numbers: no code, formulas, tables, headings, references, nor a program's words."""
+
+    def blank(match: re.Match[str]) -> str:
+        return "\n" * match[0].count("\n")
+
+    for pattern in (FENCE, INDENTED, GENERATED, FORMULA, REFERENCES):
+        text = pattern.sub(blank, text)
+    return [(i, line) for i, line in enumerate(text.split("\n"), 1) if not NOT_PROSE.match(line)]
+
+
+def sentences_broken(text: str) -> list[str]:
+    """The lines that hold two sentences, or end inside one."""
+    lines = prose_of(text)
+    follows = {i for i, line in lines if not ITEM.match(line)}
+    found = []
+    for i, line in lines:
+        words = SPAN.sub(lambda match: match[0][0] + "x" + match[0][-1], ITEM.sub("", line)).strip()
+        if TWO.search(LEAD.sub("", words)):
+            found.append(f"line {i} holds two sentences: {line}")
+        if i + 1 in follows and not COMPLETE.search(words):
+            found.append(f"line {i} ends inside a sentence: {line}")
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"], ids=name_of)
+def test_each_line_of_prose_is_one_sentence(page: Path) -> None:
+    assert not sentences_broken(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "text", ["One sentence. Another one.", "A sentence that\ngoes on.", "* **Lead.** One. Two.", "一句话。又一句。"]
+)
+def test_a_broken_line_is_found(text: str) -> None:
+    assert sentences_broken(text)
+
+
+def test_what_only_looks_like_two_sentences_is_left() -> None:
+    assert not sentences_broken(
+        "**Lead.** One, of S. Ioffe, `a. B` and [a link](b.md. C).\n\n* One:\n  two.\n\n| A. B |\n"
+    )
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"], ids=name_of)
+def test_spelling_is_american(page: Path) -> None:
+    found = [
+        f"line {i}: {match[0]}"
+        for i, line in prose_of(page.read_text(encoding="utf-8"))
+        for match in BRITISH.finditer(SPAN.sub("", line))
+    ]
+    assert not found
+    assert BRITISH.search("a normalised colour")
