@@ -321,7 +321,7 @@ def batch_norm(
         if usual is not None:
             return usual[0], Moments._of_table(usual[1])
     frame = frame_of(x, "batch_norm")
-    policy = nan_policy or ("propagate" if frame is None else "omit")
+    policy = _options.nan_policy_of(nan_policy, frame is not None)
     arguments = Arguments(
         weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size, nan_policy=policy
     )

@@ -16,7 +16,7 @@ from ._foreign import Rounded
 from ._frames import frame_of, is_frame
 from ._functional import checked_threads, get_num_threads
 from ._moments import Moments
-from ._options import NanPolicy
+from ._options import NanPolicy, nan_policy_of
 from ._plan import Axis, Plan, make_plan
 
 Array = NDArray[Any]
@@ -74,11 +74,11 @@ def gather_moments(
     running: deque[tuple[Block, Future[Moments]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        for x, plan, of_columns, usual in _arrays(source, axis):
+        for x, plan, of_columns, is_table in _arrays(source, axis):
             names = of_columns
             gathered = gathered or Gathered(plan.channel_shape)
             for block in blocks(x):
-                future = pool.submit(_moments, x, block, plan.axis, policy or usual)
+                future = pool.submit(_moments, x, block, plan.axis, nan_policy_of(policy, is_table))
                 running.append((tuple(block[a] for a in plan.axis), future))
                 if len(running) == 2 * workers:
                     _take(running, gathered)
@@ -120,8 +120,8 @@ def _as_array(value: object) -> str:
     return "; pass np.asarray of it" if hasattr(value, "__array__") else ""
 
 
-def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan, tuple[str, ...] | None, str]]:
-    """Each array, with its plan, the names of its channels, and what a missing value does."""
+def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan, tuple[str, ...] | None, bool]]:
+    """Each array, with its plan, the names of its channels, and whether it is a table."""
     alone = isinstance(source, np.ndarray) or is_frame(source)
     if not alone and (not isinstance(source, Iterable) or _is_whole(source)):
         raise TypeError(
@@ -130,10 +130,10 @@ def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan, tuple[str
     channels: tuple[int, ...] | None = None
     names: tuple[str, ...] | None = None
     for i, item in enumerate([source] if alone else source):  # type: ignore[arg-type, var-annotated]
-        x, nan_policy = item, "propagate"
+        x = item
         if (frame := frame_of(item, _WHO, names)) is not None:
             frame.warn(_WHO, depth=2)
-            x, names, nan_policy = frame.values, frame.names, "omit"
+            x, names = frame.values, frame.names
         if not isinstance(x, np.ndarray):
             raise TypeError(
                 f"{_WHO}: source must give arrays; item {i} is {type(x).__name__}{_as_array(x) or '; use np.asarray'}"
@@ -148,4 +148,4 @@ def _arrays(source: object, axis: Axis) -> Iterator[tuple[Array, Plan, tuple[str
                 f"the first has {channels}"
             )
         channels = plan.channel_shape
-        yield x, plan, names if plan.axis == (1,) else None, nan_policy
+        yield x, plan, names if plan.axis == (1,) else None, frame is not None

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _formulas, _ghosts, _inputs, _missing, _native, _usual
 from ._frames import frame_of
-from ._options import NanPolicy
+from ._options import NanPolicy, nan_policy_of
 from ._plan import Axis, channel_axes
 
 Doubles = NDArray[np.float64]
@@ -399,7 +399,7 @@ def moments(
     if frame is not None:
         frame.warn("moments")
     data = _inputs.data(x if frame is None else frame.values, "moments", axis)
-    policy = _missing.policy(nan_policy or ("propagate" if frame is None else "omit"), data.who)
+    policy = _missing.policy(nan_policy_of(nan_policy, frame is not None), data.who)
     selection = _inputs.selection(data, mask, sample_weight)
     m = gathered(data, selection, _ghosts.of(virtual_batch_size, data), policy == "omit")
     if policy == "raise":

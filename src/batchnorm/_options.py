@@ -174,6 +174,13 @@ NAN_POLICY = Option(
     "says what NaN in x does: 'propagate' (to its whole channel), 'omit' (it is missing, and not counted) or 'raise'",
     choices=("propagate", "omit", "raise"),
 )  # fmt: skip
+
+
+def nan_policy_of(asked: str | None, is_table: bool) -> str:
+    """Return the policy that holds: the one asked for; else a missing cell of a table, which is NaN, is left out."""
+    return asked or ("omit" if is_table else NAN_POLICY.default)
+
+
 VIRTUAL_BATCH_SIZE = Option(
     "virtual_batch_size", None, or_none(_integer(1)),
     "must be an int of at least 1, the samples of a ghost batch, or None for the whole batch",

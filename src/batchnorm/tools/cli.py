@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from .._options import NAN_POLICY
 from .._version import __version__
 from .bench.command import add_bench
 from .files.formats import READABLE_OR, TABLES_OR, TEXTS, UNPACKED
@@ -179,7 +180,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decimal", choices=(".", ","), help="what stands before decimals in it; default as found")
     parser.add_argument(
         "--nan-policy",
-        choices=("propagate", "omit", "raise"),
+        choices=NAN_POLICY.choices,
         help="what a missing value (NaN) does: it spreads over its channel, is left out of the statistics, or is "
         "refused; default omit for tables, propagate for arrays",
     )

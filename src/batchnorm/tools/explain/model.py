@@ -145,8 +145,8 @@ def explain(
     """
     if (frame := frame_of(x, "explain")) is not None:
         names = frame.named(axis) if names is None else names
-        x, remarks, nan_policy = frame.values, (*frame.remarks, *remarks), nan_policy or "omit"
-    nan_policy = nan_policy or "propagate"
+        x, remarks = frame.values, (*frame.remarks, *remarks)
+    policy = _options.nan_policy_of(nan_policy, frame is not None)
     x = _array(x)
     plan = _check(x, axis, eps)
     if not 0 <= channel < plan.C:
@@ -156,10 +156,10 @@ def explain(
         )
     kept = plan.axis
     labels = Labels.make(plan, names)
-    omits = nan_policy == "omit"
-    m = gather(x, kept, nan_policy=nan_policy)
-    _check_values(m, labels, nan_policy)
-    table = channel_statistics(x, m, kept, eps, nan_policy)
+    omits = policy == "omit"
+    m = gather(x, kept, nan_policy=policy)
+    _check_values(m, labels, policy)
+    table = channel_statistics(x, m, kept, eps, policy)
     sample = take_sample(x, m, kept, eps, also=channel, omits=omits)
     dtype = working_dtype(x.dtype)
     return Explanation(
@@ -181,7 +181,7 @@ def explain(
             *remarks,
             *gaps(table.count, plan.m, labels.briefly, labels.unit == "column"),
         ),
-        nan_policy=nan_policy,
+        nan_policy=policy,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..._options import nan_policy_of
 from .refused import Refused
 from .table import Table
 from .text_source import said
@@ -65,7 +66,7 @@ class Data:
 
     def nan_policy(self, asked: str | None) -> str:
         """Return what a missing value, NaN, does: what was asked, else it is left out of a table's statistics."""
-        return asked or ("propagate" if self.table is None else "omit")
+        return nan_policy_of(asked, self.table is not None)
 
     def refuse_gaps(self) -> None:
         """Refuse a value that is missing, and say where it stands."""
