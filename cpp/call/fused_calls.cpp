@@ -239,8 +239,9 @@ std::string refused_y(const View& x, const Extras& extras) {
   if (extras.residual) return "y stands for the residual: give one of them";
   const AboutActivation& about = kActivations[static_cast<int>(extras.activation)];
   const bool positive = (x.dtype == DType::f32 ? static_cast<float>(extras.slope) : extras.slope) > 0;  // by 0, -inf becomes a NaN
-  if (about.told_by_y && (about.slope == 0 || positive) && !is_16_bit(x.dtype)) return "";
-  return std::string("y does not tell the derivative of ") + about.name + (about.slope == 0 ? "" : " of this slope") + " in " +
+  const bool by_slope = about.told_by_y && *about.parameter != 0;
+  if (about.told_by_y && (!by_slope || positive) && !is_16_bit(x.dtype)) return "";
+  return std::string("y does not tell the derivative of ") + about.name + (by_slope ? " of this slope" : "") + " in " +
          name_of(x.dtype) + "; pass the residual";
 }
 

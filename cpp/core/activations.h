@@ -10,18 +10,19 @@ struct AboutActivation {
   Activation code;
   const char* name;  // as Python's option has it
   // y tells the derivative: it lies on the side of each corner on which that lies what the activation was applied to, NaN too. Of
-  // one with a slope, where that is above 0.
+  // one with a number, where that is above 0.
   bool told_by_y;
-  double slope;  // the default; 0 where there is none
+  const char* parameter;  // the name of the number that goes with it; "" where there is none
+  double slope;           // its default
 };
 
 // In the order of their codes.
 constexpr AboutActivation kActivations[] = {
-    {Activation::none, "none", true, 0},                 // a line each
-    {Activation::relu, "relu", true, 0},                 //
-    {Activation::relu6, "relu6", true, 0},               //
-    {Activation::leaky_relu, "leaky_relu", true, 0.01},  //
-    {Activation::silu, "silu", false, 0},                //
+    {Activation::none, "none", true, "", 0},                      // a line each
+    {Activation::relu, "relu", true, "", 0},                      //
+    {Activation::relu6, "relu6", true, "", 0},                    //
+    {Activation::leaky_relu, "leaky_relu", true, "slope", 0.01},  //
+    {Activation::silu, "silu", false, "", 0},                     //
 };
 constexpr int kActivationCount = sizeof kActivations / sizeof *kActivations;
 

@@ -58,7 +58,7 @@ struct Problem {
   const double* bias = nullptr;    // beta
   double eps = 0;
   Activation activation = Activation::none;
-  double slope = 0;               // of leaky_relu
+  double slope = 0;               // the number that goes with the activation
   bool compute_stats = true;      // forward: gather the moments first
   bool omit = false;              // a cell whose x is NaN is missing: it is in no sum and no count, and its gradients are 0
   bool training = true;           // backward: the moments depend on x

@@ -47,22 +47,33 @@ void set(const Problem& p, const Array& a, int64_t c, int64_t r, double value) {
 float madd(float a, float b, float c) { return std::fmaf(a, b, c); }
 double madd(double a, double b, double c) { return a * b + c; }
 
-template <class C> C sigmoid(C z) {
+// e^t = 2^n * e^r for t <= 0.
+template <class C> struct Parts {
+  C r, power;  // power: 2^n
+};
+template <class C> Parts<C> parts_of(C t) {
   constexpr bool single = sizeof(C) == 4;
-  C t = z < 0 ? z : 0 - z;
   const C lowest = single ? C(-87.0f) : C(-708.0);
   const bool vanishes = t < lowest;
   if (vanishes) t = lowest;
   const C magic = single ? C(0x1.8p23f) : C(0x1.8p52), n = (t * static_cast<C>(1.4426950408889634) + magic) - magic;
   C r = madd(n, single ? C(-0.693359375f) : C(-6.93147180369123816490e-01), t);
   r = madd(n, single ? C(2.12194440e-4f) : C(-1.90821492927058770002e-10), r);
-  const int degree = single ? 7 : 13;
+  return {r, vanishes || n != n ? C(0) : static_cast<C>(std::ldexp(1.0, static_cast<int>(n)))};
+}
+// (e^r - 1) / r
+template <class C> C slope_of_exp(C r) {
+  const int degree = sizeof(C) == 4 ? 7 : 13;
   double factorial = 1;
   for (int k = 2; k <= degree; ++k) factorial *= k;
   C e = static_cast<C>(1 / factorial);
-  for (int k = degree; k > 0; --k) factorial /= k, e = madd(e, r, static_cast<C>(1 / factorial));
-  if (n == n) e = e * static_cast<C>(std::ldexp(1.0, static_cast<int>(n)));
-  if (vanishes) e = 0;
+  for (int k = degree; k > 1; --k) factorial /= k, e = madd(e, r, static_cast<C>(1 / factorial));
+  return e;
+}
+template <class C> C exp_of(Parts<C> of) { return madd(slope_of_exp(of.r), of.r, C(1)) * of.power; }
+
+template <class C> C sigmoid(C z) {
+  const C e = exp_of(parts_of(z < 0 ? z : 0 - z));
   return (z < 0 ? e : C(1)) / (C(1) + e);
 }
 

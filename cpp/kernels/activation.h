@@ -8,8 +8,7 @@
 namespace batchnorm {
 namespace {
 
-// exp(-|z|) = 2^n * e^r with |r| <= ln(2)/2, by Taylor's polynomial; the same basic operations in every instruction set, so the
-// same bits.
+// e^t = 2^n * e^r with |r| <= ln(2)/2, for t <= 0; the same basic operations in every instruction set, so the same bits.
 template <class C> struct ExpConstants;
 template <> struct ExpConstants<float> {
   static constexpr float lowest = -87.0f, magic = 0x1.8p23f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
@@ -23,29 +22,40 @@ template <> struct ExpConstants<double> {
 
 constexpr double factorial(int k) { return k < 2 ? 1.0 : k * factorial(k - 1); }
 
-template <class C> BN_INLINE U<C> exp_of_minus_abs(U<C> z) {
+template <class C> struct Parts {
+  U<C> r, power;  // power is 2^n; 0 where t is below `lowest`
+};
+template <class C> BN_INLINE Parts<C> parts_of(U<C> t) {
   using K = ExpConstants<C>;
-  U<C> t = if_less(z, fill<C>(0), z, fill<C>(0) - z);
-  const U<C> zero = fill<C>(0), lowest = fill<C>(K::lowest), given = t;
+  const U<C> lowest = fill<C>(K::lowest), given = t;
   t = if_less(t, lowest, lowest, t);
   const U<C> shifted = t * fill<C>(static_cast<C>(1.4426950408889634)) + fill<C>(K::magic);
   const U<C> n = shifted - fill<C>(K::magic);
   U<C> r = multiply_add(n, fill<C>(-K::ln2_high), t);
   r = multiply_add(n, fill<C>(-K::ln2_low), r);
-  U<C> p = fill<C>(static_cast<C>(1 / factorial(K::degree)));
-#pragma GCC unroll 16
-  for (int k = K::degree - 1; k >= 0; --k) p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial(k))));
   // n stands in the low bits of `shifted`; moved to the exponent it is 2^n.
   using Words = typename U<C>::Unsigned;
   U<C> power;
   BN_EACH(C, i) power.v[i] = (typename U<C>::V)(((Words)shifted.v[i] + K::bias) << K::mantissa);
-  return if_less(given, lowest, zero, p * power);
+  return {r, if_less(given, lowest, fill<C>(0), power)};
+}
+// (e^r - 1) / r by Taylor's polynomial.
+template <class C> BN_INLINE U<C> slope_of_exp(U<C> r) {
+  constexpr int degree = ExpConstants<C>::degree;
+  U<C> p = fill<C>(static_cast<C>(1 / factorial(degree)));
+#pragma GCC unroll 16
+  for (int k = degree - 1; k > 0; --k) p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial(k))));
+  return p;
+}
+template <class C> BN_INLINE U<C> exp_of(Parts<C> of) {
+  return multiply_add(slope_of_exp<C>(of.r), of.r, fill<C>(1)) * of.power;
 }
 
 // Called, not inlined: it is long, it has many users, and the time of a call is nothing to it.
 template <class C> __attribute__((noinline)) U<C> sigmoid(U<C> z) {
-  const U<C> e = exp_of_minus_abs(z), one = fill<C>(1);
-  return if_less(z, fill<C>(0), e, one) / (one + e);
+  const U<C> zero = fill<C>(0), one = fill<C>(1);
+  const U<C> e = exp_of(parts_of(if_less(z, zero, z, zero - z)));
+  return if_less(z, zero, e, one) / (one + e);
 }
 
 // A clip keeps values from `least` to `most`; gradients go through inside of them.

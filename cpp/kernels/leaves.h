@@ -35,7 +35,7 @@ struct Runs {
   const char *x, *g, *residual;
   int64_t count, length, out_step, x_step, g_step, residual_step;
   bool past_cache;                // whole lines of `out` are written past it; it is then none of the others
-  double slope = 0;               // of leaky_relu
+  double slope = 0;               // the number that goes with the activation
   const char* weights = nullptr;  // of gradients: of planes one a position, the same for all runs; of rows one a run
   bool omits = false;             // of gradients: 0 where x is NaN
 };

@@ -171,9 +171,9 @@ NB_MODULE(_native, m) {
   m.def("read", &read_bytes, nb::arg("source"));
   m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
   m.def("get_num_threads", &get_num_threads);
-  m.def("activations", [] {  // (name, whether y tells the derivative, slope), by code
+  m.def("activations", [] {  // (name, whether y tells the derivative, its number's name and default), by code
     nb::list all;
-    for (const AboutActivation& a : kActivations) all.append(nb::make_tuple(a.name, a.told_by_y, a.slope));
+    for (const AboutActivation& a : kActivations) all.append(nb::make_tuple(a.name, a.told_by_y, a.parameter, a.slope));
     return all;
   });
   m.def("isa", [] { return std::string(active_kernels().name); });

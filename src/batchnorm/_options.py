@@ -26,12 +26,12 @@ NanPolicy = Literal["propagate", "omit", "raise"]
 OnSingleValue = Literal["error", "running"]
 Correction = Literal[0, 1]
 
-# Code and default slope of each, of the kernels' list (cpp/core/activations.h); a slope of 0: there is none to give.
+# Code of each, of the kernels' list (cpp/core/activations.h), and the default of the number that goes with some.
 ACTIVATIONS: dict[str | None, tuple[int, float]] = {
-    None if name == "none" else name: (code, slope) for code, (name, _, slope) in enumerate(_native.activations())
+    None if name == "none" else name: (code, slope) for code, (name, _, _, slope) in enumerate(_native.activations())
 }
-TOLD_BY_Y: tuple[bool, ...] = tuple(told for _, told, _ in _native.activations())  # by code
-_SLOPED = tuple(str(name) for name, (_, slope) in ACTIVATIONS.items() if slope)
+TOLD_BY_Y: tuple[bool, ...] = tuple(told for _, told, _, _ in _native.activations())  # by code
+_PARAMETERS = {name: parameter for name, _, parameter, _ in _native.activations() if parameter}
 NONFINITE_CODES = {"propagate": 0, "skip": 1, "raise": 2}  # codes of the kernels
 
 Take = Callable[[Any], Any]  # the value as it is kept; TypeError or ValueError, without words, for what is refused
@@ -130,14 +130,17 @@ def _renorm(value: Any) -> Any:
 def _activation(value: Any) -> Any:
     if not isinstance(value, tuple):
         return str(_one_of(ACTIVATIONS)(value))
-    if len(value) != 2 or not isinstance(value[0], str) or value[0] not in _SLOPED:
+    if len(value) != 2 or not isinstance(value[0], str) or value[0] not in _PARAMETERS:
         raise ValueError
     return str(value[0]), number(math.isfinite)(value[1])
 
 
 def _activation_rule() -> str:
     said = [
-        f"{name!r}, ({name!r}, slope) with a finite slope" if name in _SLOPED else repr(name) for name in ACTIVATIONS
+        f"{name!r}, ({name!r}, {_PARAMETERS[name]}) with a finite {_PARAMETERS[name]}"
+        if name in _PARAMETERS
+        else repr(name)
+        for name in ACTIVATIONS
     ]
     return f"must be {', '.join(said[:-1])}, or {said[-1]}"
 
