@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
+from .._activations import OF_CALL, OF_MODULE
 from .step import hooked, in_place, step
 
 # What always makes a tensor of its own, unless it is asked to write in place.
@@ -21,12 +22,14 @@ _FRESH_MODULES = (
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid),
+    *OF_MODULE,
+    *(nn.Sigmoid, nn.Tanh, nn.Hardsigmoid),
 )
 _FRESH_FUNCTIONS: set[Callable[..., Any]] = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow, operator.matmul),
     *(torch.add, torch.sub, torch.mul, torch.div, torch.cat, torch.stack, torch.matmul, torch.relu, torch.sigmoid),
-    *(torch.tanh, F.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.linear, F.conv1d, F.conv2d, F.conv3d, step),
+    *(torch.tanh, F.linear, F.conv1d, F.conv2d, F.conv3d, step),
+    *(call for call in OF_CALL if callable(call)),
 }
 
 
