@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <type_traits>
 
 #include "core/coefficients.h"
@@ -77,6 +78,33 @@ template <class C> C sigmoid(C z) {
   return (z < 0 ? e : C(1)) / (C(1) + e);
 }
 
+template <class C> struct Normal {
+  C at, below, density;
+};
+template <class C> Normal<C> normal(C z) {
+  C a = z < 0 ? 0 - z : z;
+  if (a > 40) a = 40;
+  const C shrink = 1 / (a + 5), u = (a - 5) * shrink;
+  C tail = 0;
+  const auto& coefficients = NormalTail<C>::kCoefficients;
+  for (auto c = std::rbegin(coefficients); c != std::rend(coefficients); ++c)
+    tail = c == std::rbegin(coefficients) ? *c : madd(tail, u, *c);
+  const C split = a * (sizeof(C) == 4 ? C(4097) : C(134217729)), high = split - (split - a), low = a - high;
+  Parts<C> parts = parts_of(0 - C(0.5) * (high * high));
+  parts.r = parts.r - C(0.5) * (low * (a + high));
+  const C e = exp_of(parts);
+  tail = tail * shrink * e;
+  return {z < 0 ? 0 - a : a, z < 0 ? tail : 1 - tail, e * static_cast<C>(kNormalPeak)};
+}
+
+template <class C> struct Cubic {
+  C at, w, slope;
+};
+template <class C> Cubic<C> cubic(C z) {
+  const C at = z < -32 ? C(-32) : z > 32 ? C(32) : z, first = static_cast<C>(kTanh1), third = static_cast<C>(kTanh3);
+  return {at, at * madd(at * at, third, first), madd(at * at, third * 3, first)};
+}
+
 template <class C> C activate(const Problem& p, C z) {
   switch (p.activation) {
     case Activation::none: return z;
@@ -84,6 +112,8 @@ template <class C> C activate(const Problem& p, C z) {
     case Activation::relu6: return z > 6 ? 6 : z < 0 ? 0 : z;
     case Activation::leaky_relu: return z < 0 ? z * static_cast<C>(p.slope) : z;
     case Activation::silu: return z * sigmoid(z);
+    case Activation::gelu: return z * normal(z).below;
+    case Activation::gelu_tanh: return z * sigmoid(cubic(z).w);
   }
   return z;
 }
@@ -97,6 +127,15 @@ template <class C> C activate_backward(const Problem& p, C z, C g) {
     case Activation::silu: {
       const C s = sigmoid(z);
       return g * (s * madd(z, 1 - s, C(1)));
+    }
+    case Activation::gelu: {
+      const Normal<C> n = normal(z);
+      return g * madd(n.at, n.density, n.below);
+    }
+    case Activation::gelu_tanh: {
+      const Cubic<C> c = cubic(z);
+      const C s = sigmoid(c.w), rest = sigmoid(0 - c.w);
+      return g * (s * madd(c.at * c.slope, rest, C(1)));
     }
   }
   return g;

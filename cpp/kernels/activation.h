@@ -47,15 +47,44 @@ template <class C> BN_INLINE U<C> slope_of_exp(U<C> r) {
   for (int k = degree - 1; k > 0; --k) p = multiply_add(p, r, fill<C>(static_cast<C>(1 / factorial(k))));
   return p;
 }
-template <class C> BN_INLINE U<C> exp_of(Parts<C> of) {
-  return multiply_add(slope_of_exp<C>(of.r), of.r, fill<C>(1)) * of.power;
-}
+template <class C> BN_INLINE U<C> exp_of(Parts<C> of) { return multiply_add(slope_of_exp<C>(of.r), of.r, fill<C>(1)) * of.power; }
 
 // Called, not inlined: it is long, it has many users, and the time of a call is nothing to it.
 template <class C> __attribute__((noinline)) U<C> sigmoid(U<C> z) {
   const U<C> zero = fill<C>(0), one = fill<C>(1);
   const U<C> e = exp_of(parts_of(if_less(z, zero, z, zero - z)));
   return if_less(z, zero, e, one) / (one + e);
+}
+
+// The normal distribution at z: Z's density there, and how likely it is below.
+template <class C> struct Normal {
+  U<C> at, below, density;  // at: z, but no farther than where the tail vanishes, so that infinity times 0 is no NaN
+};
+template <class C> __attribute__((noinline)) Normal<C> normal(U<C> z) {
+  constexpr auto& coefficients = NormalTail<C>::kCoefficients;
+  constexpr int degree = sizeof coefficients / sizeof(C) - 1;
+  const U<C> zero = fill<C>(0), one = fill<C>(1), five = fill<C>(5), half = fill<C>(C(0.5));
+  const U<C> a = at_most(if_less(z, zero, zero - z, z), fill<C>(40));
+  const U<C> shrink = one / (a + five), u = (a - five) * shrink;
+  U<C> p = fill<C>(coefficients[degree]);
+#pragma GCC unroll 32
+  for (int k = degree - 1; k >= 0; --k) p = multiply_add(p, u, fill<C>(coefficients[k]));
+  // a = high + low: high^2 has no rounding error, which e^ would multiply by a^2. What is left of a^2 is small.
+  const U<C> split = a * fill<C>(sizeof(C) == 4 ? C(0x1p12 + 1) : C(0x1p27 + 1)), high = split - (split - a), low = a - high;
+  Parts<C> parts = parts_of(zero - half * (high * high));
+  parts.r = parts.r - half * (low * (a + high));
+  const U<C> e = exp_of(parts), tail = p * shrink * e;
+  return {if_less(z, zero, zero - a, a), if_less(z, zero, tail, one - tail), e * fill<C>(static_cast<C>(kNormalPeak))};
+}
+
+// GELU with tanh is z * sigmoid(w), w = kTanh1 z + kTanh3 z^3, as (1 + tanh(t)) / 2 is sigmoid(2 t).
+template <class C> struct Cubic {
+  U<C> at, w, slope;  // at: z, but no farther than where sigmoid(w) is 0 or 1
+};
+template <class C> BN_INLINE Cubic<C> cubic(U<C> z) {
+  const U<C> at = at_most(at_least(z, fill<C>(-32)), fill<C>(32)), square = at * at;
+  const U<C> first = fill<C>(static_cast<C>(kTanh1)), third = fill<C>(static_cast<C>(kTanh3));
+  return {at, at * multiply_add(square, third, first), multiply_add(square, third * fill<C>(3), first)};
 }
 
 // A clip keeps values from `least` to `most`; gradients go through inside of them.
@@ -79,6 +108,8 @@ template <class C> BN_INLINE U<C> activate(Activation kind, C slope, U<C> z) {
     case Activation::relu6: return Bounds<C>(kind).clip(z);
     case Activation::leaky_relu: return if_less(z, zero, z * fill<C>(slope), z);
     case Activation::silu: return z * sigmoid(z);
+    case Activation::gelu: return z * normal(z).below;
+    case Activation::gelu_tanh: return z * sigmoid(cubic(z).w);
   }
   return z;
 }
@@ -94,6 +125,15 @@ template <class C> BN_INLINE U<C> activate_backward(Activation kind, C slope, U<
     case Activation::silu: {
       const U<C> s = sigmoid(z);
       return g * (s * multiply_add(z, one - s, one));
+    }
+    case Activation::gelu: {
+      const Normal<C> n = normal(z);
+      return g * multiply_add(n.at, n.density, n.below);
+    }
+    case Activation::gelu_tanh: {
+      const Cubic<C> c = cubic(z);
+      const U<C> s = sigmoid(c.w), rest = sigmoid(zero - c.w);  // 1 - s would lose digits that z * c.slope makes seen
+      return g * (s * multiply_add(c.at * c.slope, rest, one));
     }
   }
   return g;

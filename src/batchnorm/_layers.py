@@ -70,7 +70,8 @@ class BatchNorm(_options.Checked):
     running_correction
         1: running_var is unbiased (PyTorch). 0: biased.
     activation
-        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu".
+        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
+        (with erf) or "gelu_tanh".
     virtual_batch_size
         Ghost batches: samples normalised together in training; None: all of them. The running statistics move once,
         by the merged moments.

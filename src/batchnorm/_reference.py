@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+from math import erfc, pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,10 @@ def activate(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
         return np.where(z < 0, 0.0, np.where(z > 6, 6.0, z))
     if kind == "leaky_relu":
         return np.where(z < 0, slope * z, z)
+    if kind == "gelu":
+        return z * normal_below(z)
+    if kind == "gelu_tanh":
+        return z * sigmoid(2 * tanh_argument(z))
     return z * sigmoid(z) if kind == "silu" else z
 
 
@@ -49,6 +54,16 @@ def sigmoid(z: Doubles) -> Doubles:
     """1 / (1 + exp(-z))."""
     s: Doubles = 1 / (1 + np.exp(-z))
     return s
+
+
+def normal_below(z: Doubles) -> Doubles:
+    """Return how likely a standard normal variable is below z."""
+    return np.array([erfc(-v / sqrt(2)) / 2 for v in z.flat]).reshape(z.shape)
+
+
+def tanh_argument(z: Doubles) -> Doubles:
+    """sqrt(2 / pi) * (z + 0.044715 z^3): its tanh is close to erf(z / sqrt(2))."""
+    return sqrt(2 / pi) * (z + 0.044715 * z**3)
 
 
 def derivative(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
@@ -62,6 +77,11 @@ def derivative(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
     if kind == "silu":
         s = sigmoid(z)
         return s * (1 + z * (1 - s))
+    if kind == "gelu":
+        return normal_below(z) + z * np.exp(-(z**2) / 2) / sqrt(2 * pi)
+    if kind == "gelu_tanh":
+        s = sigmoid(2 * tanh_argument(z))
+        return s * (1 + z * (1 - s) * 2 * sqrt(2 / pi) * (1 + 3 * 0.044715 * z**2))
     return np.ones_like(z)
 
 

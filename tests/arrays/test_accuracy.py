@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import pytest
 from canonical import same_bits
-from cases import DTYPES, lay_out
+from cases import BENT, DTYPES, lay_out
 
 import batchnorm as bn
 
@@ -231,24 +231,64 @@ def test_channels_of_every_scale_in_one_call(layout, activation, rng):
         assert same_bits(found.residual[:, one], alone.residual), channel
 
 
-@pytest.mark.parametrize(
-    "value", [-np.inf, -3e38, -1e35, -1e10, -200.0, -104.0, -100.0, -90.0, -87.0, -80.0, 90.0, 1e10]
+FAR = (
+    -3e38,
+    -1e30,
+    -1e10,
+    -200.0,
+    -104.0,
+    -90.0,
+    -88.0,
+    -87.0,
+    -80.0,
+    -40.0,
+    -13.0,
+    -6.0,
+    6.0,
+    13.0,
+    40.0,
+    90.0,
+    1e10,
+    1e30,
 )
+
+
+@pytest.mark.parametrize("activation", ["silu", *BENT], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_silu_far_from_zero(dtype, value):
-    """Where exp(-z) leaves the range of the type, silu is 0 or z, and its slope 0 or 1."""
-    x = np.full((1, 1), value, dtype=dtype)
-    given = {"eps": 1e-300, "activation": "silu"}
+def test_activations_far_from_zero(dtype, activation):
+    """Where e^z leaves the range of the type, an activation and its slope are their limits, and never NaN."""
+    x = np.array([[*FAR, -np.inf, np.inf, np.nan]], dtype=dtype).T
+    given = {"eps": 1e-300, "activation": activation}
     standard = bn.Moments.from_statistics([0.0], [1.0])
-    y = bn.normalize(x, standard, **given)[0, 0]
-    slope = bn.batch_norm_backward(np.ones_like(x), x, standard, training=False, **given).x[0, 0]
-    if value == -np.inf:
-        assert np.isnan(y), "as PyTorch's: infinity times 0"
-        return
-    problem = oracle.Problem(x, (1,), 1e-300, activation="silu")
-    exact_y = oracle.forward(problem, oracle.given_statistics(problem, 1.0, 0.0, 1.0)).y[0, 0]
-    assert abs(y - exact_y) <= 1e-35 + (1e-12 if dtype == "float64" else 1e-6) * abs(exact_y)
-    assert abs(slope - (value > 0)) <= 1e-30
+    y = bn.normalize(x, standard, **given)[:, 0]
+    slope = bn.batch_norm_backward(np.ones_like(x), x, standard, training=False, **given).x[:, 0]
+    exact = oracle._activate(np.array([oracle.MP.mpf(float(v)) for v in x[: len(FAR), 0]], dtype=object), activation)
+    exact_y, exact_slope = (oracle.to_float(np.asarray(part, dtype=object)) for part in exact)
+    near = 1e-12 if dtype == "float64" else 1e-6
+    # sigmoid(w) is as exact as w, of which there is much, where it is next to 0
+    tail = near * (40 if activation == "gelu_tanh" else 1)
+    size = np.abs(exact_y)
+    assert (np.abs(y[: len(FAR)] - exact_y) <= 1e-35 + np.where(exact_y > 0, near, tail) * size).all()
+    assert (
+        np.abs(slope[: len(FAR)] - exact_slope)
+        <= 1e-30 + np.where(exact_slope > 0.5, near, 40 * near) * np.abs(exact_slope)
+    ).all()
+    assert np.array_equal(y[len(FAR) :], [np.nan, np.inf, np.nan], equal_nan=True)  # PyTorch's
+    if activation != "silu":
+        assert slope[len(FAR) : -1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gelu_to_its_last_digits(dtype, rng):
+    """The normal distribution's tail: relative to the result."""
+    x = -np.concatenate([rng.uniform(0, 6, 600), rng.uniform(6, 36, 200), 10.0 ** rng.uniform(-7, 0, 200)])
+    x = x[x > (-37 if dtype == "float64" else -13)][:, None].astype(dtype)
+    standard, z = bn.Moments.from_statistics([0.0], [1.0]), np.array([oracle.MP.mpf(float(v)) for v in x[:, 0]])
+    for activation in ("gelu",):
+        y = bn.normalize(x, standard, eps=1e-300, activation=activation)[:, 0]
+        exact = oracle._activate(z, activation)[0]
+        off = np.array([float(abs(oracle.MP.mpf(float(a)) - b) / abs(b)) for a, b in zip(y, exact, strict=True)])
+        assert off.max() <= 6 * np.finfo(dtype).eps, (activation, off.max() / np.finfo(dtype).eps, x[off.argmax()])
 
 
 @pytest.mark.parametrize("tiny", [1e-3, 1e-6, 1e-12, 1e-300])

@@ -13,7 +13,7 @@ import canonical
 import numpy as np
 import pytest
 from canonical import same_bits
-from cases import DTYPES, lay_out
+from cases import BENT, DTYPES, lay_out
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pairs import pairs
@@ -160,6 +160,29 @@ def test_small_problems(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_layout_thread_count_and_instruction_set(dtype):
     _same_every_way(MIDDLE, dtype, pairs(LAYOUTS, ISAS, THREADS))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_of_any_number(dtype):
+    """Each and its derivative, from the smallest number to infinity, alone and behind sums, in each instruction set."""
+    rng = np.random.default_rng(5)
+    sizes = np.concatenate([10.0 ** rng.uniform(-40, 38, 300), rng.uniform(0, 110, 1000), rng.uniform(0, 7, 1000)])
+    sizes[:7] = 0, 3, 32, 40, 87, 708, np.inf
+    with np.errstate(over="ignore"):
+        x = np.concatenate([sizes, -sizes, [np.nan]]).astype(DTYPES[dtype])[:, None]
+    standard, grad = bn.Moments.from_statistics([0.0], [1.0]), rng.standard_normal(x.shape).astype(x.dtype)
+    for activation in ("silu", *BENT):
+        found = {}
+        for isa in (SCALAR, *ISAS):
+            bn._native.force_isa(isa)
+            given = {"eps": 1e-300, "activation": activation, "training": False}
+            g = bn.batch_norm_backward(grad, x, standard, **given, residual=0 * grad)
+            y = bn.normalize(x, standard, eps=1e-300, activation=activation)
+            finite = x[np.isfinite(x.astype(float)) & (np.abs(x.astype(float)) < 100)][:, None]
+            trained, m = bn.batch_norm(finite, activation=activation)
+            sums = bn.batch_norm_backward(finite, finite, m, activation=activation)
+            found[isa] = {"y": y, "x": g.x, "residual": g.residual, "trained": trained, "behind sums": sums.x}
+            _assert_same(found[isa], found[SCALAR], f"{activation}, {dtype}, {isa}")
 
 
 @pytest.mark.slow

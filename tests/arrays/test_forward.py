@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from canonical import same_bits
-from cases import ACTIVATIONS, CASES, DTYPES, SMALL, Built, Case, build, exact_forward, lay_out
+from cases import ACTIVATIONS, BENT, CASES, DTYPES, SMALL, Built, Case, build, exact_forward, lay_out
 
 import batchnorm as bn
 
@@ -199,7 +199,7 @@ def test_an_empty_batch_is_normalised_to_an_empty_batch(rng):
     assert y.dtype == np.float32
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS + BENT, ids=str)
 def test_activation_is_applied_after_bias_and_residual(activation, rng):
     x, residual = rng.standard_normal((2, 50, 3)) * 4
     weight, bias = np.array([1.0, -2.0, 0.5]), np.array([0.5, 1.0, -3.0])
@@ -211,6 +211,8 @@ def test_activation_is_applied_after_bias_and_residual(activation, rng):
         "leaky_relu": np.where(z > 0, z, 0.01 * z),
         ("leaky_relu", 0.2): np.where(z > 0, z, 0.2 * z),
         "silu": z / (1 + np.exp(-z)),
+        "gelu": z / 2 * (1 + np.vectorize(math.erf)(z / np.sqrt(2))),
+        "gelu_tanh": z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
     }[activation]
     y, _ = bn.batch_norm(x, weight, bias, residual=residual, activation=activation)
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)

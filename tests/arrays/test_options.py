@@ -48,8 +48,17 @@ ROWS = {
     "train_affine": Row((True, False), (), FLAGS, "train_afine"),
     "keep_count": Row((True, False), (), FLAGS, "keep_counts"),
     "activation": Row(
-        (None, "relu", "relu6", "leaky_relu", ("leaky_relu", 0.2), "silu"),
-        ("ReLU", "gelu", ("relu", 0.1), ("leaky_relu",), ("leaky_relu", nan), ("leaky_relu", inf)),
+        (
+            None,
+            "relu",
+            "relu6",
+            "leaky_relu",
+            ("leaky_relu", 0.2),
+            "silu",
+            "gelu",
+            "gelu_tanh",
+        ),
+        ("ReLU", "Gelu", ("gelu", "tanh"), ("relu", 0.1), ("leaky_relu",), ("leaky_relu", nan), ("leaky_relu", inf)),
         (3, ["leaky_relu", 0.1], ("leaky_relu", "0.1")),
         "activaton",
     ),
@@ -219,15 +228,18 @@ def test_each_sentence_stands_once_in_the_source():
 def test_each_activation_of_the_list_is_named_where_users_look_and_is_tested():
     """A new line of cpp/core/activations.h is missed where it is not: PyTorch's names, docstrings, cases of tests."""
     names = {name for name in _options.ACTIVATIONS if name}
-    assert {of.of_module(of.module()) for of in _activations._TORCH.values()} <= {*names, ("leaky_relu", 0.01)}
+    assert {of.of_module(of.module()) for of in _activations._TORCH.values()} <= {
+        *names,
+        ("leaky_relu", 0.01),
+    }
     assert set(_activations._TORCH) == names
-    assert {a[0] if isinstance(a, tuple) else a for a in cases.ACTIVATIONS} == {None, *names}
+    assert {a[0] if isinstance(a, tuple) else a for a in cases.ACTIVATIONS + cases.BENT} == {None, *names}
     for documented in (bn.batch_norm, bn.normalize, bn.BatchNorm, bnt.BatchNorm1d):
         missing = [name for name in names if f'"{name}"' not in documented.__doc__]
         assert not missing, f"{documented.__name__}: the docstring does not name {missing}"
     for name, (code, slope) in _options.ACTIVATIONS.items():
         z = np.linspace(-8, 8, 33)
-        expected = _reference.activate(z, name) if name else z
+        expected = _reference.activate(z, name, slope)
         found = _activations.activate(torch.from_numpy(z), code, slope).numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-15, err_msg=str(name))
 

@@ -7,13 +7,13 @@ import oracle
 import pytest
 from cases import CASES, Built, Case, build, exact_forward, exact_statistics
 
-from batchnorm import _reference
+from batchnorm import _options, _reference
 
 WIDE = [case for case in CASES if case.dtype == "float64" and np.prod(case.shape) < 1000]
 
 
 def _kind(activation) -> tuple[str | None, float]:
-    return activation if isinstance(activation, tuple) else (activation, 0.01)
+    return activation if isinstance(activation, tuple) else (activation, _options.activation_code(activation)[1])
 
 
 def _parameters(built: Built) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,8 @@ ACTIVATIONS = {
     "leaky_relu": F.leaky_relu,
     ("leaky_relu", 0.3): lambda z: F.leaky_relu(z, 0.3),
     "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
 }
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 C = 5
@@ -512,11 +514,12 @@ def test_our_operations_refuse_what_would_lead_out_of_memory(name):
         )
 
 
+ACTS = len(bn._native.activations())
 TOLD = {
     "16 bits": (torch.float16, 1, 0.0, {}, "relu in float16; pass the residual"),
     "silu": (torch.float32, 4, 0.0, {}, "does not tell the derivative of silu"),
     "slope 0": (torch.float32, 3, 0.0, {}, "leaky_relu of this slope in float32"),
-    "no activation": (torch.float32, 5, 0.0, {}, "activation must be a code from 0 to 4; got 5"),
+    "no activation": (torch.float32, ACTS, 0.0, {}, f"activation must be a code from 0 to {ACTS - 1}; got {ACTS}"),
     "both": (torch.float32, 1, 0.0, {"residual": torch.zeros(4, C)}, "give one of them"),
     "shape": (torch.float32, 1, 0.0, {"y": torch.zeros(4, C + 1)}, "x's shape and dtype"),
 }

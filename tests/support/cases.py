@@ -22,6 +22,7 @@ from pairs import pairs
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 WIDE = ("float32", "float64")
 ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", ("leaky_relu", 0.2), "silu")
+BENT = ("gelu", "gelu_tanh")  # they go where silu goes, and take turns
 SELECTIONS = ("all", "mask", "sample_weight", "mask+sample_weight", "kept mask", "row mask", "scalar sample_weight")
 LENGTHS = (2, 15, 16, 17, 31, 33, 63, 65, 97, 2047, 2048, 2049, 5000)
 CHANNELS = (1, 3, 15, 16, 17, 64, 65)
@@ -355,7 +356,7 @@ def check_gradients(built: Built, grad: np.ndarray, found: Any, exact: oracle.Ba
         assert found.residual is None
         return
     assert found.residual.dtype == dtype
-    size = np.abs(grad.astype(np.float64)) * (8.0 if built.case.activation == "silu" else 1.0)
+    size = np.abs(grad.astype(np.float64)) * (8.0 if oracle.bends(built.case.activation) else 1.0)
     bound = oracle.gradient_bound(exact.residual, size, dtype)
     oracle.assert_within(found.residual, exact.residual, bound, "gradient of residual")
 
@@ -402,6 +403,13 @@ def _options() -> list[Case]:
     """Every selection with every activation, with and without a residual, in float32 or float64; fewer in 16 bits."""
     last = list(itertools.product(ACTIVATIONS, (False, True)))
     found = [*pairs(WIDE, SELECTIONS, last), *pairs(("float16", "bfloat16"), ("all", "mask+sample_weight"), last)]
+    turns = itertools.cycle(itertools.product(BENT, (False, True)))
+    found += [
+        (dtype, select, next(turns))
+        for dtype, selects in (("float32", SELECTIONS), ("float64", SELECTIONS[:5]))
+        for select in selects
+    ]
+    found += [(dtype, "all", next(turns)) for dtype in ("float16", "bfloat16") for _ in range(4)]
     return [_with(_ONE, dtype=d, select=s, activation=a, residual=r) for d, s, (a, r) in found]
 
 

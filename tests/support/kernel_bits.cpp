@@ -105,7 +105,7 @@ constexpr Options kOptions[] = {
     {"squares underflow", Activation::relu, false, true, kNone, 1e-12, 1e-19, 0},
     {"far", Activation::none, true, true, kNone, 4000, 0.25, 0},
     {"infinite", Activation::relu, false, true, kNone, 0, 1, INFINITY},
-    {"not a number", Activation::silu, true, true, kNone, 0, 1, NAN},
+    {"not a number", Activation::gelu, true, true, kNone, 0, 1, NAN},
 };
 
 // --- one problem ---

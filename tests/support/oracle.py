@@ -21,6 +21,8 @@ MP.dps = 60
 _exact = np.frompyfunc(lambda value: MP.mpf(float(value)), 1, 1)
 _sqrt = np.frompyfunc(MP.sqrt, 1, 1)
 _exp = np.frompyfunc(MP.exp, 1, 1)
+_erfc = np.frompyfunc(MP.erfc, 1, 1)
+_tanh = np.frompyfunc(MP.tanh, 1, 1)
 _to_float = np.frompyfunc(float, 1, 1)
 
 
@@ -216,6 +218,13 @@ def _activate(z: np.ndarray, activation) -> tuple[np.ndarray, np.ndarray]:
     if activation == "silu":
         sigmoid = one / (one + np.asarray(_exp(-z), dtype=object))
         return z * sigmoid, sigmoid * (one + z * (one - sigmoid))
+    if activation == "gelu":
+        below = np.asarray(_erfc(-z / MP.sqrt(2)), dtype=object) / 2
+        return z * below, below + z * np.asarray(_exp(-z * z / 2), dtype=object) / MP.sqrt(2 * MP.pi)
+    if activation == "gelu_tanh":
+        root, cubic = MP.sqrt(2 / MP.pi), MP.mpf("0.044715")
+        tanh = np.asarray(_tanh(root * (z + cubic * z**3)), dtype=object)
+        return z * (one + tanh) / 2, (one + tanh + z * (one - tanh**2) * root * (one + 3 * cubic * z**2)) / 2
     slope = MP.mpf("0.01") if activation == "leaky_relu" else MP.mpf(activation[1])
     inclination = positive + (one - positive) * slope
     return z * inclination, inclination
@@ -262,10 +271,16 @@ def half_ulp(values: np.ndarray, dtype) -> np.ndarray:
     return np.ldexp(0.5, np.maximum(exponent, smallest) - digits)
 
 
+def bends(activation) -> bool:
+    """Whether the derivative changes with z: then its error is relative to z, too."""
+    name = activation[0] if isinstance(activation, tuple) else activation
+    return name in ("silu", "gelu", "gelu_tanh")
+
+
 def forward_bound(result: Forward, dtype, activation) -> np.ndarray:
-    """N1, N4 or, in 16 bits, half an ulp more than N1; silu, whose slope exceeds 1, may double it."""
+    """N1, N4 or, in 16 bits, half an ulp more than N1; what bends, whose slope exceeds 1, may double it."""
     relative = N4 if np.dtype(dtype) == np.float64 else N1
-    within = relative * result.scale * (2.0 if activation == "silu" else 1.0)
+    within = relative * result.scale * (2.0 if bends(activation) else 1.0)
     return within + half_ulp(np.abs(result.y) + within, dtype)
 
 

@@ -108,6 +108,8 @@ def activate(z: Tensor, activation: Any) -> Tensor:
         return torch.nn.functional.relu6(z)
     if name == "leaky_relu":
         return torch.nn.functional.leaky_relu(z, slope)
+    if name == "gelu":
+        return torch.nn.functional.gelu(z)
     return z * torch.sigmoid(z) if name == "silu" else z
 
 

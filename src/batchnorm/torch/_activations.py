@@ -32,6 +32,15 @@ def _leaky(x: Any, negative_slope: Any = 0.01, inplace: bool = False) -> Activat
     return "leaky_relu", negative_slope
 
 
+_GELU: dict[Any, Activation] = {"none": "gelu", "tanh": "gelu_tanh"}  # by `approximate`
+
+
+def _gelu(x: Any, *, approximate: Any = "none") -> Activation:
+    if approximate not in _GELU:
+        raise TypeError("known when it runs only")
+    return _GELU[approximate]
+
+
 _TORCH = {
     "relu": _Of(
         lambda z, _: F.relu(z), nn.ReLU, lambda module: "relu",
@@ -46,6 +55,10 @@ _TORCH = {
         {F.leaky_relu: _leaky, F.leaky_relu_: _leaky},
     ),
     "silu": _Of(lambda z, _: F.silu(z), nn.SiLU, lambda module: "silu", {F.silu: lambda x, inplace=False: "silu"}),
+    "gelu": _Of(lambda z, _: F.gelu(z), nn.GELU, lambda module: _GELU[module.approximate], {F.gelu: _gelu}),
+    "gelu_tanh": _Of(
+        lambda z, _: F.gelu(z, approximate="tanh"), nn.GELU, lambda module: _GELU[module.approximate], {F.gelu: _gelu}
+    ),
 }  # fmt: skip
 _BY_CODE = {ACTIVATIONS[name][0]: of for name, of in _TORCH.items()}
 

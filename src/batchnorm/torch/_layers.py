@@ -319,7 +319,8 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
     num_features, eps, momentum, affine, track_running_stats, device, dtype, bias
         As torch.nn's, with its defaults. Of older versions of PyTorch, which have no `bias`, it must be True.
     activation
-        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope) or "silu": applied in the same pass.
+        None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
+        (with erf) or "gelu_tanh": applied in the same pass.
     on_single_value
         What one value per channel in training does: "error", or "running" to normalise with the running statistics.
     on_nonfinite
