@@ -4,7 +4,7 @@
 
 namespace batchnorm {
 
-enum class Activation : int { none, relu, relu6, leaky_relu, silu, gelu, gelu_tanh };
+enum class Activation : int { none, relu, relu6, leaky_relu, silu, gelu, gelu_tanh, hardswish };
 
 struct AboutActivation {
   Activation code;
@@ -25,6 +25,7 @@ constexpr AboutActivation kActivations[] = {
     {Activation::silu, "silu", false, "", 0},                     //
     {Activation::gelu, "gelu", false, "", 0},                     //
     {Activation::gelu_tanh, "gelu_tanh", false, "", 0},           //
+    {Activation::hardswish, "hardswish", false, "", 0},           //
 };
 constexpr int kActivationCount = sizeof kActivations / sizeof *kActivations;
 

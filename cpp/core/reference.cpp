@@ -114,6 +114,7 @@ template <class C> C activate(const Problem& p, C z) {
     case Activation::silu: return z * sigmoid(z);
     case Activation::gelu: return z * normal(z).below;
     case Activation::gelu_tanh: return z * sigmoid(cubic(z).w);
+    case Activation::hardswish: return z * ((z + 3 < 0 ? 0 : z + 3 > 6 ? 6 : z + 3) / 6);
   }
   return z;
 }
@@ -137,6 +138,7 @@ template <class C> C activate_backward(const Problem& p, C z, C g) {
       const C s = sigmoid(c.w), rest = sigmoid(0 - c.w);
       return g * (s * madd(c.at * c.slope, rest, C(1)));
     }
+    case Activation::hardswish: return z <= -3 ? 0 : z < 3 ? g * madd(z, C(1) / 3, C(0.5)) : g;
   }
   return g;
 }

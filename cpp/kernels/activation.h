@@ -110,6 +110,7 @@ template <class C> BN_INLINE U<C> activate(Activation kind, C slope, U<C> z) {
     case Activation::silu: return z * sigmoid(z);
     case Activation::gelu: return z * normal(z).below;
     case Activation::gelu_tanh: return z * sigmoid(cubic(z).w);
+    case Activation::hardswish: return z * (at_most(at_least(z + fill<C>(3), zero), fill<C>(6)) / fill<C>(6));
   }
   return z;
 }
@@ -134,6 +135,10 @@ template <class C> BN_INLINE U<C> activate_backward(Activation kind, C slope, U<
       const Cubic<C> c = cubic(z);
       const U<C> s = sigmoid(c.w), rest = sigmoid(zero - c.w);  // 1 - s would lose digits that z * c.slope makes seen
       return g * (s * multiply_add(c.at * c.slope, rest, one));
+    }
+    case Activation::hardswish: {
+      const U<C> rising = if_less(z, fill<C>(3), g * multiply_add(z, one / fill<C>(3), fill<C>(C(0.5))), g);
+      return if_at_most(z, fill<C>(-3), zero, rising);
     }
   }
   return g;

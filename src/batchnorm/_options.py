@@ -20,7 +20,9 @@ import numpy as np
 from . import _native
 
 Activation = (
-    Literal["relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh"] | tuple[Literal["leaky_relu"], float] | None
+    Literal["relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish"]
+    | tuple[Literal["leaky_relu"], float]
+    | None
 )
 NormalizeWith = Literal["auto", "batch", "running"]
 OnNonfinite = Literal["propagate", "skip", "raise"]

@@ -47,6 +47,8 @@ def activate(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
         return z * normal_below(z)
     if kind == "gelu_tanh":
         return z * sigmoid(2 * tanh_argument(z))
+    if kind == "hardswish":
+        return z * np.clip(z + 3, 0, 6) / 6
     return z * sigmoid(z) if kind == "silu" else z
 
 
@@ -82,6 +84,8 @@ def derivative(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
     if kind == "gelu_tanh":
         s = sigmoid(2 * tanh_argument(z))
         return s * (1 + z * (1 - s) * 2 * sqrt(2 / pi) * (1 + 3 * 0.044715 * z**2))
+    if kind == "hardswish":
+        return np.where(z <= -3, 0.0, np.where(z < 3, z / 3 + 0.5, 1.0))
     return np.ones_like(z)
 
 

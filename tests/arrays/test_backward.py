@@ -41,7 +41,7 @@ def _backward(built: Built, m: bn.Moments, training: bool = True, **more) -> bn.
 
 def _away_from_kinks(case: Case, z: np.ndarray) -> None:
     smooth = dict.fromkeys((None, "silu", "gelu", "gelu_tanh"), ())
-    kinks = (smooth | {"relu6": (0.0, 6.0)}).get(case.activation, (0.0,))
+    kinks = (smooth | {"relu6": (0.0, 6.0), "hardswish": (-3.0, 3.0)}).get(case.activation, (0.0,))
     for kink in kinks:
         assert np.abs(z - kink).min() > KINK, f"the data of {case} touch the kink of {case.activation} at {kink}"
 
@@ -248,12 +248,13 @@ KINKS = {
     "relu": {-1: 0, 0: 0, 1: 1, 6: 1},
     "relu6": {-1: 0, 0: 0, 1: 1, 6: 0},
     "leaky_relu": {-1: 0.01, 0: 0.01, 1: 1, 6: 1},
+    "hardswish": {-4: 0, -3: 0, 0: 0.5, 3: 1, 4: 1},
 }
 
 
 @pytest.mark.parametrize("activation", KINKS, ids=str)
 def test_slope_at_a_kink_is_the_one_of_pytorch(activation):
-    """At exactly 0 the slope is that of the negative side; at exactly 6 relu6 is flat."""
+    """At exactly 0 the slope is that of the negative side; at exactly 6 relu6 is flat; hardswish bends at -3 and 3."""
     x = np.array([*KINKS[activation]], dtype=float)[:, None]
     m = bn.Moments.from_statistics(np.zeros(1), np.ones(1))
     given = {"eps": 1e-300, "activation": activation, "training": False}

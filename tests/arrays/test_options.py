@@ -57,6 +57,7 @@ ROWS = {
             "silu",
             "gelu",
             "gelu_tanh",
+            "hardswish",
         ),
         ("ReLU", "Gelu", ("gelu", "tanh"), ("relu", 0.1), ("leaky_relu",), ("leaky_relu", nan), ("leaky_relu", inf)),
         (3, ["leaky_relu", 0.1], ("leaky_relu", "0.1")),

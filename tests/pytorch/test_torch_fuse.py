@@ -108,7 +108,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.bn, self.bn2 = nn.Conv2d(3, 3, 1), layer or nn.BatchNorm2d(3), nn.Identity()
         self.relu, self.leaky, self.silu, self.gelu = nn.ReLU(True), nn.LeakyReLU(0.3), nn.SiLU(), nn.GELU("tanh")
-        self.mish = nn.Mish()
+        self.hardswish, self.mish = nn.Hardswish(True), nn.Mish()
         self.register_buffer("seen", torch.zeros(()))
         self.p, self.call = 0.5, forward
 
@@ -184,7 +184,7 @@ def _passes(model: nn.Module, *args: Any) -> list[str]:
     with _Recorded() as recorded, torch.no_grad():
         model.eval()(*args)
     model.train(training)
-    passes = ("relu", "add", "hardtanh", "relu6", "leaky_relu", "silu", "gelu")
+    passes = ("relu", "add", "hardtanh", "relu6", "leaky_relu", "silu", "gelu", "hardswish")
     return [n for n in recorded.names if n in passes]
 
 
@@ -231,6 +231,8 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
     "nn.GELU of tanh": ("gelu_tanh", lambda m, y: m.gelu(y)),
     "F.gelu": ("gelu", lambda m, y: F.gelu(y)),
     "F.gelu of tanh": ("gelu_tanh", lambda m, y: F.gelu(y, approximate="tanh")),
+    "nn.Hardswish": ("hardswish", lambda m, y: m.hardswish(y)),
+    "F.hardswish": ("hardswish", lambda m, y: F.hardswish(y, True)),
 }
 
 

@@ -24,6 +24,7 @@ ACTIVATIONS = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "hardswish": F.hardswish,
 }
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 C = 5

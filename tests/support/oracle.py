@@ -225,6 +225,10 @@ def _activate(z: np.ndarray, activation) -> tuple[np.ndarray, np.ndarray]:
         root, cubic = MP.sqrt(2 / MP.pi), MP.mpf("0.044715")
         tanh = np.asarray(_tanh(root * (z + cubic * z**3)), dtype=object)
         return z * (one + tanh) / 2, (one + tanh + z * (one - tanh**2) * root * (one + 3 * cubic * z**2)) / 2
+    if activation == "hardswish":
+        rising = ((z > -3 * one) * one) * ((z < 3 * one) * one)
+        above = (z >= 3 * one) * one
+        return z * (rising * (z + 3) / 6 + above), rising * (z / 3 + one / 2) + above
     slope = MP.mpf("0.01") if activation == "leaky_relu" else MP.mpf(activation[1])
     inclination = positive + (one - positive) * slope
     return z * inclination, inclination
@@ -274,7 +278,7 @@ def half_ulp(values: np.ndarray, dtype) -> np.ndarray:
 def bends(activation) -> bool:
     """Whether the derivative changes with z: then its error is relative to z, too."""
     name = activation[0] if isinstance(activation, tuple) else activation
-    return name in ("silu", "gelu", "gelu_tanh")
+    return name in ("silu", "gelu", "gelu_tanh", "hardswish")
 
 
 def forward_bound(result: Forward, dtype, activation) -> np.ndarray:

@@ -59,6 +59,10 @@ _TORCH = {
     "gelu_tanh": _Of(
         lambda z, _: F.gelu(z, approximate="tanh"), nn.GELU, lambda module: _GELU[module.approximate], {F.gelu: _gelu}
     ),
+    "hardswish": _Of(
+        lambda z, _: F.hardswish(z), nn.Hardswish, lambda module: "hardswish",
+        {F.hardswish: lambda x, inplace=False: "hardswish"},
+    ),
 }  # fmt: skip
 _BY_CODE = {ACTIVATIONS[name][0]: of for name, of in _TORCH.items()}
 
