@@ -4,7 +4,7 @@
 
 namespace batchnorm {
 
-enum class Activation : int { none, relu, relu6, leaky_relu, silu, gelu, gelu_tanh, hardswish };
+enum class Activation : int { none, relu, relu6, leaky_relu, silu, gelu, gelu_tanh, hardswish, elu };
 
 struct AboutActivation {
   Activation code;
@@ -26,6 +26,7 @@ constexpr AboutActivation kActivations[] = {
     {Activation::gelu, "gelu", false, "", 0},                     //
     {Activation::gelu_tanh, "gelu_tanh", false, "", 0},           //
     {Activation::hardswish, "hardswish", false, "", 0},           //
+    {Activation::elu, "elu", false, "alpha", 1},                  //
 };
 constexpr int kActivationCount = sizeof kActivations / sizeof *kActivations;
 

@@ -78,6 +78,11 @@ template <class C> C sigmoid(C z) {
   return (z < 0 ? e : C(1)) / (C(1) + e);
 }
 
+template <class C> C exp_minus_1(C t) {
+  const Parts<C> parts = parts_of(t);
+  return madd(slope_of_exp(parts.r) * parts.r, parts.power, parts.power - 1);
+}
+
 template <class C> struct Normal {
   C at, below, density;
 };
@@ -115,6 +120,7 @@ template <class C> C activate(const Problem& p, C z) {
     case Activation::gelu: return z * normal(z).below;
     case Activation::gelu_tanh: return z * sigmoid(cubic(z).w);
     case Activation::hardswish: return z * ((z + 3 < 0 ? 0 : z + 3 > 6 ? 6 : z + 3) / 6);
+    case Activation::elu: return z < 0 ? static_cast<C>(p.slope) * exp_minus_1(z) : z;
   }
   return z;
 }
@@ -139,6 +145,7 @@ template <class C> C activate_backward(const Problem& p, C z, C g) {
       return g * (s * madd(c.at * c.slope, rest, C(1)));
     }
     case Activation::hardswish: return z <= -3 ? 0 : z < 3 ? g * madd(z, C(1) / 3, C(0.5)) : g;
+    case Activation::elu: return z <= 0 ? g * (static_cast<C>(p.slope) * exp_of(parts_of(z))) : g;
   }
   return g;
 }

@@ -56,6 +56,12 @@ template <class C> __attribute__((noinline)) U<C> sigmoid(U<C> z) {
   return if_less(z, zero, e, one) / (one + e);
 }
 
+// e^t - 1 for t <= 0, of which little is left near 0.
+template <class C> __attribute__((noinline)) U<C> exp_minus_1(U<C> t) {
+  const Parts<C> parts = parts_of(t);
+  return multiply_add(slope_of_exp<C>(parts.r) * parts.r, parts.power, parts.power - fill<C>(1));
+}
+
 // The normal distribution at z: Z's density there, and how likely it is below.
 template <class C> struct Normal {
   U<C> at, below, density;  // at: z, but no farther than where the tail vanishes, so that infinity times 0 is no NaN
@@ -111,6 +117,7 @@ template <class C> BN_INLINE U<C> activate(Activation kind, C slope, U<C> z) {
     case Activation::gelu: return z * normal(z).below;
     case Activation::gelu_tanh: return z * sigmoid(cubic(z).w);
     case Activation::hardswish: return z * (at_most(at_least(z + fill<C>(3), zero), fill<C>(6)) / fill<C>(6));
+    case Activation::elu: return if_less(z, zero, fill<C>(slope) * exp_minus_1(at_most(z, zero)), z);
   }
   return z;
 }
@@ -140,6 +147,7 @@ template <class C> BN_INLINE U<C> activate_backward(Activation kind, C slope, U<
       const U<C> rising = if_less(z, fill<C>(3), g * multiply_add(z, one / fill<C>(3), fill<C>(C(0.5))), g);
       return if_at_most(z, fill<C>(-3), zero, rising);
     }
+    case Activation::elu: return if_at_most(z, zero, g * (fill<C>(slope) * exp_of(parts_of(at_most(z, zero)))), g);
   }
   return g;
 }

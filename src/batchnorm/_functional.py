@@ -193,7 +193,7 @@ def normalize(
         Added before the activation; x's shape and dtype.
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
-        (with erf), "gelu_tanh" or "hardswish".
+        (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha).
     virtual_batch_size
         As `moments` was given it: each ghost batch is normalised with its own row of them.
     renorm_factors
@@ -286,7 +286,7 @@ def batch_norm(
         Added before the activation; x's shape and dtype.
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
-        (with erf), "gelu_tanh" or "hardswish".
+        (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha).
     virtual_batch_size
         Ghost batches (Hoffer, Hubara and Soudry 2017): normalise so many samples of the first reduced axis at a time,
         each ghost with its own moments; the last one may have fewer. None: the whole batch.

@@ -71,7 +71,7 @@ class BatchNorm(_options.Checked):
         1: running_var is unbiased (PyTorch). 0: biased.
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
-        (with erf), "gelu_tanh" or "hardswish".
+        (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha).
     virtual_batch_size
         Ghost batches: samples normalised together in training; None: all of them. The running statistics move once,
         by the merged moments.

@@ -20,8 +20,8 @@ import numpy as np
 from . import _native
 
 Activation = (
-    Literal["relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish"]
-    | tuple[Literal["leaky_relu"], float]
+    Literal["relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "elu"]
+    | tuple[Literal["leaky_relu", "elu"], float]
     | None
 )
 NormalizeWith = Literal["auto", "batch", "running"]

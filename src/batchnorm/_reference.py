@@ -36,7 +36,7 @@ def moments(x: Doubles, w: Doubles | None = None) -> tuple[float, Doubles, Doubl
 
 
 def activate(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
-    """Apply the activation named `kind`."""
+    """Apply the activation named `kind`; slope: the number that goes with it."""
     if kind == "relu":
         return np.where(z < 0, 0.0, z)
     if kind == "relu6":
@@ -49,6 +49,8 @@ def activate(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
         return z * sigmoid(2 * tanh_argument(z))
     if kind == "hardswish":
         return z * np.clip(z + 3, 0, 6) / 6
+    if kind == "elu":
+        return np.where(z < 0, slope * np.expm1(np.minimum(z, 0)), z)
     return z * sigmoid(z) if kind == "silu" else z
 
 
@@ -86,6 +88,8 @@ def derivative(z: Doubles, kind: str | None, slope: float = 0.01) -> Doubles:
         return s * (1 + z * (1 - s) * 2 * sqrt(2 / pi) * (1 + 3 * 0.044715 * z**2))
     if kind == "hardswish":
         return np.where(z <= -3, 0.0, np.where(z < 3, z / 3 + 0.5, 1.0))
+    if kind == "elu":
+        return np.where(z <= 0, slope * np.exp(np.minimum(z, 0)), 1.0)
     return np.ones_like(z)
 
 

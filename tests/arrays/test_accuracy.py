@@ -273,18 +273,19 @@ def test_activations_far_from_zero(dtype, activation):
         np.abs(slope[: len(FAR)] - exact_slope)
         <= 1e-30 + np.where(exact_slope > 0.5, near, 40 * near) * np.abs(exact_slope)
     ).all()
-    assert np.array_equal(y[len(FAR) :], [np.nan, np.inf, np.nan], equal_nan=True)  # PyTorch's
+    alpha = {"elu": -1.0, ("elu", 0.5): -0.5}
+    assert np.array_equal(y[len(FAR) :], [alpha.get(activation, np.nan), np.inf, np.nan], equal_nan=True)  # PyTorch's
     if activation != "silu":
         assert slope[len(FAR) : -1].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gelu_to_its_last_digits(dtype, rng):
-    """The normal distribution's tail: relative to the result."""
+def test_gelu_and_elu_to_their_last_digits(dtype, rng):
+    """The normal distribution's tail, and e^z - 1 next to 0: relative to the result."""
     x = -np.concatenate([rng.uniform(0, 6, 600), rng.uniform(6, 36, 200), 10.0 ** rng.uniform(-7, 0, 200)])
     x = x[x > (-37 if dtype == "float64" else -13)][:, None].astype(dtype)
     standard, z = bn.Moments.from_statistics([0.0], [1.0]), np.array([oracle.MP.mpf(float(v)) for v in x[:, 0]])
-    for activation in ("gelu",):
+    for activation in ("gelu", "elu"):
         y = bn.normalize(x, standard, eps=1e-300, activation=activation)[:, 0]
         exact = oracle._activate(z, activation)[0]
         off = np.array([float(abs(oracle.MP.mpf(float(a)) - b) / abs(b)) for a, b in zip(y, exact, strict=True)])

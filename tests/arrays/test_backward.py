@@ -40,7 +40,7 @@ def _backward(built: Built, m: bn.Moments, training: bool = True, **more) -> bn.
 
 
 def _away_from_kinks(case: Case, z: np.ndarray) -> None:
-    smooth = dict.fromkeys((None, "silu", "gelu", "gelu_tanh"), ())
+    smooth = dict.fromkeys((None, "silu", "gelu", "gelu_tanh", "elu"), ())
     kinks = (smooth | {"relu6": (0.0, 6.0), "hardswish": (-3.0, 3.0)}).get(case.activation, (0.0,))
     for kink in kinks:
         assert np.abs(z - kink).min() > KINK, f"the data of {case} touch the kink of {case.activation} at {kink}"
@@ -249,6 +249,7 @@ KINKS = {
     "relu6": {-1: 0, 0: 0, 1: 1, 6: 0},
     "leaky_relu": {-1: 0.01, 0: 0.01, 1: 1, 6: 1},
     "hardswish": {-4: 0, -3: 0, 0: 0.5, 3: 1, 4: 1},
+    ("elu", 0.5): {0: 0.5, 1: 1},
 }
 
 

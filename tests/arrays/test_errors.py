@@ -836,7 +836,9 @@ def test_training_with_non_finite_values(value, dtype, layout, rng):
     assert np.isnan(m.var()).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish"])
+@pytest.mark.parametrize(
+    "activation", [None, "relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "elu"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_evaluation_with_non_finite_values(dtype, activation):
     """NaN stays NaN, infinity stays infinity of its sign, through the activation too; also as running statistics."""

@@ -214,6 +214,8 @@ def test_activation_is_applied_after_bias_and_residual(activation, rng):
         "gelu": z / 2 * (1 + np.vectorize(math.erf)(z / np.sqrt(2))),
         "gelu_tanh": z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
         "hardswish": z * np.clip(z + 3, 0, 6) / 6,
+        "elu": np.where(z > 0, z, np.expm1(z)),
+        ("elu", 0.5): np.where(z > 0, z, 0.5 * np.expm1(z)),
     }[activation]
     y, _ = bn.batch_norm(x, weight, bias, residual=residual, activation=activation)
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)

@@ -58,6 +58,7 @@ ROWS = {
             "gelu",
             "gelu_tanh",
             "hardswish",
+            ("elu", 0.5),
         ),
         ("ReLU", "Gelu", ("gelu", "tanh"), ("relu", 0.1), ("leaky_relu",), ("leaky_relu", nan), ("leaky_relu", inf)),
         (3, ["leaky_relu", 0.1], ("leaky_relu", "0.1")),
@@ -232,6 +233,7 @@ def test_each_activation_of_the_list_is_named_where_users_look_and_is_tested():
     assert {of.of_module(of.module()) for of in _activations._TORCH.values()} <= {
         *names,
         ("leaky_relu", 0.01),
+        ("elu", 1.0),
     }
     assert set(_activations._TORCH) == names
     assert {a[0] if isinstance(a, tuple) else a for a in cases.ACTIVATIONS + cases.BENT} == {None, *names}

@@ -30,7 +30,7 @@ Rng = np.random.Generator
 Tensor = torch.Tensor
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.15}
-ACTIVATIONS = (None, None, "relu", "relu6", ("leaky_relu", 0.2), ("leaky_relu", -0.5), "silu", "gelu")
+ACTIVATIONS = (None, None, "relu", "relu6", ("leaky_relu", 0.2), ("leaky_relu", -0.5), "silu", "gelu", ("elu", 0.5))
 RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
 KINDS = ("1d", "2d", "3d", "sync", "converted", "accelerated", "numpy")
 

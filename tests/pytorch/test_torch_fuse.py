@@ -108,7 +108,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.bn, self.bn2 = nn.Conv2d(3, 3, 1), layer or nn.BatchNorm2d(3), nn.Identity()
         self.relu, self.leaky, self.silu, self.gelu = nn.ReLU(True), nn.LeakyReLU(0.3), nn.SiLU(), nn.GELU("tanh")
-        self.hardswish, self.mish = nn.Hardswish(True), nn.Mish()
+        self.hardswish, self.elu, self.mish = nn.Hardswish(True), nn.ELU(0.5), nn.Mish()
         self.register_buffer("seen", torch.zeros(()))
         self.p, self.call = 0.5, forward
 
@@ -184,7 +184,7 @@ def _passes(model: nn.Module, *args: Any) -> list[str]:
     with _Recorded() as recorded, torch.no_grad():
         model.eval()(*args)
     model.train(training)
-    passes = ("relu", "add", "hardtanh", "relu6", "leaky_relu", "silu", "gelu", "hardswish")
+    passes = ("relu", "add", "hardtanh", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "elu")
     return [n for n in recorded.names if n in passes]
 
 
@@ -233,6 +233,8 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
     "F.gelu of tanh": ("gelu_tanh", lambda m, y: F.gelu(y, approximate="tanh")),
     "nn.Hardswish": ("hardswish", lambda m, y: m.hardswish(y)),
     "F.hardswish": ("hardswish", lambda m, y: F.hardswish(y, True)),
+    "nn.ELU": ("elu(0.5)", lambda m, y: m.elu(y)),
+    "F.elu": ("elu(0.3)", lambda m, y: F.elu(y, 0.3)),
 }
 
 

@@ -25,6 +25,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
     "hardswish": F.hardswish,
+    ("elu", 0.5): lambda z: F.elu(z, 0.5),
 }
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 C = 5

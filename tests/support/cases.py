@@ -22,7 +22,7 @@ from pairs import pairs
 DTYPES = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 WIDE = ("float32", "float64")
 ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", ("leaky_relu", 0.2), "silu")
-BENT = ("gelu", "gelu_tanh", "hardswish")  # they go where silu goes, and take turns
+BENT = ("gelu", "gelu_tanh", "hardswish", "elu", ("elu", 0.5))  # they go where silu goes, and take turns
 SELECTIONS = ("all", "mask", "sample_weight", "mask+sample_weight", "kept mask", "row mask", "scalar sample_weight")
 LENGTHS = (2, 15, 16, 17, 31, 33, 63, 65, 97, 2047, 2048, 2049, 5000)
 CHANNELS = (1, 3, 15, 16, 17, 64, 65)

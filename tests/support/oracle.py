@@ -229,7 +229,10 @@ def _activate(z: np.ndarray, activation) -> tuple[np.ndarray, np.ndarray]:
         rising = ((z > -3 * one) * one) * ((z < 3 * one) * one)
         above = (z >= 3 * one) * one
         return z * (rising * (z + 3) / 6 + above), rising * (z / 3 + one / 2) + above
-    slope = MP.mpf("0.01") if activation == "leaky_relu" else MP.mpf(activation[1])
+    slope = MP.mpf({"leaky_relu": "0.01", "elu": "1"}[activation] if isinstance(activation, str) else activation[1])
+    if activation == "elu" or activation[0] == "elu":
+        e = slope * np.asarray(_exp(np.minimum(z, zero)), dtype=object)
+        return positive * z + (one - positive) * (e - slope), positive + (one - positive) * e
     inclination = positive + (one - positive) * slope
     return z * inclination, inclination
 
@@ -278,7 +281,7 @@ def half_ulp(values: np.ndarray, dtype) -> np.ndarray:
 def bends(activation) -> bool:
     """Whether the derivative changes with z: then its error is relative to z, too."""
     name = activation[0] if isinstance(activation, tuple) else activation
-    return name in ("silu", "gelu", "gelu_tanh", "hardswish")
+    return name in ("silu", "gelu", "gelu_tanh", "hardswish", "elu")
 
 
 def forward_bound(result: Forward, dtype, activation) -> np.ndarray:

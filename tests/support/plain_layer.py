@@ -110,6 +110,8 @@ def activate(z: Tensor, activation: Any) -> Tensor:
         return torch.nn.functional.leaky_relu(z, slope)
     if name == "gelu":
         return torch.nn.functional.gelu(z)
+    if name == "elu":
+        return torch.nn.functional.elu(z, slope)
     return z * torch.sigmoid(z) if name == "silu" else z
 
 

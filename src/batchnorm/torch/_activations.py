@@ -32,6 +32,10 @@ def _leaky(x: Any, negative_slope: Any = 0.01, inplace: bool = False) -> Activat
     return "leaky_relu", negative_slope
 
 
+def _elu(x: Any, alpha: Any = 1.0, inplace: bool = False) -> Activation:
+    return "elu", alpha
+
+
 _GELU: dict[Any, Activation] = {"none": "gelu", "tanh": "gelu_tanh"}  # by `approximate`
 
 
@@ -62,6 +66,10 @@ _TORCH = {
     "hardswish": _Of(
         lambda z, _: F.hardswish(z), nn.Hardswish, lambda module: "hardswish",
         {F.hardswish: lambda x, inplace=False: "hardswish"},
+    ),
+    "elu": _Of(
+        F.elu, nn.ELU, lambda module: ("elu", module.alpha),
+        {F.elu: _elu, F.elu_: lambda x, alpha=1.0: ("elu", alpha)},
     ),
 }  # fmt: skip
 _BY_CODE = {ACTIVATIONS[name][0]: of for name, of in _TORCH.items()}

@@ -320,7 +320,7 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
         As torch.nn's, with its defaults. Of older versions of PyTorch, which have no `bias`, it must be True.
     activation
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
-        (with erf), "gelu_tanh" or "hardswish": applied in the same pass.
+        (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha): applied in the same pass.
     on_single_value
         What one value per channel in training does: "error", or "running" to normalise with the running statistics.
     on_nonfinite

@@ -21,8 +21,8 @@ def fuse(model: Model, *, verbose: bool = True) -> Model:
     """Return a model that computes the same, batch normalization in one pass with the sum and the activation after it.
 
     ``activation(batch_norm(x) + residual)``, with or without the residual and the activation, becomes one step, forward
-    and backward, in training and in evaluation. Activations are ReLU, ReLU6, LeakyReLU, SiLU, GELU and Hardswish; they
-    and the additions may be modules, functions, operators or tensor methods, in place or not.
+    and backward, in training and in evaluation. Activations are ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish and ELU;
+    they and the additions may be modules, functions, operators or tensor methods, in place or not.
 
     The result is a copy of the model's modules that *shares its parameters and buffers*: training one trains the other.
     Classes, attributes, `state_dict` and the order of parameters are the same; all batch normalizations are converted
