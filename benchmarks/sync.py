@@ -1,4 +1,4 @@
-"""Synchronised batch norm on two processes, beside PyTorch's plain layer with collectives of as many numbers.
+"""Synchronized batch norm on two processes, beside PyTorch's plain layer with collectives of as many numbers.
 
 PyTorch's own SyncBatchNorm refuses the CPU. What it would cost at least: its batch norm, and each way one all_reduce of
 O(C) numbers. Each process has half of the batch and its share of the processors.
@@ -23,7 +23,7 @@ from batchnorm.tools.bench.timing import Contestant, Settings, Times, measure
 from layers import STEP, of_rank, tensors
 
 PROCESSES = 2
-REDUCED, OURS, SYNCHRONISED, REPRODUCIBLE = "PyTorch and all_reduce", "ours", "synchronised", "reproducible"
+REDUCED, OURS, SYNCHRONIZED, REPRODUCIBLE = "PyTorch and all_reduce", "ours", "synchronized", "reproducible"
 
 
 def row_of(problem: Problem, settings: Settings) -> dict[str, Any]:
@@ -55,13 +55,13 @@ def work(rank: int, rendezvous: str, threads: int, problem: Problem, settings: S
 def measured(rank: int, problem: Problem, settings: Settings) -> Times:
     x, g = (t.chunk(PROCESSES)[rank].detach() for t in tensors(problem, 2))
     steps = {who: stepper(layer, x.requires_grad_(), g) for who, layer in layers(problem).items()}
-    for who in (SYNCHRONISED, REPRODUCIBLE):
+    for who in (SYNCHRONIZED, REPRODUCIBLE):
         verify(steps[who](), problem, rank)
     return measure({who: Contestant({STEP: step}, "torch") for who, step in steps.items()}, settings)
 
 
 class Exchanged(torch.autograd.Function):
-    """Nothing, but for one all_reduce of 2 C + 1 numbers forward and one of 2 C backward, as synchronising takes."""
+    """Nothing, but for one all_reduce of 2 C + 1 numbers forward and one of 2 C backward, as synchronizing takes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def layers(problem: Problem) -> dict[str, Callable[[Tensor], Tensor]]:
         PYTORCH: plain,
         REDUCED: lambda x: Exchanged.apply(plain(x)),
         OURS: of_rank(bnt, problem)(C),
-        SYNCHRONISED: bnt.SyncBatchNorm(C),
+        SYNCHRONIZED: bnt.SyncBatchNorm(C),
         REPRODUCIBLE: bnt.SyncBatchNorm(C, reproducible=True),
     }
 
@@ -102,4 +102,4 @@ def verify(results: Sequence[Tensor], problem: Problem, rank: int) -> None:
     for name, got, want in zip(("y", "the gradient"), results, whole, strict=True):
         off = float((got.detach() - want.detach().chunk(PROCESSES)[rank]).abs().max())
         if not off <= 1e-4:
-            raise SystemExit(f"synchronised, {problem.title}: {name} of rank {rank} is off by {off}")
+            raise SystemExit(f"synchronized, {problem.title}: {name} of rank {rank} is off by {off}")

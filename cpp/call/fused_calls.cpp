@@ -236,7 +236,7 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
 
 std::string refused_y(const View& x, const Extras& extras) {
   if (!extras.y) return "";
-  if (extras.residual) return "y stands for the residual: give one of them";
+  if (extras.residual) return "pass y or residual, not both";
   const AboutActivation& about = kActivations[static_cast<int>(extras.activation)];
   const bool positive = (x.dtype == DType::f32 ? static_cast<float>(extras.slope) : extras.slope) > 0;  // by 0, -inf becomes a NaN
   const bool by_slope = about.told_by_y && *about.parameter != 0;

@@ -27,7 +27,7 @@ struct Run {
 
 int64_t groups_of(const View& x, int64_t group);  // how many there are
 
-// With a mean and var given they normalise (evaluation), and the table becomes theirs; with `known` the table's do; else x's own.
+// With a mean and var given they normalize (evaluation), and the table becomes theirs; with `known` the table's do; else x's own.
 void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, const Run& run, double* stats,
                    bool known, double* rstd = nullptr);
 
@@ -54,7 +54,7 @@ std::string refused_table(const View& x, const View& table, int rows, int64_t gr
 std::string refused_y(const View& x, const Extras& extras);
 
 // Why weights are refused, or empty; and, where at least so many positions of each group have to count, why they do not. A negative
-// number looks at their shape only: what a forward took is not looked through again.
+// number looks at their shape only: backward does not recheck what forward accepted.
 std::string refused_weights(const View& x, const View& weights, int64_t group, int64_t least);
 
 enum class OnNonfinite : int { propagate = 0, skip = 1, raise = 2 };

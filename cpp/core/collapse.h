@@ -1,4 +1,4 @@
-// From strided arrays of any rank to a Problem: axes of length one go, and neighbours that are one axis in every array's memory
+// From strided arrays of any rank to a Problem: axes of length one go, and neighbors that are one axis in every array's memory
 // become one.
 #pragma once
 

@@ -106,7 +106,7 @@ void forward_kernel(Value* stack, uint64_t, uint64_t) {
   a.require_operands();
   a.require_weights(2);
   if (a.mean && (a.stats || a.group > 0))
-    refuse("running statistics normalise the whole batch: give no stats and no group with them");
+    refuse("running statistics normalize the whole batch: give no stats and no group with them");
   if (a.stats) refuse_if(refused_table(a.x.view(), a.stats.view(), 4, a.groups()));
   Handle y = like(a, true), stats = stable::empty_table(4, a.groups(), a.C());
   const int64_t rows = a.groups() > 0 ? a.groups() : 1;

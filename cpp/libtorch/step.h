@@ -12,7 +12,7 @@ namespace batchnorm {
 bool is_step(double momentum);
 bool is_of_step(const stable::Handle& reserve);
 
-// Given a mean and a var they normalise.
+// Given a mean and a var they normalize.
 void step_forward(const stable::Handle& x, const ChannelViews& channels, double eps, stable::Value* results);
 
 // Undefined results say that our modules have to go another way: operands are refused, or of several dtypes, or a bias stands

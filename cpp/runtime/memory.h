@@ -9,7 +9,7 @@ namespace batchnorm {
 
 constexpr int64_t kPooledFrom = int64_t(4) << 20;  // bytes; what is smaller is the ordinary allocator's, which keeps it mapped
 
-// At least `bytes` bytes, aligned to 2 MiB, uninitialised. Null where the pool does not serve: below kPooledFrom, switched off, or
+// At least `bytes` bytes, aligned to 2 MiB, uninitialized. Null where the pool does not serve: below kPooledFrom, switched off, or
 // no memory; the caller's ordinary allocator answers then.
 void* pool_allocate(int64_t bytes);
 void pool_release(void* memory);  // what pool_allocate gave; any thread, at any time, in a forked child, too

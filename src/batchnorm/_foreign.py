@@ -41,7 +41,7 @@ def content(x: NDArray[Any], name: str) -> tuple[str, str]:
         return describe(x, name)
     return {
         "b": ("bool data", f"convert it with {name}.astype(np.float64)"),
-        "c": ("complex data", f"normalise {name}.real and {name}.imag as channels of their own"),
+        "c": ("complex data", f"normalize {name}.real and {name}.imag as channels of their own"),
         "f": (f"{x.dtype} data", f"convert it with {name}.astype(np.float64)"),
         "M": ("dates", f"count the seconds from the first: ({name} - {name}.min()) / np.timedelta64(1, 's')"),
         "m": ("spans of time", f"count them in seconds: {name} / np.timedelta64(1, 's')"),

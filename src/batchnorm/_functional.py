@@ -43,14 +43,14 @@ class Arguments(NamedTuple):
 
 
 def run_moments(d: _inputs.Data, a: Arguments) -> Moments:
-    """Gather the moments that `run_forward` would normalise with, and refuse what it would."""
+    """Gather the moments that `run_forward` would normalize with, and refuse what it would."""
     s, ghosts = _inputs.selection(d, a.mask, a.sample_weight), _ghosts.of(a.virtual_batch_size, d)
     _ghosts.trainable(d, s, ghosts)
     return _checked_moments(gathered(d, s, ghosts), d, s, ghosts, "propagate")
 
 
 def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tuple[Array, Moments]:
-    """Normalise with the moments m, or, where there are none, with the input's own: checks first, then the kernel."""
+    """Normalize with the moments m, or, where there are none, with the input's own: checks first, then the kernel."""
     gamma, beta = _inputs.parameter(a.weight, "weight", d), _inputs.parameter(a.bias, "bias", d)
     s = _inputs.selection(d, a.mask, a.sample_weight)
     r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
@@ -171,7 +171,7 @@ def normalize(
     nan_policy: NanPolicy = "propagate",
     out: Array | None = None,
 ) -> Any:
-    """Normalise `x` with known moments: batch normalization in evaluation.
+    """Normalize `x` with known moments: batch normalization in evaluation.
 
     ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)``, with the biased variance
     ``var = M2 / count`` (Ioffe and Szegedy 2015, algorithm 2).
@@ -195,7 +195,7 @@ def normalize(
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
         (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha).
     virtual_batch_size
-        As `moments` was given it: each ghost batch is normalised with its own row of them.
+        As `moments` was given it: each ghost batch is normalized with its own row of them.
     renorm_factors
         Of batch renormalization, from `Renorm.factors`: ``(xhat * r + d) * weight + bias`` instead of
         ``xhat * weight + bias``.
@@ -259,7 +259,7 @@ def batch_norm(
     nan_policy: NanPolicy | None = None,
     out: Array | None = None,
 ) -> tuple[Any, Moments]:
-    """Normalise `x` with its own moments: batch normalization in training.
+    """Normalize `x` with its own moments: batch normalization in training.
 
     ``y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual)`` with the mean and biased variance of
     each channel over the positions that count (Ioffe and Szegedy 2015, algorithm 1). The same as `moments` and then
@@ -273,12 +273,12 @@ def batch_norm(
     weight, bias
         Scale (gamma) and shift (beta): float32 or float64, one for each channel. Default: 1 and 0.
     axis
-        The axis, or axes, of the channels: those that are *kept*.
+        The axis, or axes, of the channels; the others are averaged over.
     eps
         Added to the variance; positive.
     mask
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count in
-        the moments; every position is normalised. Or of x's shape, a mask per cell, for each channel its own: then x is
+        the moments; every position is normalized. Or of x's shape, a mask per cell, for each channel its own: then x is
         copied once, and the gradient by x computed twice.
     sample_weight
         Non-negative floats, shaped like `mask`: the weight of each position in the moments.
@@ -288,7 +288,7 @@ def batch_norm(
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
         (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha).
     virtual_batch_size
-        Ghost batches (Hoffer, Hubara and Soudry 2017): normalise so many samples of the first reduced axis at a time,
+        Ghost batches (Hoffer, Hubara and Soudry 2017): normalize so many samples of the first reduced axis at a time,
         each ghost with its own moments; the last one may have fewer. None: the whole batch.
     nan_policy
         What NaN in x does: "propagate" to all of its channel; "omit": it is a missing value, which its channel's

@@ -48,7 +48,7 @@ def trainable(d: _inputs.Data, s: _inputs.Selection, g: Ghosts | None) -> None:
     raise ValueError(
         f"{d.who}: every ghost batch needs at least two values per channel that count; ghost {i} of {g.number} "
         f"({_samples(first, last)} of the input {d.x.shape}, virtual_batch_size={g.size}) has {positions[i]}, so its "
-        "variance would be 0. Use another virtual_batch_size, leave out the samples that remain, or normalise with "
+        "variance would be 0. Use another virtual_batch_size, leave out the samples that remain, or normalize with "
         "known moments (evaluation)"
     )
 

@@ -266,7 +266,7 @@ def trainable(d: Data, s: Selection) -> None:
     """Refuse what has no variance: no position, or one a channel."""
     if d.x.size == 0:
         raise ValueError(
-            f"{d.who}: an empty batch has no statistics (input {d.x.shape}, {_where(d.plan)}); skip it, or normalise "
+            f"{d.who}: an empty batch has no statistics (input {d.x.shape}, {_where(d.plan)}); skip it, or normalize "
             "with known moments (evaluation)"
         )
     if s.positions == 0:
@@ -278,7 +278,7 @@ def trainable(d: Data, s: Selection) -> None:
         counted = "value" if s.weights is None else "counted value"
         raise ValueError(
             f"{d.who}: one {counted} per channel (input {d.x.shape}, {_where(d.plan)}), so its variance is 0 and the "
-            "output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or normalise "
+            "output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or normalize "
             "with known moments: running statistics, in evaluation"
         )
 
@@ -298,7 +298,7 @@ def known_moments(mean_shape: tuple[int, ...], count: Doubles, d: Data, ghosts: 
         )
     if not (count > 0).all():
         raise ValueError(
-            f"{d.who}: cannot normalise with the moments of nothing: every channel needs a count above 0; got "
+            f"{d.who}: cannot normalize with the moments of nothing: every channel needs a count above 0; got "
             f"{count.min():g}"
         )
 

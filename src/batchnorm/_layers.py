@@ -73,18 +73,18 @@ class BatchNorm(_options.Checked):
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
         (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha).
     virtual_batch_size
-        Ghost batches: samples normalised together in training; None: all of them. The running statistics move once,
+        Ghost batches: samples normalized together in training; None: all of them. The running statistics move once,
         by the merged moments.
     renorm
         `Renorm`: batch renormalization in training.
     normalize_with
-        What to normalise with: "batch", "running", or "auto": the batch in training, the running ones in evaluation.
+        What to normalize with: "batch", "running", or "auto": the batch in training, the running ones in evaluation.
     update_running_stats
         Whether a forward moves the running statistics: True, False, or None: in training.
     train_affine
         False: weight and bias get no gradient.
     on_single_value
-        What one value per channel does where the batch's statistics would normalise or move the running ones: "error",
+        What one value per channel does where the batch's statistics would normalize or move the running ones: "error",
         or "running": it is normalized with the running statistics, which do not move.
     keep_count, on_nonfinite
         Of the running statistics, see `RunningStatistics`.
@@ -101,7 +101,7 @@ class BatchNorm(_options.Checked):
         The `RunningStatistics` that hold these three, or None.
     training
         The mode; set by `train` and `eval`.
-    eps, momentum, activation, statistics, ...
+    eps, momentum, activation, normalize_with, ...
         The options, as given. They may be set at any time, by the rules of the constructor. A name that is neither an
         option nor an attribute is refused.
 
@@ -233,12 +233,12 @@ class BatchNorm(_options.Checked):
             self.running.reset()
 
     def train(self, mode: bool = True) -> BatchNorm:
-        """Normalise with the batch's statistics from now on, and update the running ones; return the layer."""
+        """Normalize with the batch's statistics from now on, and update the running ones; return the layer."""
         self.training = bool(mode)
         return self
 
     def eval(self) -> BatchNorm:
-        """Normalise with the running statistics from now on; return the layer."""
+        """Normalize with the running statistics from now on; return the layer."""
         return self.train(False)
 
     def __call__(
@@ -248,9 +248,9 @@ class BatchNorm(_options.Checked):
         sample_weight: ArrayLike | None = None,
         residual: ArrayLike | None = None,
     ) -> Array:
-        """Normalise `x`; see `batch_norm` for mask, sample_weight and residual.
+        """Normalize `x`; see `batch_norm` for mask, sample_weight and residual.
 
-        A reference to x (and to mask, sample_weight and residual) is kept for `backward`; do not write to them before.
+        A reference to x (and to mask, sample_weight and residual) is saved for `backward`; do not write to them before.
         """
         return self.forward(x, mask, sample_weight, residual)
 
@@ -318,7 +318,7 @@ class BatchNorm(_options.Checked):
         return y
 
     def _switches(self) -> tuple[bool, bool]:
-        """Whether to normalise with the batch's statistics, and whether to move the running ones."""
+        """Whether to normalize with the batch's statistics, and whether to move the running ones."""
         if self.running is None:
             _options.check_all_without_running(self, type(self).__name__)
         uses_batch = self.training if self.normalize_with == "auto" else self.normalize_with == "batch"

@@ -21,17 +21,17 @@ class MemoryStats(NamedTuple):
     in_use
         Bytes of blocks that belong to living results.
     idle
-        Bytes of blocks that are kept for the next results.
+        Bytes of blocks that are cached for the next results.
     peak
         The most that `in_use` and `idle` together have been.
     limit
         The most that `idle` may be; 0: the pool is off.
     seconds
-        How long a block is kept at most.
+        How long a block is cached at most.
     served
         Blocks handed out so far.
     reused
-        Of these, blocks that had been kept.
+        Of these, blocks that had been cached.
     """
 
     in_use: int
@@ -59,7 +59,7 @@ def memory_stats() -> MemoryStats:
     """What the pool for large results holds, NumPy's and PyTorch's together.
 
     Results of 4 MiB and more lie in blocks of a pool: aligned to 2 MiB, in huge pages where the system has them. When
-    a result is dropped its block is kept for the next one, which saves the system's page faults. The blocks that have
+    a result is dropped its block is cached for the next one, which saves the system's page faults. The blocks that have
     been idle longest go back to the system where all of them are more than `limit`, where one has been idle for more
     than `seconds` (seen when the next large result comes or goes), and on `empty_cache`.
 
@@ -71,7 +71,7 @@ def memory_stats() -> MemoryStats:
 
 
 def empty_cache() -> None:
-    """Give all blocks that are kept back to the system.
+    """Give all cached blocks back to the system.
 
     >>> import batchnorm as bn
     >>> bn.empty_cache()
@@ -82,7 +82,7 @@ def empty_cache() -> None:
 
 
 def set_memory_limit(limit: int, seconds: float = 30.0) -> None:
-    """Set how much memory of dropped results is kept, and for how long.
+    """Set how much memory of dropped results is cached, and for how long.
 
     Parameters
     ----------

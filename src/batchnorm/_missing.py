@@ -62,5 +62,5 @@ def trainable(d: _inputs.Data, counts: Array) -> None:
     raise ValueError(
         f"{d.who}: every channel needs at least two values that count, where NaN or a mask leaves some out; "
         f"{said}{ghost} has {counts.min():g} (input {d.x.shape}), so its variance would be 0. Leave the channel out, "
-        "or normalise with known moments (evaluation)"
+        "or normalize with known moments (evaluation)"
     )

@@ -31,7 +31,7 @@ class Moments:
         Positions counted in each channel, or the sum of their weights; at least 0. A scalar serves every channel. It is
         a float64: positions are counted exactly up to 2**53.
     mean
-        Mean of each channel; its shape is the shape of the kept axes.
+        Mean of each channel; its shape is the lengths of the channel axes.
     m2
         Sum of the squared deviations from the mean, at least 0. The biased variance is `m2 / count`.
     mean_low
@@ -193,7 +193,7 @@ class Moments:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of every per-channel array, which is the lengths of the kept axes."""
+        """Shape of every per-channel array, which is the lengths of the channel axes."""
         return self._table.shape[1:]
 
     def var(self, correction: float = 0) -> Doubles:
@@ -202,7 +202,7 @@ class Moments:
         Parameters
         ----------
         correction
-            0 for the biased variance that normalises; 1 (Bessel) for the unbiased one that PyTorch's running_var keeps.
+            0 for the biased variance that normalizes; 1 (Bessel) for the unbiased one that PyTorch's running_var keeps.
 
         Raises
         ------
@@ -355,7 +355,7 @@ def moments(
         Data of float64, float32, float16 or bfloat16; any shape and strides. Or a table, a DataFrame of pandas or
         polars or a Table of pyarrow: its columns of numbers.
     axis
-        The axis, or axes, of the channels: those that are *kept*.
+        The axis, or axes, of the channels; the others are averaged over.
     mask
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count.
         Or of x's shape, a mask per cell, for each channel its own: then x is copied once, with NaN in place of what

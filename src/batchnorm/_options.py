@@ -168,7 +168,7 @@ ACTIVATION = Option(
 )  # fmt: skip
 ON_SINGLE_VALUE = Option(
     "on_single_value", "error", _one_of(("error", "running")),
-    "says what one value per channel in training does: 'error', or 'running' (normalise with the running statistics)",
+    "says what one value per channel in training does: 'error', or 'running' (normalize with the running statistics)",
     choices=("error", "running"),
 )  # fmt: skip
 ON_NONFINITE = Option(
@@ -195,7 +195,7 @@ VIRTUAL_BATCH_SIZE = Option(
 RENORM = Option("renorm", None, or_none(_renorm), "must be bn.Renorm(r_max=3.0, d_max=5.0, ...) or None")
 NORMALIZE_WITH = Option(
     "normalize_with", "auto", _one_of(("auto", "batch", "running")),
-    "says what normalises: 'auto' (the batch's in training, the running ones in evaluation), 'batch' or 'running'",
+    "says what normalizes: 'auto' (the batch's in training, the running ones in evaluation), 'batch' or 'running'",
     choices=("auto", "batch", "running"),
 )  # fmt: skip
 UPDATE_RUNNING_STATS = Option(

@@ -16,18 +16,18 @@ Axis = int | Sequence[int]
 
 @dataclass(frozen=True)
 class Plan:
-    """Shape and kept axes, reduced to (N, C, S).
+    """Shape and channel axes, reduced to (N, C, S).
 
     Attributes
     ----------
     shape
         Of the data.
     axis
-        The kept axes (the channels), counted from 0, ascending.
+        The channel axes, counted from 0, ascending.
     reduced
         The other axes: those that are averaged over, ascending.
     channel_shape
-        Lengths of the kept axes: the shape of every per-channel array.
+        Lengths of the channel axes: the shape of every per-channel array.
     N
         Length of the first reduced axis.
     C
@@ -48,7 +48,7 @@ class Plan:
 
     @cached_property
     def _kept(self) -> int:
-        """The kept axes as a bit mask, as the kernels take them."""
+        """The channel axes as a bit mask, as the kernels take them."""
         return sum(1 << i for i in self.axis)
 
     @property

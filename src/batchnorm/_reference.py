@@ -17,7 +17,7 @@ Doubles = NDArray[np.float64]
 
 
 def arrange(x: NDArray[Any], axis: int | tuple[int, ...]) -> Doubles:
-    """Any shape to (m, C): positions row-major over the reduced axes, channels row-major over the kept ones."""
+    """Any shape to (m, C): positions row-major over the reduced axes, channels row-major over the channel axes."""
     kept = sorted(i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,)))
     reduced = [i for i in range(x.ndim) if i not in kept]
     channels = int(np.prod([x.shape[i] for i in kept]))

@@ -33,7 +33,7 @@ class RenormFactors(NamedTuple):
 
 @dataclass(frozen=True)
 class Renorm(_options.RenormOption):
-    """Batch renormalization (Ioffe 2017): training that normalises as evaluation will, within limits.
+    """Batch renormalization (Ioffe 2017): training that normalizes as evaluation will, within limits.
 
     With the batch's mean and variance and the running ones, before this batch moves them::
 
@@ -95,9 +95,9 @@ class Renorm(_options.RenormOption):
         moments
             The batch's moments; those of ghosts have an axis more.
         running
-            The moments that evaluation would normalise with.
+            The moments that evaluation would normalize with.
         eps
-            As the normalisation has it.
+            As the normalization has it.
         step
             Batches so far. Default: the limits at the end of the schedule.
 

@@ -183,7 +183,7 @@ class RunningStatistics(_options.Checked):
         return True
 
     def _moves_natively(self, m: Moments) -> bool:
-        """The usual update in one native call; False, with nothing changed, where there is more to it."""
+        """The common update in one native call; False, with nothing changed, where there is more to it."""
         if self.running_count is not None or self.on_nonfinite != "propagate":
             return False
         momentum = -1.0 if self.momentum is None else self.momentum
@@ -260,7 +260,7 @@ class RunningStatistics(_options.Checked):
         return other
 
     def moments(self) -> Moments:
-        """Moments to normalise with in evaluation: mean and variance as they are kept."""
+        """Moments to normalize with in evaluation: mean and variance as they are kept."""
         table = np.empty((4, *self._shape))
         if _native.usual.table_of_running(self.running_mean, self.running_var, table):
             return Moments._of_table(table)

@@ -1,7 +1,7 @@
-"""The usual call, checked and run natively in one go; None for any other, which `_inputs` then takes or refuses.
+"""The common call, checked and run natively in one go; None for any other, which `_inputs` then takes or refuses.
 
-On small inputs, checks in Python take several times as long as the kernels. What is usual: NumPy arrays of float64,
-float32 or float16, one channel axis, no mask, no residual, no ghosts. The results are those of the long way.
+On small inputs, checks in Python take several times as long as the kernels. The common call has NumPy
+arrays of float64, float32 or float16, one channel axis, no mask, no ghosts. Its results are those of the long way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def moments(x: Any, axis: Any) -> Doubles | None:
 def batch_norm(
     x: Any, weight: Any, bias: Any, axis: Any, eps: Any, residual: Any, activation: Any, out: Any
 ) -> tuple[Array, Doubles] | None:
-    """Normalise x with its own moments; return y and their table."""
+    """Normalize x with its own moments; return y and their table."""
     if not _is_usual(x) or type(axis) is not int or not -x.ndim <= axis < x.ndim:
         return None
     table = np.empty((4, x.shape[axis]))
@@ -51,7 +51,7 @@ def batch_norm(
 def normalize(
     x: Any, table: Doubles, weight: Any, bias: Any, axis: Any, eps: Any, residual: Any, activation: Any, out: Any
 ) -> Array | None:
-    """Normalise x with the moments of a table."""
+    """Normalize x with the moments of a table."""
     if not _is_usual(x) or type(axis) is not int:
         return None
     return _normalized(x, table, False, weight, bias, axis, eps, residual, activation, out)

@@ -25,7 +25,7 @@ LENGTHS = (2, 3, 5, 17, 100, 2047, 2049, 10_000, 100_000, 1_000_000)
 
 @dataclasses.dataclass(frozen=True)
 class Rung:
-    """Data of one mean (in standard deviations) and scale, and how to normalise it."""
+    """Data of one mean (in standard deviations) and scale, and how to normalize it."""
 
     offset: float = 0.0
     scale: float = 1.0
@@ -214,7 +214,7 @@ def test_parameters_that_bring_huge_data_back(layout, rng):
 @pytest.mark.parametrize("activation", [None, "relu", "silu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_channels_of_every_scale_in_one_call(layout, activation, rng):
-    """Each channel has the bits it has alone, in float32 or, where its neighbours need that, beside float64."""
+    """Each channel has the bits it has alone, in float32 or, where its neighbors need that, beside float64."""
     scales = np.array([1.0, 1e30, 1e-30, 1e3, 3e37, 1e-38, 1.0] * 5).reshape(35, 1)
     x, grad, residual = (
         lay_out((rng.standard_normal((6, 35, 9)) * s).astype(np.float32), layout, (1,)) for s in (scales, 1, 1)

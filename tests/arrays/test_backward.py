@@ -158,7 +158,7 @@ def test_gradients_of_x_sum_to_nothing(rng):
 
 
 def test_positions_that_do_not_count_still_get_gradients(rng):
-    """A masked position is normalised, so its gradient is that of evaluation: weight / sqrt(var + eps) * g."""
+    """A masked position is normalized, so its gradient is that of evaluation: weight / sqrt(var + eps) * g."""
     x, grad = rng.standard_normal((2, 9, 3))
     mask = np.arange(9) < 6
     m = bn.moments(x, mask=mask)

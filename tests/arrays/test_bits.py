@@ -306,7 +306,7 @@ def _half(arrays: dict[str, np.ndarray], m: bn.Moments, sums: np.ndarray, **opti
 
 
 def _sums(arrays: dict[str, np.ndarray], m: bn.Moments, group: int) -> np.ndarray:
-    """The sums of each group of samples; all groups are normalised with the same moments."""
+    """The sums of each group of samples; all groups are normalized with the same moments."""
     sums = np.zeros((2, -(-len(arrays["x"]) // group), arrays["x"].shape[1]))
     _half(arrays, m, sums, group=group)
     return sums

@@ -7,7 +7,7 @@ import pytest
 
 import batchnorm as bn
 
-STANDARDISED = np.array([-1.4142, -0.7071, 0.0, 0.7071, 1.4142])
+STANDARDIZED = np.array([-1.4142, -0.7071, 0.0, 0.7071, 1.4142])
 
 
 @pytest.fixture(params=["float32", "float64"])
@@ -20,7 +20,7 @@ def _is_right(y: np.ndarray, rows: np.ndarray) -> None:
     """Row k is five times (-1.4142, -0.7071, 0, 0.7071, 1.4142)[k]."""
     assert y.shape == (5, 1, 5, 1)
     assert y.dtype == rows.dtype
-    expected = np.repeat(STANDARDISED[:, None], 5, axis=1)
+    expected = np.repeat(STANDARDIZED[:, None], 5, axis=1)
     np.testing.assert_allclose(y[:, 0, :, 0], expected, rtol=0, atol=5e-5)
     exact = (np.arange(5)[:, None] - 2.0) / np.sqrt(2.0 + 1e-5) + np.zeros(5)
     np.testing.assert_allclose(y[:, 0, :, 0], exact, rtol=0, atol=2.5e-7)

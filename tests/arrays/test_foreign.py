@@ -39,7 +39,7 @@ FOREIGN = {
     "integers of the other byte order": (np.array([[1, 2]], ">i4"), "integer data", FLOAT64),
     "bool": (np.array([[True, False]]), "bool data", FLOAT64),
     "long double": (np.ones((2, 2), np.longdouble), "longdouble|float", FLOAT64),
-    "complex": (np.ones((2, 2), complex), "complex data .* normalise x.real and x.imag", None),
+    "complex": (np.ones((2, 2), complex), "complex data .* normalize x.real and x.imag", None),
     "dates": (np.array([["2026-01-01"], ["2026-01-02"]], "M8[D]"), "dates", "(x - x.min()) / np.timedelta64(1, 's')"),
     "spans of time": (np.array([[DAY], [2 * DAY]]), "spans of time", "x / np.timedelta64(1, 's')"),
     "text": (np.array([["1.5", "2"]]), "text", FLOAT64),

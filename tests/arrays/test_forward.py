@@ -192,7 +192,7 @@ def test_weights_of_any_float_type(kind, rng):
     assert m == bn.moments(x, sample_weight=sample_weight)
 
 
-def test_an_empty_batch_is_normalised_to_an_empty_batch(rng):
+def test_an_empty_batch_is_normalized_to_an_empty_batch(rng):
     m = bn.Moments.from_statistics(np.zeros(3), np.ones(3))
     y = bn.normalize(np.empty((0, 3, 5), dtype=np.float32), m)
     assert y.shape == (0, 3, 5)

@@ -238,7 +238,7 @@ def test_gradients_are_linear_in_grad(x, seed):
 
 @given(columns(3), SEEDS)
 def test_evaluation_sees_each_position_alone(x, seed):
-    """Normalising with known moments: a part of the batch gives that part of the result, bit for bit."""
+    """Normalizing with known moments: a part of the batch gives that part of the result, bit for bit."""
     m = bn.Moments.from_statistics(x.mean(0), x.var(0) + 0.1)
     rows = np.random.default_rng(seed).permutation(len(x))[: len(x) // 2 + 1]
     assert same_bits(bn.normalize(x[rows], m), bn.normalize(x, m)[rows])

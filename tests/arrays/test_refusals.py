@@ -115,7 +115,7 @@ CALLS: dict[str, tuple[str, Call]] = {  # what a layer must have for it
     "beyond float32": ("raises", _forward(HUGE)),
     "a full count": ("running", _while(_filled("num_batches_tracked", 2**63 - 1), _updates(lambda: EYE))),
     "a count below 0": ("cumulative", _while(_filled("num_batches_tracked", -1), _updates(lambda: EYE))),
-    "a variance below 0": ("normalises", _while(_filled("running_var", -1), _forward(X))),
+    "a variance below 0": ("normalizes", _while(_filled("running_var", -1), _forward(X))),
     "moments of other channels": ("running", _updates(lambda: bn.moments(np.eye(4)))),
     "moments of ghosts": ("running", _updates(lambda: bn.moments(np.eye(3), virtual_batch_size=2))),
     "moments of nothing": ("running", _updates(lambda: bn.Moments.empty(3))),
@@ -147,13 +147,13 @@ def _applies(layer: bn.BatchNorm, needs: str) -> bool:
         "running": layer.running is not None,
         "cumulative": layer.running is not None and layer.momentum is None,
         "raises": layer.on_nonfinite == "raise" and updates,
-        "normalises": layer.running is not None and statistics == "running",
+        "normalizes": layer.running is not None and statistics == "running",
         "single": layer.running is not None and layer.weight is not None,  # and all of it is float32
     }
     return known[needs] if needs in known else getattr(layer, needs) is not None
 
 
-#: What may pass: layers that normalise with running statistics need no variance of the batch.
+#: What may pass: layers that normalize with running statistics need no variance of the batch.
 TAKEN = {
     "x": (
         "shape (4, 3, 0)",

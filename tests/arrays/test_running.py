@@ -247,7 +247,7 @@ def test_ghosts_move_the_running_statistics_once_by_the_whole():
     assert same_bits(ghosts.eval()(x), plain.eval()(x))
 
 
-SWITCHES = {  # statistics, update, training: what it normalises with, and whether it moves
+SWITCHES = {  # statistics, update, training: what it normalizes with, and whether it moves
     ("auto", None, True): ("batch", True),
     ("auto", None, False): ("running", False),
     ("auto", False, True): ("batch", False),
@@ -263,7 +263,7 @@ SWITCHES = {  # statistics, update, training: what it normalises with, and wheth
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 def test_switches(switches):
-    """What is normalised with, what moves, and the gradient that follows; each by itself."""
+    """What is normalized with, what moves, and the gradient that follows; each by itself."""
     statistics, update, training = switches
     uses, moves = SWITCHES[switches]
     layer = bn.BatchNorm1d(3, normalize_with=statistics, update_running_stats=update, dtype=np.float64).train(training)

@@ -88,7 +88,7 @@ def test_masked_is_packed(p, seed):
 
 @given(problems(), SEEDS)
 def test_gradients_with_weights(p, seed):
-    """Every position is normalised, so gradients flow from uncounted positions, too."""
+    """Every position is normalized, so gradients flow from uncounted positions, too."""
     rng = np.random.default_rng(seed)
     sample_weight = rng.random(p.positions) * (rng.random(p.positions) < 0.7)
     assume((sample_weight > 0).sum() >= 2)
@@ -219,7 +219,7 @@ def test_ghosts_merge_to_the_batch(p, size):
 
 @given(problems(most=30), st.integers(1, 4))
 def test_merging_follows_the_canonical_tree(p, size):
-    """Neighbours first, an odd one carried: the bits of that tree in plain NumPy."""
+    """Neighbors first, an odd one carried: the bits of that tree in plain NumPy."""
     ghosts = bn.moments(p.x, virtual_batch_size=size)
     level = [canonical.Sums(*(getattr(ghosts, n)[i] for n in canonical.Sums._fields)) for i in range(ghosts.shape[0])]
     while len(level) > 1:

@@ -1,6 +1,6 @@
 """Draws layers with any options, layouts, dtypes and operands, calls them in sequence, and compares with float64.
 
-PyTorch modules (1d, 2d, 3d, synchronised without a group, converted), torch.nn's own under `accelerate`, and layers on
+PyTorch modules (1d, 2d, 3d, synchronized without a group, converted), torch.nn's own under `accelerate`, and layers on
 NumPy arrays: results, gradients and statistics of each call are those of `plain_layer.py`; a call that is to be refused
 is refused, and changes no bit. ``python tests/fuzz/fuzz_layers.py --seconds 600`` runs for ten minutes; a failure
 names its seed, and ``--seed N --cases 1`` repeats it. A slice runs with the tests.

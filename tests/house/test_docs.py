@@ -29,7 +29,7 @@ READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
 PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"<!-- (accuracy-table|torch-speed-table|speed-table) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
-# Not a terminal: 80 columns, no colours, whatever the tests run in.
+# Not a terminal: 80 columns, no colors, whatever the tests run in.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")} | {"PYTHONUTF8": "1"}
 COMMAND = "import sys; from batchnorm.tools.cli import main; sys.argv[0] = 'batchnorm'; sys.exit(main())"
 
@@ -220,3 +220,23 @@ def test_spelling_is_american(page: Path) -> None:
     ]
     assert not found
     assert BRITISH.search("a normalised colour")
+
+
+ALIAS = '"normalise"'  # the command's other name
+
+
+def test_spelling_of_the_code_is_american() -> None:
+    """Names, comments and messages of the package, the core, the tests and the benchmarks; not this file's examples."""
+    kinds = ("*.py", "*.pyi", "*.js", "*.html", "*.css", "*.h", "*.cpp")
+    files = [
+        f for part in ("src", "cpp", "tests", "benchmarks", "examples") for k in kinds for f in (ROOT / part).rglob(k)
+    ]
+    assert len(files) > 200
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {match[0]}"
+        for file in files
+        if file != Path(__file__)
+        for number, line in enumerate(file.read_text(encoding="utf-8").replace(ALIAS, "").splitlines(), 1)
+        for match in BRITISH.finditer(line)
+    ]
+    assert not found

@@ -144,7 +144,7 @@ def plain_path(cell: Cell) -> None:
         _checked(cell, shape, lambda layer, given: layer(**{k: v.as_subclass(Plain) for k, v in given.items()}))
 
 
-def synchronised(cell: Cell) -> None:
+def synchronized(cell: Cell) -> None:
     """One process, with moments as they are exchanged, or not."""
     if "ghosts" in cell.names:
         return
@@ -504,10 +504,10 @@ def _has_shapes(layer: Any, operands: dict[str, Tensor]) -> None:
 # --- the walk ---
 
 PLACES = (
-    shapes, float32, plain_path, synchronised, one_dnn, autocast, without_gradients, copies, wanted, second_derivatives,
+    shapes, float32, plain_path, synchronized, one_dnn, autocast, without_gradients, copies, wanted, second_derivatives,
     forward_mode, transforms, stacked, checkpoints, writing, traced, shapes_alone,
 )  # fmt: skip
-STEP = {traced: 29, shapes_alone: 47, shapes: 17, plain_path: 17, synchronised: 17, wanted: 17}  # what takes long
+STEP = {traced: 29, shapes_alone: 47, shapes: 17, plain_path: 17, synchronized: 17, wanted: 17}  # what takes long
 SINGLE = [cell for cell in cells() if len(cell.names) == 1]
 PAIRS = [cell for cell in cells() if len(cell.names) == 2]
 EXPORTED = [cell for i, cell in enumerate(SINGLE) if i % 8 == i // 16 % 8]

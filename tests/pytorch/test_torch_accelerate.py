@@ -393,7 +393,7 @@ def test_status_says_what_runs():
     assert status.threads == torch.get_num_threads()
 
 
-# --- numerics: N1, N2, N3 of design.md, through PyTorch ---
+# --- numerics: N1, N2, N3 of docs/numerics.md, through PyTorch ---
 
 
 @pytest.mark.usefixtures("accelerated")

@@ -274,7 +274,7 @@ def test_ddp_on_gloo():
     assert results[0, "ours"]["1.num_batches_tracked"] == 3
 
 
-class _Normalising(torch.utils.data.Dataset):
+class _Normalizing(torch.utils.data.Dataset):
     def __init__(self, layer):
         self.layer = layer.eval()
 
@@ -291,7 +291,7 @@ class _Normalising(torch.utils.data.Dataset):
 def test_dataloader_workers_compute(start):
     layer = bnt.BatchNorm2d(C)
     layer(_randn(64, C, 24, 24))  # the parent has used its threads
-    data = _Normalising(layer)
+    data = _Normalizing(layer)
     loader = torch.utils.data.DataLoader(data, batch_size=4, num_workers=2, multiprocessing_context=start, timeout=60)
     found = torch.cat(list(loader))
     torch.testing.assert_close(found, torch.stack([data[i] for i in range(8)]))
@@ -346,7 +346,7 @@ def test_copies_pickles_and_files(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(layer_class, dtype):
-    """The convolution's 16-bit output is normalised with float32 parameters, and stays 16-bit, as in PyTorch."""
+    """The convolution's 16-bit output is normalized with float32 parameters, and stays 16-bit, as in PyTorch."""
     model, exact = _net(layer_class), _net(torch.nn.BatchNorm2d)
     x = _randn(4, 3, 12, 12)
     with torch.autocast("cpu", dtype=dtype):

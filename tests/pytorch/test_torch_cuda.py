@@ -432,7 +432,7 @@ def test_states_of_several_devices_are_merged_on_that_of_the_first():
     assert merged["num_batches_tracked"] == 3
 
 
-def _synchronised(rank, x, g, reproducible):
+def _synchronized(rank, x, g, reproducible):
     layer = _spread(bnt.SyncBatchNorm(C, device=DEVICE, dtype=torch.float64, reproducible=reproducible))
     results = _run(layer, x.to(DEVICE), g.to(DEVICE))
     return [t.cpu().numpy() for t in (*results[:2], *_state(layer).values())]
@@ -445,7 +445,7 @@ def test_ranks_that_share_a_gpu_are_one_batch(reproducible):
     ranks = Ranks(2, [])
     x, g = _randn(7, C, 3) * 2 + 1, _randn(7, C, 3, seed=1)
     try:
-        found = ranks.run(_synchronised, [x[:3], x[3:]], [g[:3], g[3:]], [reproducible] * 2)
+        found = ranks.run(_synchronized, [x[:3], x[3:]], [g[:3], g[3:]], [reproducible] * 2)
     finally:
         ranks.close()
     assert not any(isinstance(answer, Failed) for answer in found), found

@@ -98,8 +98,8 @@ ENTRIES = {
     "running": Layer(bnt.BatchNorm1d, normalize_with="running"),
     "evaluation": Layer(bnt.BatchNorm1d, "residual", training=False),
     "evaluation that moves": Layer(bnt.BatchNorm1d, training=False, update_running_stats=True),
-    "synchronised": Layer(bnt.SyncBatchNorm, "residual", reproducible=True, keep_count=True),
-    "synchronised, mask": Layer(bnt.SyncBatchNorm, "mask", reproducible=True, renorm=bn.Renorm(), needs_count=True),
+    "synchronized": Layer(bnt.SyncBatchNorm, "residual", reproducible=True, keep_count=True),
+    "synchronized, mask": Layer(bnt.SyncBatchNorm, "mask", reproducible=True, renorm=bn.Renorm(), needs_count=True),
     "fused": Layer(bnt.BatchNorm1d, fused=True),
     "fused evaluation": Layer(bnt.BatchNorm1d, fused=True, training=False),
     "function": Function(lambda *t: _functional(True, *t), "x", *_STATE, "residual", given=("residual",)),
@@ -148,7 +148,7 @@ def test_an_operand_elsewhere_is_refused_and_nothing_changes(name, here, there):
     assert refused >= 2
 
 
-ALONE = [name for name in ENTRIES if "synchronised" not in name]  # ranks exchange values
+ALONE = [name for name in ENTRIES if "synchronized" not in name]  # ranks exchange values
 
 
 @pytest.mark.parametrize("name", ALONE)

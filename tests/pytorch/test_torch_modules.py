@@ -253,7 +253,7 @@ def test_writing_to_what_is_saved_is_noticed():
         y.backward(g)
 
 
-CORNERS = [0.0, -0.0, 6.0, torch.nan, torch.inf, -torch.inf, 1e-42, -1e-42]  # and their neighbours
+CORNERS = [0.0, -0.0, 6.0, torch.nan, torch.inf, -torch.inf, 1e-42, -1e-42]  # and their neighbors
 VIEWS = {
     "contiguous": lambda t: t,
     "channels-last": lambda t: t.contiguous(memory_format=torch.channels_last),
@@ -324,7 +324,7 @@ ONE = [((1, C), {}), ((1, C, 1), {}), ((3, C), {"mask": torch.tensor([False, Tru
 
 
 @pytest.mark.parametrize(("shape", "selection"), ONE, ids=["(1, C)", "(1, C, 1)", "mask"])
-def test_one_value_is_refused_or_normalised_with_running_statistics(shape, selection):
+def test_one_value_is_refused_or_normalized_with_running_statistics(shape, selection):
     x = _randn(*shape) + 2
     layer = bnt.BatchNorm1d(C)
     before = _state(layer)
@@ -522,7 +522,7 @@ TOLD = {
     "silu": (torch.float32, 4, 0.0, {}, "does not tell the derivative of silu"),
     "slope 0": (torch.float32, 3, 0.0, {}, "leaky_relu of this slope in float32"),
     "no activation": (torch.float32, ACTS, 0.0, {}, f"activation must be a code from 0 to {ACTS - 1}; got {ACTS}"),
-    "both": (torch.float32, 1, 0.0, {"residual": torch.zeros(4, C)}, "give one of them"),
+    "both": (torch.float32, 1, 0.0, {"residual": torch.zeros(4, C)}, "not both"),
     "shape": (torch.float32, 1, 0.0, {"y": torch.zeros(4, C + 1)}, "x's shape and dtype"),
 }
 

@@ -32,8 +32,8 @@ MODULES = {
     "2d": lambda **options: bnt.BatchNorm2d(C, **options),
     "3d": lambda **options: bnt.BatchNorm3d(C, **options),
     "converted": _converted,
-    "synchronised": lambda **options: bnt.SyncBatchNorm(C, **options),
-    "synchronised, reproducible": lambda **options: bnt.SyncBatchNorm(C, reproducible=True, **options),
+    "synchronized": lambda **options: bnt.SyncBatchNorm(C, **options),
+    "synchronized, reproducible": lambda **options: bnt.SyncBatchNorm(C, reproducible=True, **options),
 }
 EVERY_OPTION = [
     {},

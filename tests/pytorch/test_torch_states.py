@@ -1,6 +1,6 @@
 """What `torch.nn.BatchNorm*` trains from and computes, ours do: states, options and inputs, with torch.nn's results.
 
-A cell is a layer as someone left it, and an input. Where torch.nn computes, our layer, a converted one, a synchronised
+A cell is a layer as someone left it, and an input. Where torch.nn computes, our layer, a converted one, a synchronized
 one and torch.nn's own under `accelerate` give its y, gradients and buffers. Where it raises, ours raise and change
 nothing, or (operands of several dtypes) compute what it computes in float64.
 """
@@ -298,7 +298,7 @@ WAYS = {
     "ours": (lambda kind: getattr(bnt, kind.__name__), lambda layer: layer),
     "converted": (lambda kind: kind, lambda layer: bnt.convert(layer, verbose=False)),
     "accelerated": (lambda kind: kind, lambda layer: layer),
-    "synchronised": (lambda kind: kind, lambda layer: bnt.convert_sync(layer, reproducible=True, verbose=False)),
+    "synchronized": (lambda kind: kind, lambda layer: bnt.convert_sync(layer, reproducible=True, verbose=False)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Synchronised batch normalization in real processes, against one process and float64 autograd of the formulas."""
+"""Synchronized batch normalization in real processes, against one process and float64 autograd of the formulas."""
 
 from __future__ import annotations
 
@@ -471,11 +471,11 @@ def fused(rank, group, given, options):
             return torch.relu(self.norm(x) + residual)
 
     block = bnt.fuse(Block(), verbose=False)
-    passes, together = [], bnt.SyncBatchNorm._synchronised
+    passes, together = [], bnt.SyncBatchNorm._synchronized
     t = _tensors(given)
     x, r = t["x"].requires_grad_(), t["residual"].requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bnt.SyncBatchNorm, "_synchronised", lambda *a: passes.append(a[-1]) or together(*a))
+        patch.setattr(bnt.SyncBatchNorm, "_synchronized", lambda *a: passes.append(a[-1]) or together(*a))
         y = block(x, r)
     assert [code for code, _ in passes] == [1], "ReLU, in the same pass"
     by = torch.autograd.grad(y, [x, r, block.norm.weight, block.norm.bias], t["g"])

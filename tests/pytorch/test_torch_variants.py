@@ -722,14 +722,14 @@ def test_a_frozen_layer_takes_one_sample_in_training():
     torch.testing.assert_close(plain, samples)
 
 
-def test_one_value_is_refused_wherever_the_batch_normalises():
+def test_one_value_is_refused_wherever_the_batch_normalizes():
     for layer in (
         bnt.BatchNorm1d(C, track_running_stats=False).eval(),
         bnt.BatchNorm1d(C, normalize_with="batch").eval(),
     ):
         with pytest.raises(ValueError, match="one value per channel"):
             layer(torch.randn(1, C))
-    moving = bnt.BatchNorm1d(C, normalize_with="running")  # normalises with the running ones, but moves them
+    moving = bnt.BatchNorm1d(C, normalize_with="running")  # normalizes with the running ones, but moves them
     with pytest.raises(ValueError, match="one value per channel"):
         moving(torch.randn(1, C))
     assert moving.num_batches_tracked == 0

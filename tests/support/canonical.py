@@ -114,7 +114,7 @@ def _in_four(lanes: np.ndarray) -> np.ndarray:
 def _multiply_add(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """a b + c: in float32 rounded once, in float64 rounded twice.
 
-    The product of two float32 numbers is exact in float64. The sum is rounded to odd there (to the neighbour whose last
+    The product of two float32 numbers is exact in float64. The sum is rounded to odd there (to the neighbor whose last
     bit is 1, unless it is exact), so that rounding it again, to float32, rounds as the exact sum would.
     """
     if a.dtype == np.float64:

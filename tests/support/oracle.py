@@ -112,7 +112,7 @@ def kept_shape(values: np.ndarray, problem: Problem) -> np.ndarray:
 
 def forward(problem: Problem, given: Statistics | None = None) -> Forward:
     """y = activation(xhat * weight + bias + residual), with the problem's own statistics unless some are given."""
-    xhat, z = _normalised(problem, given or statistics(problem))
+    xhat, z = _normalized(problem, given or statistics(problem))
     y = z if problem.activation is None else _activate(z, problem.activation)[0]
     return Forward(to_float(y), to_float(z), _size_of_terms(problem, to_float(xhat)))
 
@@ -120,12 +120,12 @@ def forward(problem: Problem, given: Statistics | None = None) -> Forward:
 def forward_exact(problem: Problem, x: np.ndarray) -> np.ndarray:
     """y as mpmath numbers for an `x` of mpmath numbers, to differentiate the oracle itself."""
     moved = problem._replace(x=x)
-    return _activate(_normalised(moved, statistics(moved))[1], problem.activation)[0]
+    return _activate(_normalized(moved, statistics(moved))[1], problem.activation)[0]
 
 
 def backward(problem: Problem, grad: np.ndarray, stats: Statistics, *, training: bool = True) -> Backward:
     """Gradients of sum(grad * y). In training the statistics are functions of x; else they are constants."""
-    xhat, z = _normalised(problem, stats)
+    xhat, z = _normalized(problem, stats)
     g = exact(grad)
     if problem.activation is not None:
         g = g * _activate(z, problem.activation)[1]
@@ -186,7 +186,7 @@ def _rstd(stats: Statistics, problem: Problem) -> np.ndarray:
     return MP.mpf(1) / np.asarray(_sqrt(stats.m2 / stats.count + MP.mpf(problem.eps)), dtype=object)
 
 
-def _normalised(problem: Problem, stats: Statistics) -> tuple[np.ndarray, np.ndarray]:
+def _normalized(problem: Problem, stats: Statistics) -> tuple[np.ndarray, np.ndarray]:
     """xhat, and what goes into the activation."""
     xhat = (exact(problem.x) - stats.mean) * _rstd(stats, problem)
     z = xhat if problem.weight is None else xhat * _weight(problem)
@@ -259,7 +259,7 @@ def long_forward(columns: np.ndarray, eps: float) -> np.ndarray:
 
 # --- how far a result may be from the exact one ---
 
-N1 = 2.5e-7  # float32, and the float32 part of 16-bit results: design.md, "Numerics contract"
+N1 = 2.5e-7  # float32, and the float32 part of 16-bit results: docs/numerics.md
 N4 = 1e-12  # float64
 GRADIENT = 4e-7  # float32 gradients, relative to the size of the terms they are made of
 # Statistics and the sums of a backward of data whose short sums are in float32; of float64 data and of weights: N4.
@@ -269,7 +269,7 @@ SUMS = 5e-7  # relative to the sum of the sizes of the terms
 
 
 def half_ulp(values: np.ndarray, dtype) -> np.ndarray:
-    """Half the distance between neighbours of a 16-bit type around `values`; 0 for wider types."""
+    """Half the distance between neighbors of a 16-bit type around `values`; 0 for wider types."""
     name = np.dtype(dtype).name
     if name not in ("float16", "bfloat16"):
         return np.zeros(np.shape(values))

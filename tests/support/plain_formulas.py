@@ -41,14 +41,14 @@ def batch_norm(
     renorm: Renormalized | None = None,
     eps: float = 1e-5,
 ) -> Plain:
-    """Each ghost of `size` samples normalised with its own mean and variance."""
+    """Each ghost of `size` samples normalized with its own mean and variance."""
     leaves = [torch.tensor(np.asarray(a, dtype=np.float64), requires_grad=True) for a in (x, weight, bias)]
     w = torch.ones(x.shape[:1] + x.shape[2:], dtype=torch.float64)
     if counted is not None:
         w = torch.tensor(np.asarray(counted, dtype=np.float64))
     step = size or len(x)
     parts = [
-        _normalised(leaves[0][i : i + step], w[i : i + step], leaves[1], leaves[2], renorm, eps)
+        _normalized(leaves[0][i : i + step], w[i : i + step], leaves[1], leaves[2], renorm, eps)
         for i in range(0, len(x), step)
     ]
     y = torch.cat(parts)
@@ -56,7 +56,7 @@ def batch_norm(
     return Plain(y.detach().numpy(), *(g.numpy() for g in gradients))
 
 
-def _normalised(x, w, weight, bias, renorm, eps):
+def _normalized(x, w, weight, bias, renorm, eps):
     over = [0, *range(2, x.ndim)]
     shape = [1, -1] + [1] * (x.ndim - 2)
     w = w.unsqueeze(1)

@@ -85,7 +85,7 @@ def call(
     parts = [slice(i, i + size) for i in range(0, len(x), size)] if size else [slice(None)]
     if size and any(int((w[p] > 0).sum()) < 2 for p in parts):
         raise Refused("at least two positions in every ghost")
-    xhat = torch.cat([_standardised(layer, x[p], w[p], batch) for p in parts])
+    xhat = torch.cat([_standardized(layer, x[p], w[p], batch) for p in parts])
     if not options["train_affine"]:
         weight, bias = (None if t is None else t.detach() for t in (weight, bias))
     y = xhat if weight is None else xhat * over(weight, x)
@@ -124,8 +124,8 @@ def _selection(x: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> 
     return w
 
 
-def _standardised(layer: Known, x: Tensor, w: Tensor, batch: bool) -> Tensor:
-    """x less mean, by the standard deviation; renormalised, where that is asked for."""
+def _standardized(layer: Known, x: Tensor, w: Tensor, batch: bool) -> Tensor:
+    """x less mean, by the standard deviation; renormalized, where that is asked for."""
     eps, renorm = layer.options["eps"], layer.options["renorm"]
     if not batch:
         return (x - over(layer.state["running_mean"], x)) / (over(layer.state["running_var"], x) + eps).sqrt()

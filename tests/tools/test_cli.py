@@ -75,7 +75,7 @@ def test_explain_without_a_file_is_the_worked_example(capsys: Capture) -> None:
     assert "batchnorm explain FILE" in out
 
 
-def test_explain_piped_has_no_colours_and_fits_eighty_columns() -> None:
+def test_explain_piped_has_no_colors_and_fits_eighty_columns() -> None:
     done = run("explain")
     assert done.returncode == 0
     assert done.stderr == ""
@@ -234,7 +234,7 @@ def test_normalize_says_what_it_did(capsys: Capture, rng: np.random.Generator) -
     captured = capsys.readouterr()
     assert captured.out == (
         "y.npy: shape (6, 3, 4), float32, channels on axis 1.\n"
-        "Normalised with the moments of this file: 3 channels, m = 24.\n"
+        "Normalized with the moments of this file: 3 channels, m = 24.\n"
         "Moments saved in m.json.\n"
     )
     assert captured.err == ""
@@ -738,20 +738,20 @@ LINES = [line("a ", ("b", "lit"), " √2")]
 
 
 @pytest.mark.parametrize(
-    ("variables", "coloured"),
+    ("variables", "colored"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"rich": ""}, False)],
 )
-def test_colours_on_a_terminal(variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colors_on_a_terminal(variables: dict[str, str], colored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in ({"TERM": "xterm-256color"} | variables).items():
         monkeypatch.setenv(name, value)
-    if "rich" in variables:  # not installed: the same text, without colours
+    if "rich" in variables:  # not installed: the same text, without colors
         monkeypatch.setitem(sys.modules, "rich.console", None)
     stream = Terminal()
     terminal.show(LINES, stream)
     text = stream.getvalue()
-    assert ("\x1b[" in text) == coloured
+    assert ("\x1b[" in text) == colored
     assert re.sub(r"\x1b\[[0-9;]*m", "", text) == "a b √2\n"
 
 

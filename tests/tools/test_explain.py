@@ -48,7 +48,7 @@ def columns_of(x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     return x.transpose(*reduced, *kept).reshape(m, -1).astype(np.float64)
 
 
-def normalised(table: np.ndarray, eps: float = 1e-5) -> np.ndarray:
+def normalized(table: np.ndarray, eps: float = 1e-5) -> np.ndarray:
     return (table - table.mean(axis=0)) / np.sqrt(table.var(axis=0) + eps)
 
 
@@ -115,7 +115,7 @@ def test_statistics_of_every_channel(
     x = rng.normal(3, 2, shape)
     t = bn.explain(x, axis).channels
     table = columns_of(x, axis)
-    y = normalised(table)
+    y = normalized(table)
     for name, expected in (
         ("mean", table.mean(0)),
         ("var", table.var(0)),
@@ -173,7 +173,7 @@ def test_formulas_of_a_long_channel_show_the_first_values_and_the_last(rng: np.r
     assert f.x == tuple(flat[:5])
     assert f.last == flat[-1]
     assert f.m == 20
-    y = normalised(columns_of(x, 1))[:, 2]
+    y = normalized(columns_of(x, 1))[:, 2]
     assert np.allclose(f.xhat, y[:5], atol=1e-14)
     assert f.xhat_last == pytest.approx(y[-1], abs=1e-14)
 
@@ -196,7 +196,7 @@ def test_a_table_is_a_grid_of_its_own_numbers(rng: np.random.Generator) -> None:
     assert drawing.columns == (0, 1, 2, None, 20, None, 63)
     shown = np.ix_([0, 1, 2, 149], [0, 1, 2, 20, 63])
     assert np.array_equal(drawing.before, x[shown])
-    assert np.allclose(drawing.after, normalised(x)[shown], atol=1e-13)
+    assert np.allclose(drawing.after, normalized(x)[shown], atol=1e-13)
 
 
 def test_channels_last_is_a_grid_with_a_row_per_position(rng: np.random.Generator) -> None:
@@ -286,7 +286,7 @@ def test_the_example_pair_is_in_the_data(rng: np.random.Generator) -> None:
     p = e.between.example
     assert p is not None
     table = columns_of(x, 1)
-    y = normalised(table)
+    y = normalized(table)
     assert (p.a, p.b) == (table[p.position_a, p.channel_a], table[p.position_b, p.channel_b])
     assert p.a > p.b
     assert p.a_after <= p.b_after

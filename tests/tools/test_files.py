@@ -332,7 +332,7 @@ def test_saved_moments_are_strict_json_even_when_not_finite(values: list[list[fl
     assert saved.names == ("a", "ü")
 
 
-def test_moments_of_training_data_normalise_new_data(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_moments_of_training_data_normalize_new_data(tmp_path: Path, rng: np.random.Generator) -> None:
     train, new = rng.normal(3, 2, (50, 3)), rng.normal(3, 2, (1, 3))  # a single row: no moments of its own
     np.save(tmp_path / "train.npy", train)
     np.save(tmp_path / "new.npy", new)
@@ -538,7 +538,7 @@ def test_progress_has_two_phases_that_end_complete(
         return advance
 
     normalize_file(Request(tmp_path / "x.npy", tmp_path / "y.npy"), progress)
-    assert phases == {"gathering moments": [40, 40], "normalising": [40, 40]}
+    assert phases == {"gathering moments": [40, 40], "normalizing": [40, 40]}
 
 
 def test_bars_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:

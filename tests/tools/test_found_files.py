@@ -472,7 +472,7 @@ def test_a_folder_that_looks_like_a_partition_adds_no_column() -> None:
 
 
 def test_pandas_reads_back_what_it_wrote() -> None:
-    """Its note names the index, and types to convert to: those of the normalised columns are the new ones."""
+    """Its note names the index, and types to convert to: those of the normalized columns are the new ones."""
     note = STORED | {
         "columns": [
             {"name": n, "field_name": f, "pandas_type": "int64", "numpy_type": t, "metadata": None}
@@ -761,7 +761,7 @@ def test_training_moments_cannot_be_overwritten_by_mistake(capsys: Capture) -> N
     for old in (["--moments", "m.json"], ["--moments", "m.json", "--eval"], ["--eval"], ["--moments=m.json"]):
         assert main(["normalize", "x.npy", "-o", "z.npy", *old]) == 2
         err = " ".join(capsys.readouterr().err.split())
-        assert "does not exist: --save-moments FILE saves the moments of IN, --use-moments FILE normalises with" in err
+        assert "does not exist: --save-moments FILE saves the moments of IN, --use-moments FILE normalizes with" in err
     assert main(["normalize", "x.npy", "-o", "z.npy", "--save-moments", "m.json", "--use-moments", "m.json"]) == 2
     assert "not allowed with argument" in capsys.readouterr().err
     assert Path("m.json").read_bytes() == before

@@ -58,7 +58,7 @@ def test_a_keyboard_user_sees_the_focus(example: Page) -> None:
     assert width == "3px"
 
 
-def test_what_is_lit_is_told_by_more_than_colour(example: Page) -> None:
+def test_what_is_lit_is_told_by_more_than_color(example: Page) -> None:
     on, off = cell(example, 1, 0), cell(example, 1, 1)
     look = "(e) => { const s = getComputedStyle(e); return [s.fontWeight, s.borderTopColor]; }"
     weight, border = on.evaluate(look)
@@ -129,12 +129,12 @@ def test_nothing_overflows_the_screen(browser: Browser, tmp_path: Path, width: i
         assert dark == (scheme == "dark")
 
 
-# Every colour as the browser resolves it, drawn over the nearest background; WCAG's relative luminance and contrast.
+# Every color as the browser resolves it, drawn over the nearest background; WCAG's relative luminance and contrast.
 CONTRASTS = """() => {
   const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-  const drawn = (...colours) => {
+  const drawn = (...colors) => {
     context.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+    for (const color of colors) { context.fillStyle = color; context.fillRect(0, 0, 1, 1); }
     return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
   };
   const light = (rgb) => rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))

@@ -279,7 +279,7 @@ CASES: list[tuple[str, Maker, str, list[str]]] = [
 def summary_of(name: str, numbers: Maker, seeds: int = 3) -> Summary:
     settings = experiment(name).plan(True).settings()
     runs = [Run(s, seed, numbers(s, 0.1 * seed)) for seed in range(seeds) for s in settings]
-    return experiment(name).summarise(Runs(runs))
+    return experiment(name).summarize(Runs(runs))
 
 
 @pytest.mark.parametrize(("name", "numbers", "verdict", "parts"), CASES, ids=lambda value: str(value)[:24])

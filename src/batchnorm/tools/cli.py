@@ -1,4 +1,4 @@
-"""The command ``batchnorm``: explain data, ask why by experiments, normalise files, measure speed."""
+"""The command ``batchnorm``: explain data, ask why by experiments, normalize files, measure speed."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class _Replaced(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         parser.error(
             f"{'/'.join(self.option_strings)} does not exist: --save-moments FILE saves the moments of IN, "
-            "--use-moments FILE normalises with those saved there"
+            "--use-moments FILE normalizes with those saved there"
         )
 
 
@@ -223,8 +223,8 @@ def _add_normalize(commands: Any) -> None:
     parser = commands.add_parser(
         "normalize",
         aliases=["normalise"],
-        help="write a normalised copy of a file",
-        description="Normalise an array or a table, in blocks where it is larger than memory. OUT appears when it is "
+        help="write a normalized copy of a file",
+        description="Normalize an array or a table, in blocks where it is larger than memory. OUT appears when it is "
         "complete; it may be IN.",
     )
     parser.add_argument("input", metavar="IN", type=Path, help=f"{READABLE_OR}, or - for standard input")
@@ -248,7 +248,7 @@ def _add_normalize(commands: Any) -> None:
         "--use-moments",
         metavar="FILE",
         type=Path,
-        help="normalise with the moments and the eps saved there, not with those of IN",
+        help="normalize with the moments and the eps saved there, not with those of IN",
     )
     for name in ("--moments", "--eval"):
         parser.add_argument(name, nargs="?", action=_Replaced, help=argparse.SUPPRESS)

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ._fuse.forward import FusedForward
 from ._options import DEFAULTS
-from ._sync import OURS, THEIRS, SyncBatchNorm, check_model, synchronise, why_unfit
+from ._sync import OURS, THEIRS, SyncBatchNorm, check_model, synchronize, why_unfit
 
 Model = TypeVar("Model", bound=nn.Module)
 Left = tuple[str, str, str]  # a module's name, its class, and why it is left as it is
@@ -24,7 +24,7 @@ def convert(model: Model, *, verbose: bool = True) -> Model:
     """Make every `torch.nn.BatchNorm1d`, `2d` and `3d` of a model one of ours, in place.
 
     Only the class of these modules changes: each stays the object it is, with its parameters, buffers, hooks, mode,
-    device and dtype. Only modules of exactly those classes are converted; others that normalise by batch are named.
+    device and dtype. Only modules of exactly those classes are converted; others that normalize by batch are named.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def convert_sync(
     model
         Any module; a batch normalization by itself, too.
     process_group
-        The processes whose batches are one. None: all; synchronised layers keep the group they have.
+        The processes whose batches are one. None: all; synchronized layers keep the group they have.
     reproducible
         See `SyncBatchNorm`.
     verbose
@@ -104,7 +104,7 @@ def convert_sync(
     >>> type(model[1])
     <class 'batchnorm.torch.SyncBatchNorm'>
     """
-    became = synchronise(model, process_group, reproducible, "convert_sync")
+    became = synchronize(model, process_group, reproducible, "convert_sync")
     if verbose:
         print(f"converted {counted(became)}")
         print_left(not_ours(model))
@@ -115,7 +115,7 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
     """Make every batch normalization of ours one of torch.nn's, in place: `convert`, `convert_sync`, `fuse` are undone.
 
     A layer that uses what torch.nn's has not (`activation`, say) is left, and named; one that `convert_sync` made of
-    it is no longer synchronised.
+    it is no longer synchronized.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
         if isinstance(module.__dict__.get("forward"), FusedForward):
             del module.forward
         if type(module) is SyncBatchNorm:
-            _unsynchronise(module)
+            _unsynchronize(module)
         if type(module) not in THEIRS:
             continue
         if extras := _extras_of(module):
@@ -169,7 +169,7 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
     return model
 
 
-def _unsynchronise(layer: SyncBatchNorm) -> None:
+def _unsynchronize(layer: SyncBatchNorm) -> None:
     """Give a layer back the class that `convert_sync` found; one that was built as it is stays."""
     if layer._kind is None or layer._kind is nn.SyncBatchNorm:
         return
@@ -187,7 +187,7 @@ def _extras_of(module: nn.Module) -> str:
 
 
 def not_ours(model: nn.Module) -> Iterator[Left]:
-    """The modules that normalise by batch, as far as their classes tell, and that `convert` leaves."""
+    """The modules that normalize by batch, as far as their classes tell, and that `convert` leaves."""
     for name, module in model.named_modules():
         if reason := _why_left(module):
             yield name, type(module).__name__, reason

@@ -110,7 +110,7 @@ class _Extended(_running.KeepsCount):
             The layer's input, any strides; a dense memory format is kept.
         mask
             Bool; broadcastable to the input without its channel axis, or with it as length one. False positions do not
-            count in the statistics; every position is normalised. In evaluation it changes nothing.
+            count in the statistics; every position is normalized. In evaluation it changes nothing.
         sample_weight
             Non-negative floats, shaped like `mask`: the weight of each position.
         residual
@@ -122,10 +122,10 @@ class _Extended(_running.KeepsCount):
         self._check_input(input)
         activation = activation_code(self.activation)
         if residual is None or _operands.is_like(residual, input):
-            return self._normalise(input, mask, sample_weight, residual, activation)
+            return self._normalize(input, mask, sample_weight, residual, activation)
         _operands.check_residual(type(self).__name__, input, residual, activation[0])
         return _activations.activate(
-            self._normalise(input, mask, sample_weight, None, (0, 0.0)) + residual, *activation
+            self._normalize(input, mask, sample_weight, None, (0, 0.0)) + residual, *activation
         )
 
     def _check_input(self, input: Tensor) -> None:
@@ -137,7 +137,7 @@ class _Extended(_running.KeepsCount):
                 f"{tuple(input.shape)}. Build the layer for {input.shape[1]} channels, or move the channels to axis 1"
             )
 
-    def _normalise(
+    def _normalize(
         self,
         x: Tensor,
         mask: Tensor | None,
@@ -155,7 +155,7 @@ class _Extended(_running.KeepsCount):
             return y
         if x.layout is _operands.ONEDNN:  # there and back
             added = None if residual is None else residual.to_dense()
-            return self._normalise(x.to_dense(), mask, sample_weight, added, activation).to_mkldnn()
+            return self._normalize(x.to_dense(), mask, sample_weight, added, activation).to_mkldnn()
         selection = None
         if mask is not None or sample_weight is not None:
             selection = _positions.weights_like(x, mask, sample_weight, type(self).__name__)
@@ -174,7 +174,7 @@ class _Extended(_running.KeepsCount):
         if not native and self._is_as_torch(x, selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _activations.activate(y if residual is None else y + residual, *activation)
-        if not native or not batch:  # the kernels count where the batch normalises
+        if not native or not batch:  # the kernels count where the batch normalizes
             _positions.check(x, selection, group, 2)
         y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, native)
         if updates:
@@ -211,7 +211,7 @@ class _Extended(_running.KeepsCount):
         return many and self.track_running_stats and not is_recomputation()
 
     def _choices(self) -> tuple[bool, bool]:
-        """Whether the batch's statistics normalise, and whether the running ones move."""
+        """Whether the batch's statistics normalize, and whether the running ones move."""
         if self.running_mean is None:
             check_all_without_running(self, type(self).__name__)
         batch = self.training or (self.running_mean is None and self.running_var is None)
@@ -230,7 +230,7 @@ class _Extended(_running.KeepsCount):
             return True
         updates = self.update_running_stats
         raise ValueError(
-            f"{type(self).__name__}: a checkpoint's second forward must normalise as its first did, whose running "
+            f"{type(self).__name__}: a checkpoint's second forward must normalize as its first did, whose running "
             "statistics have moved since; got one with "
             + ("renorm" if batch else f"normalize_with={self.normalize_with!r}, update_running_stats={updates!r}")
             + ". Leave the layer out of the checkpoint, or set update_running_stats=False for the steps with it"
@@ -322,18 +322,18 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
         (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha): applied in the same pass.
     on_single_value
-        What one value per channel in training does: "error", or "running" to normalise with the running statistics.
+        What one value per channel in training does: "error", or "running" to normalize with the running statistics.
     on_nonfinite
         What a batch does that would store NaN or infinity in the running statistics: "propagate", "skip" or "raise".
     running_correction
         1: running_var is unbiased, as PyTorch's. 0: biased, as in Keras, Flax and ONNX.
     virtual_batch_size
-        Ghost batches (Hoffer, Hubara and Soudry 2017): in training every so many consecutive samples are normalised by
+        Ghost batches (Hoffer, Hubara and Soudry 2017): in training every so many consecutive samples are normalized by
         themselves (the last may be fewer); running statistics move once, by the moments of all. None: the whole batch.
     renorm
         Batch renormalization (Ioffe 2017): a `batchnorm.Renorm`, whose limits follow `num_batches_tracked`.
     normalize_with
-        What normalises: "auto" (the batch's in training, the running ones in evaluation), "batch" or "running".
+        What normalizes: "auto" (the batch's in training, the running ones in evaluation), "batch" or "running".
     update_running_stats
         Whether a call moves the running statistics. None: in training mode.
     train_affine

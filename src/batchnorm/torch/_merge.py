@@ -123,7 +123,8 @@ def _merged_value(name: str, values: list[Any], counts: Tensor) -> Any:
     if not isinstance(first, Tensor):
         if any(value != first for value in values[1:]):
             raise ValueError(
-                f"merge_state_dicts: {name} differs between the states and is not a tensor: nothing merges it"
+                f"merge_state_dicts: {name} differs between the states and is not a tensor: "
+                "it cannot be merged; remove it"
             )
         return first
     values = [value.to(first.device) for value in values]

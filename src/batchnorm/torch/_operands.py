@@ -1,4 +1,4 @@
-"""Which operands go together: on one device, of a dtype that is normalised, a residual that can be added."""
+"""Which operands go together: on one device, of a dtype that is normalized, a residual that can be added."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def _fix(*devices: torch.device) -> str:
 
 
 def check_input(who: str, x: Tensor) -> None:
-    """Refuse what cannot be normalised: dtypes that PyTorch's own function does not take, and sparse tensors."""
+    """Refuse what cannot be normalized: dtypes that PyTorch's own function does not take, and sparse tensors."""
     if x.dtype not in _backend.DTYPES:
         fix = "use input.float(), or input.double() where whole numbers exceed 2**24"
         if x.is_complex():
-            fix = "normalise its real and imaginary parts, torch.view_as_real(input)"
+            fix = "normalize its real and imaginary parts, torch.view_as_real(input)"
         raise TypeError(f"{who}: input must be float32, float64, float16 or bfloat16; got {x.dtype}; {fix}")
     if x.layout is not torch.strided:
         raise TypeError(f"{who}: input must be dense; got layout {x.layout}; use input.to_dense()")

@@ -26,7 +26,7 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 # With running_mean and running_var: evaluation. `weights` is bool or float and broadcasts to x, with one channel. The
 # second result is a (4, C) float64 table: count, mean, what rounding the mean left out, sum of squared deviations.
 # `stats` is such a table, known before: nothing is gathered, and derivatives are those of x's own moments. With a
-# `group`, every so many samples are normalised by themselves: tables are (4, G, C), weight and bias may be (G, C).
+# `group`, every so many samples are normalized by themselves: tables are (4, G, C), weight and bias may be (G, C).
 LIBRARY.define(
     "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? weights, "
     "Tensor? residual, float eps, int activation, float slope, Tensor? stats=None, int group=0) -> (Tensor, Tensor)",
@@ -249,7 +249,7 @@ torch.library.register_autograd("batchnorm::forward", _forward_backward, setup_c
 class _Forward(torch.autograd.Function):
     """`batchnorm::forward` and its derivative, without the layers that the dispatcher puts around one in Python.
 
-    What has no gradient comes as one argument: on a small input every argument more is seen.
+    What has no gradient comes as one argument: each extra argument costs time on small inputs.
     """
 
     @staticmethod

@@ -32,7 +32,7 @@ def _no_ghosts(value: Any) -> None:
 EPS = replace(
     _options.EPS,
     take=_real(lambda v: 0 <= v < math.inf),
-    rule="must be finite and at least 0 (above 0 where a batch's statistics normalise)",
+    rule="must be finite and at least 0 (above 0 where a batch's statistics normalize)",
 )
 POSITIVE_EPS = replace(_options.EPS, take=_real(lambda v: 0 < v < math.inf))
 MOMENTUM = replace(
@@ -44,7 +44,7 @@ REPRODUCIBLE = Option("reproducible", False, _options.flag, "must be True or Fal
 OF_SYNC = replace(
     VIRTUAL_BATCH_SIZE,
     take=_no_ghosts,
-    rule="makes ghost batches, parts of one process's batch, which a synchronised layer does not look at by itself: it "
+    rule="makes ghost batches, parts of one process's batch, which a synchronized layer does not look at by itself: it "
     "must be None",
     fix="use BatchNorm1d, 2d or 3d",
 )

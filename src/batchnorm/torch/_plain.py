@@ -46,7 +46,7 @@ def mean_and_variance(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor
     return count, mean, (w * deviation * deviation).sum(over) / count
 
 
-def standardise(
+def standardize(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
     eps: float, activation: int, slope: float,
 ) -> Tensor:  # fmt: skip
@@ -67,16 +67,16 @@ def forward(
     weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
     stats: Tensor | None = None, group: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """y, and the table of what normalised it. Statistics that are given are x's own: gradients flow through them."""
+    """y, and the table of what normalized it. Statistics that are given are x's own: gradients flow through them."""
     options = (eps, activation, slope)
     if running_mean is not None and running_var is not None:
-        y = standardise(x, running_mean, running_var, weight, bias, residual, *options)
+        y = standardize(x, running_mean, running_var, weight, bias, residual, *options)
         return y, _table(x, torch.ones_like(running_mean), running_mean, running_var)
     parts, tables = [], []
     for i, (part, w, r) in enumerate(zip(*(_cut(t, x, group) for t in (x, weights, residual)), strict=True)):
         assert part is not None
         count, mean, var = mean_and_variance(part, w)
-        parts.append(standardise(part, mean, var, _row(weight, i), _row(bias, i), r, *options))
+        parts.append(standardize(part, mean, var, _row(weight, i), _row(bias, i), r, *options))
         tables.append(_table(x, count, mean, var))
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y, torch.stack(tables, 1) if group else tables[0]
@@ -111,7 +111,7 @@ def table(count: Tensor, mean: Tensor, var: Tensor, dtype: torch.dtype = torch.f
 def merge(parts: Tensor) -> Tensor:
     """Moments (4, G, C) or sums (2, G, C) of parts to those of the whole, with the bits of our operation.
 
-    Neighbours are joined, level by level; an odd one is carried up.
+    Neighbors are joined, level by level; an odd one is carried up.
     """
     if parts.shape[1] == 0:
         return parts.new_zeros(parts.shape[0], parts.shape[2])
@@ -135,7 +135,7 @@ def normalize(
     activation: int, slope: float,
 ) -> Tensor:  # fmt: skip
     """y by the statistics of a table."""
-    return standardise(x, stats[1], stats[3] / stats[0], weight, bias, residual, eps, activation, slope)
+    return standardize(x, stats[1], stats[3] / stats[0], weight, bias, residual, eps, activation, slope)
 
 
 def before_activation(grad_y: Tensor, z: Tensor, activation: int, slope: float) -> Tensor:
@@ -185,6 +185,6 @@ def _gradient_and_xhat(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient by what the activation is applied to, and xhat."""
     with torch.no_grad():
-        xhat = standardise(x.to(compute_dtype(x)), stats[1], stats[3] / stats[0], None, None, None, eps, 0, 0.0)
+        xhat = standardize(x.to(compute_dtype(x)), stats[1], stats[3] / stats[0], None, None, None, eps, 0, 0.0)
         z = _affine(xhat, x, weight, bias, residual) if y is None else y
         return before_activation(grad_y.to(xhat.dtype), z, activation, slope), xhat

@@ -106,7 +106,7 @@ def counted(x: Tensor, selection: Tensor | None) -> Tensor | int:
 def refused(x: Tensor, sample_weight: Tensor, group: int, least: int) -> str:
     """What is wrong with the values of weights, or nothing: the rules of `refused_weights` of fused_calls.cpp.
 
-    At least `least` positions must count, of every `group` samples where each so many are normalised by themselves.
+    At least `least` positions must count, of every `group` samples where each so many are normalized by themselves.
     """
     N = x.shape[0]
     size = min(group, N) if group else N

@@ -1,8 +1,8 @@
-"""Parts of a batch normalised with the statistics of all of it, wherever the parts are.
+"""Parts of a batch normalized with the statistics of all of it, wherever the parts are.
 
 An `Exchange` says what "all of it" is: it makes one table of moments, and one of the backward's sums, of those of the
 parts at hand: of the micro-batches of one process (`Here`), or of the ranks of a process group (`sync.Ranks`). All else
-is the same: gather moments, normalise; gather sums, differentiate.
+is the same: gather moments, normalize; gather sums, differentiate.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Here:
 
 
 class Part(NamedTuple):
-    """What is normalised, which of its positions count, and what is added before the activation."""
+    """What is normalized, which of its positions count, and what is added before the activation."""
 
     x: Tensor
     weights: Tensor | None
@@ -79,7 +79,7 @@ class _Kept(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Of the operations, as they take them."""
+    """Options, in schema order."""
 
     eps: float
     activation: int
@@ -230,7 +230,7 @@ def _differentiate_again(
     ys, by_ys = [], []
     for p, y, g in zip(leaves, (part.y for part in parts), upon, strict=True):
         upto = options if y is None else options._replace(activation=0)
-        ys.append(_plain.standardise(p.x, mean, var, w, b, p.residual, *upto))
+        ys.append(_plain.standardize(p.x, mean, var, w, b, p.residual, *upto))
         by_ys.append(g if y is None else _plain.before_activation(g, y, options.activation, options.slope))
     by: list[Tensor | None] = [w, b, *(t for p in leaves for t in (p.x, None, p.residual))]
     known = [t for t in by if t is not None]

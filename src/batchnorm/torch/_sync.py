@@ -96,7 +96,7 @@ class SyncBatchNorm(_Extended):
     @classmethod
     def convert_sync_batchnorm(cls, module: Any, process_group: Any | None = None) -> Any:
         """As `convert_sync`, silently; torch.nn's name for it."""
-        synchronise(module, process_group, reproducible=False, who="convert_sync_batchnorm")
+        synchronize(module, process_group, reproducible=False, who="convert_sync_batchnorm")
         return module
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -115,17 +115,17 @@ class SyncBatchNorm(_Extended):
         """As that of `BatchNorm1d`, with the statistics of all ranks."""
         if _backend.is_traced(input) or not self._exchanges():
             return super().forward(input, mask, sample_weight, residual)
-        return self._synchronised(input, mask, sample_weight, residual, activation_code(self.activation))
+        return self._synchronized(input, mask, sample_weight, residual, activation_code(self.activation))
 
-    def _normalise(
+    def _normalize(
         self, x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, residual: Tensor | None,
         activation: tuple[int, float],
     ) -> Tensor:  # fmt: skip
         """One pass of a fused model."""
         if self._exchanges():
-            return self._synchronised(x, mask, sample_weight, residual, activation)
+            return self._synchronized(x, mask, sample_weight, residual, activation)
         self._check_input_dim(x)
-        return super()._normalise(x, mask, sample_weight, residual, activation)
+        return super()._normalize(x, mask, sample_weight, residual, activation)
 
     def _exchanges(self) -> bool:
         """Whether this forward takes part in a collective, or in the order of one."""
@@ -134,7 +134,7 @@ class SyncBatchNorm(_Extended):
             return False
         return self.reproducible or world_size(self.process_group) > 1
 
-    def _synchronised(
+    def _synchronized(
         self, x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, residual: Tensor | None,
         activation: tuple[int, float],
     ) -> Tensor:  # fmt: skip
@@ -248,7 +248,7 @@ class SyncBatchNorm(_Extended):
         return super().extra_repr() + (", reproducible=True" if self.reproducible else "")
 
 
-# --- layers of a model that become synchronised ---
+# --- layers of a model that become synchronized ---
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: BatchNorm1d,
@@ -258,7 +258,7 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
 THEIRS = {ours: theirs for theirs, ours in OURS.items()} | {SyncBatchNorm: nn.SyncBatchNorm}
 
 
-def synchronise(model: nn.Module, process_group: Any, reproducible: bool, who: str) -> int:
+def synchronize(model: nn.Module, process_group: Any, reproducible: bool, who: str) -> int:
     """Make every batch normalization of a model a `SyncBatchNorm`, in place; return how many became one."""
     check_model(model, who)
     kinds = (*OURS, *OURS.values(), nn.SyncBatchNorm)

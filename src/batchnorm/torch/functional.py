@@ -93,14 +93,14 @@ def batch_norm(
     ----------
     input
         With channels on axis 1. Or a sequence of such, the micro-batches of one batch: moments are gathered over
-        all of them first, then each is normalised; likewise the sums of the backward. So results and gradients are
+        all of them first, then each is normalized; likewise the sums of the backward. So results and gradients are
         those of the whole batch, to rounding. mask, sample_weight and residual are sequences then, too.
     running
         Running statistics, or None where there are none.
     weight, bias
         Scale and shift, one for each channel. Default: 1 and 0.
     training
-        True: normalise with the batch's moments, and return moved statistics. False: normalise with `running`, and
+        True: normalize with the batch's moments, and return moved statistics. False: normalize with `running`, and
         return them as they are.
     momentum, eps, running_correction, activation
         As of `BatchNorm1d`.
@@ -215,7 +215,7 @@ def _evaluated(
     options: _shared.Options, who: str,
 ) -> list[Tensor]:  # fmt: skip
     if running is None:
-        raise ValueError(f"{who}: evaluation (training=False) normalises with running statistics; got running=None")
+        raise ValueError(f"{who}: evaluation (training=False) normalizes with running statistics; got running=None")
     ys = []
     for x, _, residual in parts:
         backend = _operations if _backend.is_native(x) and x.numel() else _plain

@@ -1,4 +1,4 @@
-"""What normalising keeps and what it loses, counted on values before and after.
+"""What normalizing keeps and what it loses, counted on values before and after.
 
 Inside a channel: the order and the relative distances. Between channels: which of two values is greater.
 """
@@ -39,7 +39,7 @@ class Place:
 class Inside:
     """Comparisons of values of the same channel.
 
-    ``complete`` says whether all values took part. ``reversed`` counts neighbours in sorted order that changed sides
+    ``complete`` says whether all values took part. ``reversed`` counts neighbors in sorted order that changed sides
     (0 means that no pair at all did); ``made_equal`` pairs of different values that rounding made equal. ``moved`` is
     the greatest change of a value's place between the least and the greatest of its channel (0 … 1), and
     ``tolerance`` what rounding explains. ``without_order`` counts channels left out: those with NaN or infinity.

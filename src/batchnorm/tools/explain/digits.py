@@ -24,7 +24,7 @@ def short(value: float, digits: int = 5) -> str:
 
 
 def normal(value: float) -> str:
-    """Return a normalised value with four decimals; an exact integer has none.
+    """Return a normalized value with four decimals; an exact integer has none.
 
     >>> normal(-1.41421), normal(0.0), normal(-1e-17)
     ('-1.4142', '0', '0.0000')

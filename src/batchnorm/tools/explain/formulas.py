@@ -23,7 +23,7 @@ WEIGHT, BIAS = 2.0, 10.0
 class Formulas:
     """One channel's numbers.
 
-    ``x`` are its first values and ``last`` the last one (None when ``x`` is all); ``xhat`` are the normalised ``x``,
+    ``x`` are its first values and ``last`` the last one (None when ``x`` is all); ``xhat`` are the normalized ``x``,
     by the library. ``y`` is ``xhat[0]`` scaled by ``weight`` and shifted by ``bias``. ``var`` divides by m;
     ``var_running`` is what a layer's running_var would take, var · m/(m-1), NaN for m = 1.
     """

@@ -17,10 +17,10 @@ def formulas(f: Formulas, columns: int) -> list[Line]:
     """Return the formulas of one channel, then what the variance divides by."""
     digits = digits_for(f.mean, f.std)
     values = [in_sum(v, digits) for v in (*f.x, *(() if f.last is None else (f.last,)))]
-    centre = in_sum(f.mean, digits)
-    squares = [f"({v} - {centre})²" for v in values]
+    center = in_sum(f.mean, digits)
+    squares = [f"({v} - {center})²" for v in values]
     y = normal(f.xhat[0])
-    xhat = f"({values[0]} - {centre}) / √({short(f.var)} + {short(f.eps)})"
+    xhat = f"({values[0]} - {center}) / √({short(f.var)} + {short(f.eps)})"
     return [
         *_result("mean", _average(values, "x", f, columns), short(f.mean, digits), columns),
         *_result("var", _average(squares, "(x - mean)²", f, columns), short(f.var), columns),

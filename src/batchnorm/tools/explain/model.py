@@ -107,9 +107,9 @@ def explain(
     x : array, nested sequence of numbers, or table
         Integers and booleans are converted to float64; the explanation says so.
     axis : int or tuple of ints
-        The axes kept, which name the channels.
+        The channel axes.
     channel : int
-        The channel whose formulas are filled in, counted from 0 in the order of the kept axes.
+        The channel whose formulas are filled in, counted from 0 in the order of these axes.
     eps : float
         Added to the variance; positive.
     nan_policy : {"propagate", "omit", "raise"}

@@ -83,11 +83,11 @@ def _caption(e: Facts) -> str:
     if isinstance(e.drawing, Grid):
         of_channel = e.formulas.m
         values = f"{many(of_channel)} values give" if of_channel > 1 else "one value gives"
-        return f"In the box is {lit}: its {values} one mean and one variance, and these normalise all of it."
+        return f"In the box is {lit}: its {values} one mean and one variance, and these normalize all of it."
     sizes = " · ".join(map(str, e.drawing.plane))
     count = f" = {many(math.prod(e.drawing.plane))}" if len(e.drawing.plane) > 1 else ""
     return (
         f"A bar is one {e.labels.unit} of one sample: {tied(f'{sizes}{count} values')}. The solid bars together "
         f"give {lit} "
-        "one mean and one variance, and these normalise all of it."
+        "one mean and one variance, and these normalize all of it."
     )

@@ -73,7 +73,7 @@ def _precision(table: ChannelTable, largest: np.ndarray, clean: np.ndarray, dtyp
 
 
 def _step(at: np.ndarray, bits: int) -> np.ndarray:
-    """Return the distance between neighbouring numbers of a format around ``at``."""
+    """Return the distance between neighboring numbers of a format around ``at``."""
     return np.where(at == 0, 0.0, np.ldexp(1.0, np.frexp(at)[1] - bits))
 
 

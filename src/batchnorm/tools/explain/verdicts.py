@@ -36,7 +36,7 @@ def _order(e: Facts) -> Verdict:
     pairs = f"{many(i.pairs)} {'' if i.complete else 'sampled '}pairs of values in the same {unit}"
     sentences = [f"None of the {pairs} changed sides{equal}."]
     if i.reversed:
-        sentences = [f"Among the {pairs}, {many(i.reversed)} neighbours in sorted order changed sides{equal}."]
+        sentences = [f"Among the {pairs}, {many(i.reversed)} neighbors in sorted order changed sides{equal}."]
     if n := i.without_order:
         sentences.append(
             f"{e.labels.plural(n)} with NaN or infinity {'is' if n == 1 else 'are'} left out; there, nothing is kept."

@@ -181,7 +181,7 @@ def _check_dtype(dtype: np.dtype, source: str) -> None:
         raise Refused(f"{source} holds records with the fields {', '.join(dtype.names)}. Save one field as an array.")
     if dtype.kind == "c":
         raise Refused(
-            f"{source} holds complex numbers (dtype {dtype}), and a normalised value must be a real one. "
+            f"{source} holds complex numbers (dtype {dtype}), and a normalized value must be a real one. "
             "Save the real and imaginary parts, or the magnitude and phase, as channels."
         )
     if dtype.kind == "V":

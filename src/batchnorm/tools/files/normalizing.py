@@ -45,7 +45,7 @@ class Request:
 
 
 def normalize_file(request: Request, progress: Progress = lambda phase, total: lambda done: None) -> list[str]:
-    """Write the normalised file, and the moments where asked for; return what was done, in sentences."""
+    """Write the normalized file, and the moments where asked for; return what was done, in sentences."""
     kind = _check_paths(request)
     saved = None if request.use_moments is None else read(request.use_moments, "--use-moments")
     names = None if saved is None else saved.names
@@ -61,7 +61,7 @@ def normalize_file(request: Request, progress: Progress = lambda phase, total: l
             if request.save_moments is not None:
                 beside = outputs.enter_context(replacing(request.save_moments))
                 write(beside, SavedMoments(m, kept, names_of(data, kept), eps), moments_suffix(request.save_moments))
-            advance = progress("normalising", data.values.size)
+            advance = progress("normalizing", data.values.size)
             kind.write(temporary, kind, data, lambda y: blocks.apply(data.values, m, kept, eps, y, advance))
     except Rounded as error:
         raise Refused(f"{data}: {error}.") from error
@@ -127,7 +127,7 @@ def _report(request: Request, data: Data, m: Moments, kept: tuple[int, ...], sav
     of = "of this file" if saved is None else f"saved in {request.use_moments}"
     lines = [
         f"{request.target}: shape {x.shape}, {blocks.working_dtype(x.dtype)}, channels on axis {_axes(kept)}.",
-        f"Normalised with the moments {of}: {counted(m)}.",
+        f"Normalized with the moments {of}: {counted(m)}.",
     ]
     if request.save_moments is not None:
         lines.append(f"Moments saved in {request.save_moments}.")

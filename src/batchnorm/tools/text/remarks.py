@@ -37,7 +37,7 @@ def gaps(counts: np.ndarray, total: int, name: Callable[[int], str], cells: bool
 def narrow(var: np.ndarray, eps: float, name: Callable[[int], str], own: bool) -> tuple[str, ...]:
     """Say which channels do not get a standard deviation of 1: constant ones, and those that eps scales.
 
-    ``own``: the variance is that of the data normalised, not of other data.
+    ``own``: the variance is that of the data normalized, not of other data.
 
     >>> narrow(np.array([1.0, 0.0]), 1e-5, "column {}".format, own=True)
     ('column 1 is constant, so all its output is 0',)

@@ -1,4 +1,4 @@
-"""Styled lines on a terminal: colours through rich where there are any to show, else plain text."""
+"""Styled lines on a terminal: colors through rich where there are any to show, else plain text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .lines import Line, plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Colours of middling lightness, readable on black and on white; "lit" brings its own background.
+#: Colors of middling lightness, readable on black and on white; "lit" brings its own background.
 STYLES = {
     "title": "bold",
     "number": "bold #2b88c9",
@@ -45,7 +45,7 @@ def columns_of(stream: TextIO) -> int:
 
 
 def show(lines: Sequence[Line], stream: TextIO) -> None:
-    """Write ``lines``; in colour when ``stream`` is a terminal, rich is installed and NO_COLOR is not set."""
+    """Write ``lines``; in color when ``stream`` is a terminal, rich is installed and NO_COLOR is not set."""
     console = _console(stream)
     if console is None:
         text = "\n".join(map(plain, lines)).rstrip() + "\n"

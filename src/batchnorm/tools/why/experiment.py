@@ -122,4 +122,4 @@ class Experiment(Protocol):
 
     plan: Callable[[bool], Plan]
     run: Callable[[Setting, int, Data], Numbers]
-    summarise: Callable[[Runs], Summary]
+    summarize: Callable[[Runs], Summary]

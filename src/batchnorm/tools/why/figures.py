@@ -1,4 +1,4 @@
-"""Panels as pictures: SVG that comes out the same every time, told apart without colours too."""
+"""Panels as pictures: SVG that comes out the same every time, told apart without colors too."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Panel = dict[str, Any]  # as it stands in the JSON file
 
 WIDTH, HEIGHT = 4.4, 3.5  # inches
 ROW = 3  # panels beside each other, where several are in one picture
-INK, GREY = "#22303c", "#8795a1"
+INK, GRAY = "#22303c", "#8795a1"
 LOOK: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it
     "font.size": 9,
     "text.color": INK,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,12 +36,12 @@ LOOK: dict[Any, Any] = {
 class Style(NamedTuple):
     """How one curve looks."""
 
-    colour: str
+    color: str
     line: str
     marker: str
 
 
-#: Okabe and Ito's colours, which people with any colour vision can tell apart; lines and markers differ as well.
+#: Okabe and Ito's colors, which people with any color vision can tell apart; lines and markers differ as well.
 STYLES = {
     "with": Style("#0072B2", "-", "o"),
     "without": Style("#D55E00", "--", "s"),
@@ -97,14 +97,14 @@ def _curve(axes: Axes, places: Sequence[float], series: dict[str, Any], *, band:
     x, mean, low, high = ([p[i] for p in points] for i in range(4))
     line = style.line if joined else "none"
     if band:
-        axes.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
+        axes.fill_between(x, low, high, color=style.color, alpha=0.18, linewidth=0)
         marker = style.marker if len(x) <= 40 else ""
-        axes.plot(x, mean, color=style.colour, linestyle=line, marker=marker, markersize=3.2, label=series["name"])
+        axes.plot(x, mean, color=style.color, linestyle=line, marker=marker, markersize=3.2, label=series["name"])
         return
     down = [max(m - v, 0.0) for m, v in zip(mean, low, strict=True)]  # a mean is rounded: it may pass the ends
     up = [max(v - m, 0.0) for m, v in zip(mean, high, strict=True)]
     axes.errorbar(
-        x, mean, yerr=[down, up], color=style.colour, linestyle=line, marker=style.marker, markersize=4.5, capsize=3,
+        x, mean, yerr=[down, up], color=style.color, linestyle=line, marker=style.marker, markersize=4.5, capsize=3,
         elinewidth=1.1, label=series["name"],
     )  # fmt: skip
 

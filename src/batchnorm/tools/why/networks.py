@@ -39,7 +39,7 @@ def batch_norm_2d(channels: int) -> nn.Module:
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Groups of 4 channels, normalised in each sample by themselves."""
+    """Groups of 4 channels, normalized in each sample by themselves."""
     return nn.GroupNorm(channels // 4, channels)
 
 

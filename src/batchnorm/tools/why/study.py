@@ -79,7 +79,7 @@ def _read(entry: Entry, tasks: Sequence[Task], numbers: Sequence[Numbers | None]
     plan = module.plan(quick)
     return {
         **asdict(entry),
-        **asdict(module.summarise(Runs(runs))),
+        **asdict(module.summarize(Runs(runs))),
         "settings": plan.common,
         "runs": [
             {"setting": {k: run.setting[k] for k in run.setting if k not in plan.common}, "seed": run.seed,

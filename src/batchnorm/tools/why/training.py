@@ -65,7 +65,7 @@ def train(
     seed: int,
     watch: Watch | None = None,
 ) -> bool:
-    """Train in place, and return whether every loss was finite; after one that was not, nothing is learnt any more."""
+    """Train in place, and return whether every loss was finite; after one that was not, nothing is learned any more."""
     model.train()
     loss, whole = math.nan, True
     for i, chosen in enumerate(batches(len(x), batch, steps, seed)):

@@ -52,7 +52,7 @@ def step(
     if _is_one_pass(layer, x, residual):
         if type(layer) is not SyncBatchNorm:  # which refuses together with its peers, or not at all
             layer._check_input_dim(x)
-        return layer._normalise(x, None, None, residual, code)
+        return layer._normalize(x, None, None, residual, code)
     if residual is not None and type(layer) in _OURS and not hooked(layer) and isinstance(residual, torch.Tensor):
         _operands.check_residual(type(layer).__name__, x, residual, code[0])
     y = layer(x) if residual is None else layer(x) + residual

@@ -110,16 +110,16 @@ function headText(view, rank, column) {
   return names?.length === view.shape.at(-1) ? names[column] : rank === 1 ? "x" : String(column);
 }
 
-/** Show values, colours and marks: `values` by side, `lit` the group of the chosen value. */
+/** Show values, colors and marks: `values` by side, `lit` the group of the chosen value. */
 function paint(drawing, view, values, chosen, words) {
   const group = view.ids[chosen];
   drawing.cells.forEach((byNumber, side) => {
     const numbers = [...byNumber.keys()];
-    const colour = colours(numbers.map((i) => values[side][i]));
+    const color = colors(numbers.map((i) => values[side][i]));
     const name = side === 0 ? "x" : "y";
     for (const [i, button] of byNumber) {
       const value = values[side][i];
-      const { hue, strength } = colour(value);
+      const { hue, strength } = color(value);
       button.textContent = drawing.small ? "" : !drawing.roomy ? narrow(value) : side === 0 ? short(value) : normal(value);
       button.style.setProperty("--strength", `${strength}%`);
       button.dataset.hue = hue;
@@ -134,7 +134,7 @@ function paint(drawing, view, values, chosen, words) {
 }
 
 /** Two hues about zero where values have both signs, else one from the least to the greatest. */
-function colours(values) {
+function colors(values) {
   const finite = values.filter(Number.isFinite);
   const [low, high] = [Math.min(...finite), Math.max(...finite)];
   const signed = low < 0 && high > 0;
@@ -147,7 +147,7 @@ function colours(values) {
 }
 
 /** The drawn cell next to `from` in a direction, or undefined at the edge. */
-function neighbour(byNumber, from, down, right) {
+function neighbor(byNumber, from, down, right) {
   const at = byNumber.get(from).dataset;
   const [row, column] = [Number(at.row) + down, Number(at.column) + right];
   return [...byNumber].find(([, b]) => Number(b.dataset.row) === row && Number(b.dataset.column) === column)?.[0];

@@ -7,14 +7,14 @@ function formulasOf(view, result, layer, chosen) {
   const [mean, var_] = [m.mean, variance(m)];
   const digits = digitsFor(mean, Math.sqrt(var_));
   const value = (i) => inBrackets(short(view.values[i], digits));
-  const centre = inBrackets(short(mean, digits));
+  const center = inBrackets(short(mean, digits));
   const x = view.values[chosen];
-  const xhat = normalised(x, mean, var_, layer.eps);
+  const xhat = normalized(x, mean, var_, layer.eps);
   const [gamma, beta] = [inBrackets(short(layer.gamma)), inBrackets(short(layer.beta))];
   return [
     ["mean", `${sum(members, value)} / ${members.length}`, short(mean, digits)],
-    ["var", `${sum(members, (i) => `(${value(i)} - ${centre})²`, 4)} / ${members.length}`, short(var_)],
-    ["x̂", `(${value(chosen)} - ${centre}) / √(${short(var_)} + ${short(layer.eps)})`, normal(xhat)],
+    ["var", `${sum(members, (i) => `(${value(i)} - ${center})²`, 4)} / ${members.length}`, short(var_)],
+    ["x̂", `(${value(chosen)} - ${center}) / √(${short(var_)} + ${short(layer.eps)})`, normal(xhat)],
     ["y", `${gamma} · ${inBrackets(normal(xhat))} + ${beta}`, normal(result.y[chosen])],
   ];
 }

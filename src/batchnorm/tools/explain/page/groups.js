@@ -48,7 +48,7 @@ const divisors = (n) => Array.from({ length: n }, (_, i) => i + 1).filter((d) =>
 const isMissing = (tensor, i) => tensor.omits && Number.isNaN(tensor.values[i]);
 
 /**
- * What is normalised: {kind, shape, values, kept, blocks, ids, members}. `shape` has the batch's length on axis 0;
+ * What is normalized: {kind, shape, values, kept, blocks, ids, members}. `shape` has the batch's length on axis 0;
  * ids[i] is the group of value i, places[g] the flat numbers of group g in order, members[g] of those not missing.
  */
 function makeView(tensor, kind, chosen, blocks, batch) {

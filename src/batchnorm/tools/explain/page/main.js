@@ -71,7 +71,7 @@ function rebuild() {
 // What is shown of it
 
 function show() {
-  result = normalise(view, state);
+  result = normalize(view, state);
   showControls();
   showDrawing();
   showHistograms();
@@ -262,7 +262,7 @@ function showRun({ rows, whole }) {
   const ends = { unbiased: short(end.unbiased), biased: short(end.biased) };
   drawRunning(at("running-var"), rows.map((r) => r.batchVar), vars, [{ className: "", value: variance(whole) }], words.fill("varChart", ends));
   const x = view.values[state.chosen];
-  const evaluated = scaled(normalised(x, end.mean, end.unbiased, state.eps), state);
+  const evaluated = scaled(normalized(x, end.mean, end.unbiased, state.eps), state);
   at("chosen-value").textContent = words.fill("chosenValue", { x: short(x) });
   showFormulas(at("evaluation"), [
     ["y", words.fill("trainingGives"), normal(result.y[state.chosen])],
@@ -368,7 +368,7 @@ function listenToCells(place) {
     if (!(event.key in MOVES) || numberOf(event) === undefined) return;
     event.preventDefault();
     const cells = drawing.cells[place.id === "before" ? 0 : 1];
-    const next = neighbour(cells, Number(numberOf(event)), ...MOVES[event.key]);
+    const next = neighbor(cells, Number(numberOf(event)), ...MOVES[event.key]);
     if (next !== undefined) cells.get(next).focus();
   });
 }

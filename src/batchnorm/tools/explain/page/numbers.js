@@ -19,7 +19,7 @@ function short(value, digits = 5) {
   return trimmed(fixed(value, digits - 1 - Number(exponent)));
 }
 
-/** A normalised value with four decimals; an exact integer has none. */
+/** A normalized value with four decimals; an exact integer has none. */
 function normal(value) {
   if (!Number.isFinite(value) || Math.abs(value) >= 1000 || Number.isInteger(value)) return short(value);
   return decimals(value);

@@ -29,16 +29,16 @@ function merge(a, b) {
 const variance = (m, correction = 0) => m.m2 / (m.count - correction);
 
 /** One value through layer {gamma, beta, eps} with the given statistics. */
-const normalised = (x, mean, variance_, eps) => (x - mean) / Math.sqrt(variance_ + eps);
+const normalized = (x, mean, variance_, eps) => (x - mean) / Math.sqrt(variance_ + eps);
 const scaled = (xhat, { gamma, beta }) => gamma * xhat + beta;
 
 /** {moments: one per group, y: one per value}. */
-function normalise(view, layer) {
+function normalize(view, layer) {
   const moments = view.members.map((members) => momentsOf(view.values, members));
   const y = new Float64Array(view.values.length);
   for (let i = 0; i < y.length; i++) {
     const m = moments[view.ids[i]];
-    y[i] = scaled(normalised(view.values[i], m.mean, variance(m), layer.eps), layer);
+    y[i] = scaled(normalized(view.values[i], m.mean, variance(m), layer.eps), layer);
   }
   return { moments, y: view.tensor.dtype === "float32" ? Float64Array.from(Float32Array.from(y)) : y };
 }

@@ -54,7 +54,7 @@ def run(setting: Setting, seed: int, data: Data) -> Numbers:
     return {"diverged": not whole, "train_loss": mean_loss(model, d.train_x, d.train_y), **seen}
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """Compare the two at the rate that was best for each, by its loss on the training images."""
     best = {net: runs.best("rate", net=net) for net in ("with", "without")}
     reached = {net: [_steps_to_goal(n) for n in runs.numbers(net=net, rate=best[net])] for net in best}

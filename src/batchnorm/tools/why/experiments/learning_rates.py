@@ -39,7 +39,7 @@ def run(setting: Setting, seed: int, data: Data) -> Numbers:
     }
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """Compare the largest rate that works, seed by seed, and the best accuracy of each side."""
     nets = ("with", "without")
     largest = {net: [_largest(runs, net, i) for i in range(len(runs.seeds))] for net in nets}

@@ -98,7 +98,7 @@ def _between(setting: Setting, seed: int) -> Between:
     return lambda channels: nn.Sequential(batch_norm_1d(channels), Noise(setting["noise"], random))
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """Compare the shift, and the accuracy as a mean over the way of training."""
     accuracies = {net: [_mean(of) for of in runs.each("accuracy", net=net)] for net in NETS}
     shifts = {net: [_mean(of) for of in runs.each("shift", net=net)] for net in NETS}

@@ -104,7 +104,7 @@ def _change(model: nn.Module, images: Tensor, lengths: Tensor, height: int, padd
     return float((long - short).abs().max() / short.abs().max())
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """The claims: padding changes the outputs, and with a mask the network tests better after padded batches."""
     paddings = runs.values("padded")
     best = {net: {p: _best(runs, net, p) for p in paddings} for net in STYLES}

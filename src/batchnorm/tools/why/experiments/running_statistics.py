@@ -60,7 +60,7 @@ def _tested(model: nn.Module, d: Tensors, batch: int) -> dict[str, float]:
     }
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """The claim is that recalibrated statistics are better than running ones: on the way, and after small batches."""
     smallest, largest = min(runs.values("batch")), max(runs.values("batch"))
     early = {s: [sum(of[:-1]) / len(of[:-1]) for of in runs.each(s, batch=largest)] for s in STYLES}
@@ -95,9 +95,9 @@ def _reading(soon: str, late: str, noisy: str, smallest: int, largest: int) -> t
     )
     chance = st.judged(
         noisy,
-        "Statistics of the test batch make an answer depend on its neighbours, and were worse",
-        "Statistics of the test batch make an answer depend on its neighbours, yet were better",
-        "Statistics of the test batch make an answer depend on its neighbours, though not clearly for the worse",
+        "Statistics of the test batch make an answer depend on its neighbors, and were worse",
+        "Statistics of the test batch make an answer depend on its neighbors, yet were better",
+        "Statistics of the test batch make an answer depend on its neighbors, though not clearly for the worse",
     )
     return (
         f"{lag}; {small}.",

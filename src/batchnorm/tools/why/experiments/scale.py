@@ -90,7 +90,7 @@ def _outputs_and_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) ->
     return logits.detach(), gradient
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """The claim is that accuracy depends less on scales with batch normalization: how far it falls at worst."""
     exact = [n for f in runs.values("factor") for n in runs.numbers(part="exact", eps=TINY, factor=f)]
     output, gradient = (max(n[key] for n in exact) for key in ("output_change", "gradient_error"))

@@ -56,7 +56,7 @@ def shifted(x: torch.Tensor, shift: str, seed: int) -> torch.Tensor:
     return 1 - x if shift == "negative" else x
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """The claim is that recalibrating raises the accuracy on shifted images."""
     of = {name: {shift: _accuracies(runs, name, shift) for shift in SHIFTS} for name in STYLES}
     verdicts = {shift: st.verdict(of[RECALIBRATED][shift], of["batch norm"][shift]) for shift in SHIFTS[1:]}

@@ -82,7 +82,7 @@ class Frozen(nn.Sequential):
         return self
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """The claim is that batch normalization loses to group normalization at the smallest batches."""
     sizes = runs.values("batch")
     right = {

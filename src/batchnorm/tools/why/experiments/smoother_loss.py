@@ -85,7 +85,7 @@ def _squares(of: Iterator[torch.Tensor] | list[torch.Tensor]) -> float:
     return math.fsum(t.double().square().sum().item() for t in of)
 
 
-def summarise(runs: Runs) -> Summary:
+def summarize(runs: Runs) -> Summary:
     """Compare each measure's mean over the way of training."""
     means = {name: {net: [_mean(of) for of in runs.each(name, net=net)] for net in NETS} for name in MEASURES}
     verdicts = {name: st.verdict(of["without"], of["with"]) for name, of in means.items()}
@@ -110,7 +110,7 @@ def _reading(verdicts: dict[str, str]) -> tuple[str, str]:
         st.CONTRADICTS: "On the way of training, loss and gradient changed more along a step with batch normalization",
     }.get(st.together(list(verdicts.values())), "The measures did not all come out clearly on one side")  # fmt: skip
     return (
-        f"{seen}; the curves show where: the first points, before anything is learnt, need not look like the rest.",
+        f"{seen}; the curves show where: the first points, before anything is learned, need not look like the rest.",
         "Both walk with the same step sizes, but each from points of its own path and with gradients of its own "
         "length, which is why the relative change is measured as well; one line says nothing of other directions.",
     )
