@@ -11,7 +11,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from chromium import Watched, chromium
+from chromium import Watched
+from playwright.sync_api import Browser
 
 from batchnorm.tools.cli import main
 from batchnorm.tools.why import figures, report, study
@@ -170,18 +171,19 @@ def test_text_is_escaped(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser(results: Path, width: int, scheme: Any) -> None:
+def test_in_a_browser(results: Path, browser: Browser, width: int, scheme: Any) -> None:
     """No complaint, no request, nothing wider than the window, and every picture there."""
-    with chromium() as browser:
-        tab = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-        watched = Watched(tab)
-        tab.goto((results / "why.html").as_uri())
-        assert watched.complaints == []
-        assert {url.partition(":")[0] for url in watched.requests} <= {"file", "data"}
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        for details in tab.locator("summary").all():
-            details.click()
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.width > 200)")
-        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 25, 30)")
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab = context.new_page()
+    watched = Watched(tab)
+    tab.goto((results / "why.html").as_uri())
+    assert watched.complaints == []
+    assert {url.partition(":")[0] for url in watched.requests} <= {"file", "data"}
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    for details in tab.locator("summary").all():
+        details.click()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.width > 200)")
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 25, 30)")
+    context.close()
