@@ -193,13 +193,13 @@ class _Arrow(_Adapter):
         return arrow_numbers(sys.modules["pyarrow"], table.column(i))
 
     def replaced(self, table: Any, columns: dict[int, tuple[Array, Array]]) -> Any:
-        pyarrow = sys.modules["pyarrow"]
+        pyarrow, schema = sys.modules["pyarrow"], table.schema
+        arrays, fields = list(table.columns), list(schema)
         for i, (values, _) in columns.items():
             mask = np.asarray(table.column(i).is_null())
-            new = pyarrow.array(np.ascontiguousarray(values), mask=mask)
-            field = pyarrow.field(table.schema.names[i], new.type, metadata=table.schema.field(i).metadata)
-            table = table.set_column(i, field, new)
-        return table
+            arrays[i] = pyarrow.array(np.ascontiguousarray(values), mask=mask)
+            fields[i] = pyarrow.field(schema.names[i], arrays[i].type, metadata=schema.field(i).metadata)
+        return type(table).from_arrays(arrays, schema=pyarrow.schema(fields, schema.metadata))
 
 
 def arrow_holds(pyarrow: Any, column: Any) -> str | None:
