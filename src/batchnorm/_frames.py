@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,27 +61,23 @@ class Frame:
         return self._adapter.replaced(self._table, {i: (y[:, j], missing[:, j]) for j, i in enumerate(self._chosen)})
 
 
-class _Adapter:
+class _Adapter(Protocol):
     """What one package calls things."""
 
     def names(self, table: Any) -> list[str]:
-        raise NotImplementedError
+        """The names of all columns."""
 
     def holds(self, table: Any, i: int) -> str | None:
         """What column i holds, or None where it holds numbers."""
-        raise NotImplementedError
 
     def integers(self, table: Any, i: int) -> Array | None:
         """The integers of column i that are there, or None where it holds others."""
-        raise NotImplementedError
 
     def numbers(self, table: Any, i: int) -> Array:
         """Column i as floats, NaN where a value is missing."""
-        raise NotImplementedError
 
     def replaced(self, table: Any, columns: dict[int, tuple[Array, Array]]) -> Any:
         """The table with other values in some columns, and where they are missing."""
-        raise NotImplementedError
 
 
 class _Pandas(_Adapter):

@@ -227,21 +227,17 @@ def normalize(
         usual = _usual.normalize(x, moments._table, weight, bias, axis, eps, residual, activation, out)
         if usual is not None:
             return usual
-    if (frame := frame_of(x, "normalize", moments.names if isinstance(moments, Moments) else None)) is not None:
+    frame = frame_of(x, "normalize", moments.names if isinstance(moments, Moments) else None)
+    if frame is not None:
         frame.warn("normalize")
         _inputs.no_out(out, "normalize")
-        d = _inputs.data(frame.values, "normalize", axis)
-        a = Arguments(
-            weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors, nan_policy
-        )
-        _check_moments(moments, d, _ghosts.of(virtual_batch_size, d))
-        return frame.like(run_forward(d, a, moments)[0])
-    d = _inputs.data(x, "normalize", axis)
+    d = _inputs.data(x if frame is None else frame.values, "normalize", axis)
     arguments = Arguments(
         weight, bias, eps, None, None, residual, activation, out, virtual_batch_size, renorm_factors, nan_policy
     )
     _check_moments(moments, d, _ghosts.of(virtual_batch_size, d))
-    return run_forward(d, arguments, moments)[0]
+    y = run_forward(d, arguments, moments)[0]
+    return y if frame is None else frame.like(y)
 
 
 def batch_norm(
