@@ -320,8 +320,6 @@ def _one_of(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, 
     """The names of what is merged: those of either, or of both."""
     if a is None or b is None or a == b:
         return b if a is None else a
-    if len(a) != len(b):
-        return a  # the merge refuses their shapes
     first = next(i for i, (one, other) in enumerate(zip(a, b, strict=True)) if one != other)
     raise ValueError(
         f"Moments merge column by column; got {a[first]!r} and {b[first]!r} as names of channel {first}; bring the "
