@@ -140,12 +140,8 @@ def _activation(value: Any) -> Any:
 
 
 def _activation_rule() -> str:
-    said = [
-        f"{name!r}, ({name!r}, {_PARAMETERS[name]}) with a finite {_PARAMETERS[name]}"
-        if name in _PARAMETERS
-        else repr(name)
-        for name in ACTIVATIONS
-    ]
+    said = [repr(name) for name in ACTIVATIONS]
+    said += [f"({name!r}, {parameter}) with a finite {parameter}" for name, parameter in _PARAMETERS.items()]
     return f"must be {', '.join(said[:-1])}, or {said[-1]}"
 
 

@@ -15,6 +15,7 @@ class _Ranked(BatchNorm):
     """A layer with channels on axis 1 that takes certain ranks only."""
 
     _shapes: dict[int, str] = {}  # noqa: RUF012  # a constant of each subclass
+    _also: tuple[str, ...] = ()  # what else is taken, in words
 
     def _checked_axis(self, axis: Axis) -> Axis:
         if channel_axes(axis, type(self).__name__) != 1:
@@ -30,7 +31,7 @@ class _Ranked(BatchNorm):
         self._refuse(shape)
 
     def _refuse(self, shape: tuple[int, ...]) -> NoReturn:
-        accepted = " or ".join(self._shapes.values())
+        accepted = " or ".join([*self._shapes.values(), *self._also])
         others = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
         other = others.get(len(shape), "BatchNorm")
         raise ValueError(
@@ -56,6 +57,7 @@ class BatchNorm1d(_Ranked):
     """
 
     _shapes = {2: "(N, C)", 3: "(N, C, L)"}  # noqa: RUF012
+    _also = ("of more axes, where only one of them after the first is longer than 1, or two with axis 1 among them",)
 
     def _channel_axis(self, x: ArrayLike) -> Axis:
         shape = np.shape(x)

@@ -299,7 +299,7 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
         if not isinstance(other, StandardScaler):
             raise TypeError(
                 f"StandardScaler: merge takes scalers of batchnorm.sklearn; got {type(other).__name__} of "
-                f"{type(other).__module__}"
+                f"{type(other).__module__}; fit one on the same data"
             )
         check_is_fitted(other)
         if not hasattr(other, "moments_"):
