@@ -427,6 +427,23 @@ def test_non_finite_values_have_the_same_bits_everywhere(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_an_infinity_in_one_of_several_blocks(isa):
+    """The merge of sixteen channels at once leaves to each channel what is not finite: its mean is infinite."""
+    x = np.random.default_rng(5).standard_normal((5000, 35))
+    x[3, 2], x[4900, 17], x[2500, 33] = np.inf, -np.inf, np.inf
+    x[:2500, 5], x[2500:, 5] = 1.5e308, -1.5e308  # their distance is infinite
+    bn._native.force_isa(SCALAR)
+    with np.errstate(all="ignore"):
+        expected = bn.moments(x)
+        bn._native.force_isa(isa)
+        found = bn.moments(x)
+    assert list(expected.mean[[2, 17, 33]]) == [np.inf, -np.inf, np.inf]
+    assert np.isnan(expected.m2[[2, 5, 17, 33]]).all()
+    for name in ("count", "mean", "mean_low", "m2"):
+        assert same_bits(getattr(found, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rounding_to_16_bits_is_numpys(dtype, isa):
     """Of every exponent that the type has, its ties, its subnormals, and what becomes infinite."""
