@@ -386,3 +386,12 @@ def test_groups_that_make_no_sense_are_refused(rng):
         scaler.transform(x, groups=[1, 1, 2, 2])
     with pytest.raises(ValueError, match="got groups, after calls without"):
         scaler.partial_fit(x, groups=[1, 1, 2, 2])
+
+
+def test_a_column_that_differs_by_rounding_alone_is_constant() -> None:
+    x = np.full((10, 2), 1e8)
+    x[::2, 0] = np.nextafter(1e8, np.inf)  # one unit in the last place
+    x[::2, 1] += 1e-3
+    scaler, theirs = StandardScaler().fit(x), Theirs().fit(x)
+    assert scaler.scale_[0] == theirs.scale_[0] == 1
+    assert scaler.scale_[1] == pytest.approx(5e-4, rel=1e-4)

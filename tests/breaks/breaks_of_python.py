@@ -670,7 +670,7 @@ BREAKS = [
         "(m.count * mean * eps) ** 2",
         "0 * (m.count * mean * eps) ** 2",
         "scaler: rounding errors of a large mean are taken for a variance",
-        "test_scaler_of_sklearn.py",
+        "test_scaler.py",
     ),
     Break(
         SRC + "sklearn.py",

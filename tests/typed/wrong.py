@@ -9,7 +9,7 @@ import batchnorm.torch as bnt
 x, t = np.ones((4, 3)), torch.ones(4, 3)
 moments = bn.moments(x)
 bn.batch_norm(x, weights=np.ones(4))  # call-arg, reportCallIssue
-bn.batch_norm(x, activation="gelu")  # arg-type, reportArgumentType
+bn.batch_norm(x, activation="gleu")  # arg-type, reportArgumentType
 bn.normalize(x)  # call-arg, reportCallIssue
 bn.normalize(x, m=moments)  # call-arg, reportCallIssue
 bn.batch_norm(x, np.ones(3), np.zeros(3), 1)  # call-arg, reportCallIssue
