@@ -17,6 +17,8 @@ import pytest
 # processors from the other test processes: a file of tests that takes 10 s takes two minutes then.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+os.environ["LC_ALL"] = "C.UTF-8"  # reports are in the language of the locale
+
 # Whatever pytest's import mode.
 sys.path.extend(str(Path(__file__).parent / folder) for folder in ("breaks", "fuzz", "support"))
 

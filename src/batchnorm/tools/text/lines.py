@@ -8,6 +8,8 @@ from unicodedata import combining, east_asian_width
 Span = tuple[str, str]
 Line = tuple[Span, ...]
 
+#: No line ends after the ones, nor begins with the others.
+_OPENING, _CLOSING = "（「“《([", "，。：；、！？）」”》)],.:;%"
 INDENT = "    "
 TIE = "\N{NO-BREAK SPACE}"
 EMPTY: Line = ()
@@ -19,10 +21,22 @@ def line(*spans: str | Span) -> Line:
 
 
 def cells(text: str) -> int:
-    """Return how many columns of a terminal ``text`` takes: two for a wide character, none for a combining one."""
-    if text.isascii():
+    """Return how many columns of a terminal ``text`` takes: two for a wide character, none for a combining one.
+
+    Of letters beyond U+0300, rich says it where it is installed: it knows how characters join.
+    """
+    if all(c < "\N{COMBINING GRAVE ACCENT}" or _is_sign(c) for c in text):
         return len(text)
-    return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for c in text)
+    try:
+        from rich.cells import cell_len
+    except ImportError:
+        return sum(2 if east_asian_width(c) in "WF" else 0 if combining(c) else 1 for c in text)
+    return cell_len(text)
+
+
+def _is_sign(character: str) -> bool:
+    """Whether it is a sign of one column: a dash, an arrow, of mathematics, a part of a box or bar."""
+    return "\u2010" <= character <= "\u25ff" and not _is_wide(character)
 
 
 def printable(text: str) -> str:
@@ -59,14 +73,32 @@ def paragraph(text: str, columns: int, *, style: str = "", first: Line = ((INDEN
     """Return ``text`` broken into lines of at most ``columns``; ``first`` begins it, and the rest lines up below."""
     margin = width(first)
     broken = [""]
-    for word in text.split(" "):
-        longer = f"{broken[-1]} {word}" if broken[-1] else word
-        if cells(longer) <= columns - margin or not broken[-1]:
-            broken[-1] = longer
-        else:
-            broken.append(word)
+    for word in _words(text):
+        if cells((broken[-1] + word).rstrip(" ")) > columns - margin and broken[-1]:
+            broken[-1] = broken[-1].rstrip(" ")
+            broken.append("")
+        broken[-1] += word
     begins = (first, *([((" " * margin, ""),)] * (len(broken) - 1)))
     return [(*begin, (part.replace(TIE, " "), style)) for begin, part in zip(begins, broken, strict=True)]
+
+
+def _words(text: str) -> list[str]:
+    """Return ``text`` in parts after which a line may end: at blanks, and beside wide characters.
+
+    >>> _words("a b"), _words("方差（1.5）是 m。")
+    (['a ', 'b'], ['方', '差', '（1.5）', '是 ', 'm。'])
+    """
+    parts = [""]
+    for before, after in zip(text, text[1:] + " ", strict=True):
+        parts[-1] += before
+        beside = _is_wide(before) or _is_wide(after)
+        if after != " " and (before == " " or (beside and after not in _CLOSING and before not in _OPENING)):
+            parts.append("")
+    return parts
+
+
+def _is_wide(character: str) -> bool:
+    return east_asian_width(character) in "WF"
 
 
 def tied(text: str) -> str:

@@ -1,0 +1,3 @@
+"""What the report of `explain` says in a terminal."""
+
+EXPLAIN: dict[str, tuple[str, str]] = {}

@@ -1,0 +1,187 @@
+"""What only the page of `explain` says."""
+
+PAGE: dict[str, tuple[str, str]] = {
+    "title": ("Batch normalization, number by number", "批归一化：逐个数字看"),
+    "lead": (
+        "Point at a number, or move with the arrow keys. Everything that is averaged with it lights up, and "
+        "the formulas show what happens to it.",
+        "把指针移到一个数上，或用方向键移动。与它一起求平均的数都会亮起，公式显示它如何变化。",
+    ),
+    "language": ("中文", "English"),
+    "tensor": ("Numbers", "数据"),
+    "yours": ("Your data", "你的数据"),
+    "table": ("the worked example, 5 × 5", "示例表格，5 × 5"),
+    "sequences": ("three sequences", "三个序列"),
+    "images": ("four small images", "四张小图像"),
+    "volumes": ("two small volumes", "两个小体数据"),
+    "normalization": ("Normalization", "归一化"),
+    "kind_1d": ("1d", "1d"),
+    "kind_2d": ("2d", "2d"),
+    "kind_3d": ("3d", "3d"),
+    "kind_axis": ("any axis", "任意轴"),
+    "kind_layer": ("layer", "层"),
+    "kind_group": ("group", "组"),
+    "kind_instance": ("instance", "实例"),
+    "batchNorms": ("Batch norm", "批归一化"),
+    "others": ("For comparison", "对比"),
+    "keptAxes": ("Axes kept", "保留的轴"),
+    "groupCount": ("Groups", "组数"),
+    "batchSize": ("Batch size", "批大小"),
+    "averaged": ("Which values are averaged together", "哪些数一起求平均"),
+    "before": ("Before: x", "之前：x"),
+    "after": ("After: y", "之后：y"),
+    "effects": ("Before and after", "之前与之后"),
+    "gamma": ("weight γ", "缩放 γ"),
+    "beta": ("bias β", "平移 β"),
+    "eps": ("eps ε", "eps ε"),
+    "reset": ("Start again", "重新开始"),
+    "found": ("What is kept, and what is lost", "保留了什么，失去了什么"),
+    "inside": ("Inside {group}", "{group} 之内"),
+    "across": ("At the same place in every {unit}", "每个{unit}的同一位置"),
+    "running": ("Training and evaluation", "训练与评估"),
+    "momentum": ("momentum", "momentum"),
+    "cumulative": ("mean over all batches", "所有批的平均"),
+    "steps": ("batches", "批数"),
+    "whole": ("Every {unit} of the whole array", "整个数组的每个{unit}"),
+    "averagedToo": (", averaged together with the chosen value", "，与选中的数一起求平均"),
+    "sample": ("sample", "样本"),
+    "group": ("group", "组"),
+    "everything": ("everything", "全部数据"),
+    "seen": ("Shape {shape}: {m} in every group, {count}.", "形状 {shape}：每组 {m}，共{count}。"),
+    "oneGroup": ("one group", "一组"),
+    "groups": ("{n} groups", " {n} 组"),
+    "values": ("{n} values", "{n} 个数"),
+    "oneValue": ("1 value", "1 个数"),
+    "lit": (
+        "Lit is {group}: {values}, one mean and one variance.",
+        "亮起的是 {group}：{values}，一个均值和一个方差。",
+    ),
+    "alone": (
+        "A value alone in its group has no spread: its variance is 0, and the bias is all that comes out. A "
+        "layer in training refuses such a batch.",
+        "一组只有一个数就没有离散程度：方差为 0，输出只剩偏置。训练中的层会拒绝这样的批。",
+    ),
+    "cut": (
+        "Drawn is a corner, {drawn} of {shape}; what is not drawn is averaged all the same.",
+        "这里只画出一角（{shape} 中的 {drawn}）；没有画出的数同样参与平均。",
+    ),
+    "excerpt": (
+        "This page holds the corner {shape} of your array {whole}, and computes with it. The table at the "
+        "end has the whole array's numbers.",
+        "本页只包含数组 {whole} 的一角 {shape}，并用它计算。页末的表格是整个数组的数值。",
+    ),
+    "moved": ("{kind} takes {axes}. Shown instead: {tensor}.", "{kind} 需要 {axes}。改为显示：{tensor}。"),
+    "axes_1d": ("(N, C) or (N, C, L)", "(N, C) 或 (N, C, L)"),
+    "axes_2d": ("four axes (N, C, H, W)", "四个轴 (N, C, H, W)"),
+    "axes_3d": ("five axes (N, C, D, H, W)", "五个轴 (N, C, D, H, W)"),
+    "axes_layer": ("two axes or more", "至少两个轴"),
+    "axes_group": ("two axes or more", "至少两个轴"),
+    "axes_instance": ("two axes or more", "至少两个轴"),
+    "divides": (
+        "The variance divides by m = {m}: biased, {biased}. Dividing by m - 1 gives the unbiased {unbiased}, "
+        "which a layer's running_var takes.",
+        "方差除以 m = {m}：有偏，{biased}。除以 m - 1 得到无偏方差 {unbiased}，层的 running_var 用的就是它。",
+    ),
+    "histogramBefore": (
+        "Histogram of {group} before: mean {mean}, standard deviation {std}.",
+        "{group} 之前的直方图：均值 {mean}，标准差 {std}。",
+    ),
+    "histogramAfter": (
+        "Histogram of {group} after: mean {mean}, standard deviation {std}.",
+        "{group} 之后的直方图：均值 {mean}，标准差 {std}。",
+    ),
+    "orderKept": (
+        "The order is kept: of {pairs} pairs in {group}, none changed sides.",
+        "顺序保留：{group} 内的 {pairs} 对数，没有一对调换大小。",
+    ),
+    "orderReversed": (
+        "The order is turned round: of {pairs} pairs in {group}, {n} changed sides. The weight is negative.",
+        "顺序颠倒：{group} 内的 {pairs} 对数中有 {n} 对调换了大小，因为缩放为负。",
+    ),
+    "orderEqual": (
+        "Of {pairs} pairs in {group}, {n} became equal.",
+        "{group} 内的 {pairs} 对数中有 {n} 对变得相等。",
+    ),
+    "orderNone": ("One value: nothing to compare.", "只有一个数，无从比较。"),
+    "betweenLost": (
+        "Comparability is lost: of {pairs} pairs of values in different groups, {n} compare differently now "
+        "({reversed} changed sides, {equal} became equal, {parted} are no longer equal).",
+        "可比性失去了：不同组之间的 {pairs} 对数中，{n} 对的大小关系变了（{reversed} 对颠倒，{equal} 对变得相"
+        "等，{parted} 对不再相等）。",
+    ),
+    "betweenKept": (
+        "Of {pairs} pairs of values in different groups, none compares differently.",
+        "不同组之间的 {pairs} 对数，大小关系都没有变。",
+    ),
+    "betweenNone": ("There is only one group: all values remain comparable.", "只有一组：所有数仍可比较。"),
+    "betweenPair": ("Before, {a} > {b}. After, {c} {sign} {d}.", "之前 {a} > {b}；之后 {c} {sign} {d}。"),
+    "betweenSame": ("Before, {a} > {b}. After, both are {c}.", "之前 {a} > {b}；之后两者都是 {c}。"),
+    "slopesInside": ("Lines from the values of {group} before to after.", "{group} 的数从之前到之后的连线。"),
+    "slopesAcross": (
+        "Lines from the values at the chosen place of every group, before to after.",
+        "每组同一位置的数从之前到之后的连线。",
+    ),
+    "shownSome": ("{n} of {all} lines drawn.", "画出 {all} 条线中的 {n} 条。"),
+    "perBatch": (
+        "Each batch takes the next {b} samples of {n}, round and round. After {steps} batches:",
+        "每批依次取 {n} 个样本中的下 {b} 个，循环往复。{steps} 批之后：",
+    ),
+    "runningMean": ("running_mean", "running_mean"),
+    "runningVar": ("running_var", "running_var"),
+    "unbiased": ("unbiased", "无偏"),
+    "biased": ("biased", "有偏"),
+    "batchDots": ("one batch", "单个批"),
+    "wholeTarget": ("all samples", "所有样本"),
+    "meanChart": (
+        "running_mean over the batches: {value} at the end, {target} for all samples.",
+        "running_mean 随批次的变化：最后为 {value}，所有样本为 {target}。",
+    ),
+    "varChart": (
+        "running_var over the batches: unbiased {unbiased}, biased {biased} at the end.",
+        "running_var 随批次的变化：最后无偏 {unbiased}，有偏 {biased}。",
+    ),
+    "trainingGives": ("Training (this batch's statistics)", "训练（用这一批的统计量）"),
+    "evaluationGives": ("Evaluation (running statistics)", "评估（用累积的统计量）"),
+    "chosenValue": ("the chosen x = {x} becomes", "选中的 x = {x} 变成"),
+    "noRunning": (
+        "{kind} has no running statistics: it computes the same in training and in evaluation, from each sample alone.",
+        "{kind} 没有累积统计量：训练和评估的计算相同，都只看单个样本。",
+    ),
+    "noBatchAxis": (
+        "Axis 0, the batch, is kept here: no channel outlives its batch, so there is nothing to remember.",
+        "这里保留了批所在的轴 0：没有通道能延续到下一批，因此没有什么可累积。",
+    ),
+    "refusedOne": (
+        "A batch with one value in the channel has variance 0; a layer in training refuses it. Make the batch larger.",
+        "通道在一批中只有一个数时方差为 0，训练中的层会拒绝它。请增大批。",
+    ),
+    "moreRows": (
+        "{n} more; batchnorm explain --rows all shows every one.",
+        "还有 {n} 个；batchnorm explain --rows all 显示全部。",
+    ),
+    "non-finite": ("NaN or infinity: all its output is NaN", "含 NaN 或无穷：输出全为 NaN"),
+    "overflow": ("its squares overflow float64", "平方超出 float64"),
+    "one value": ("one value: the output is the bias", "只有一个数：输出就是偏置"),
+    "constant": ("constant: the output is the bias", "恒定：输出就是偏置"),
+    "near eps": (
+        "its variance is not large beside eps: std after stays below 1",
+        "方差与 eps 相比不够大：之后的标准差小于 1",
+    ),
+    "float16 range": ("beyond float16's range", "超出 float16 的范围"),
+    "float16 steps": ("float16's steps are coarse here", "float16 在此处步长太大"),
+    "bfloat16 range": ("beyond bfloat16's range", "超出 bfloat16 的范围"),
+    "bfloat16 steps": ("bfloat16's steps are coarse here", "bfloat16 在此处步长太大"),
+    "float32 steps": ("float32's steps are coarse here", "float32 在此处步长太大"),
+    "float64 steps": ("float64's steps are coarse here", "float64 在此处步长太大"),
+    "how": (
+        "How this page computes: in float64, with two passes; results of float32 data are rounded once. Its "
+        "numbers are compared with the library's by the library's tests.",
+        "本页的计算：float64，两遍求和；float32 数据的结果舍入一次。这些数由本库的测试与本库的结果核对。",
+    ),
+    "source": (
+        "The layer: S. Ioffe and C. Szegedy, 2015, arXiv:1502.03167. Layer norm: arXiv:1607.06450. Instance "
+        "norm: arXiv:1607.08022. Group norm: arXiv:1803.08494.",
+        "批归一化：S. Ioffe 与 C. Szegedy, 2015, arXiv:1502.03167。层归一化：arXiv:1607.06450。实例归一化：ar"
+        "Xiv:1607.08022。组归一化：arXiv:1803.08494。",
+    ),
+}
