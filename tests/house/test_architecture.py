@@ -28,6 +28,7 @@ LEVELS = {
     "_formulas": 1,
     "_foreign": 1,
     "_left_out": 1,
+    "_records": 1,
     "_frames": 2,
     "_inputs": 2,  # its refusals speak of plans
     "_ghosts": 3,
@@ -52,7 +53,7 @@ ALONE = "_reference"  # the specification: imports nothing of the package, and o
 # Inside of two parts: a file, or a folder of the tools, imports from the rows above its own only.
 INSIDE = {
     "torch": (
-        ("_backend", "_activations", "_options", "_fuse/reads"),
+        ("_backend", "_activations", "_options", "_norms", "_fuse/reads"),
         ("_operands", "_plain", "_fuse/watching"),
         ("_positions", "_operations", "_merge"),
         ("_running", "_shared", "_accelerate"),

@@ -1,0 +1,98 @@
+"""The batch normalizations of a model: found, chosen by name, and described by records."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .._options import shown
+from .._records import Doubles, LayerRecord
+
+Only = str | Iterable[str] | Callable[[str, nn.Module], bool] | None  # which layers: names, patterns, or a predicate
+
+
+class Norm(NamedTuple):
+    """A layer of a model that normalizes by batch, under all its names: a shared layer has several."""
+
+    names: tuple[str, ...]
+    layer: Any
+
+    @property
+    def name(self) -> str:
+        """The first name; "" is the model itself."""
+        return self.names[0]
+
+    def __str__(self) -> str:
+        return self.name or "the model itself"
+
+
+def norms_of(model: nn.Module) -> list[Norm]:
+    """The layers of a model that derive from torch.nn's batch normalization, ours among them, each once."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _BatchNorm):
+            names.setdefault(module, []).append(name)
+    return [Norm(tuple(its), layer) for layer, its in names.items()]
+
+
+def chosen(norms: list[Norm], only: Only, who: str) -> list[Norm]:
+    """Those that `only` says: all; by a predicate; or by names, of layers or of what they are in, and patterns."""
+    if only is None:
+        return norms
+    if callable(only):
+        return [norm for norm in norms if any(only(name, norm.layer) for name in norm.names)]
+    patterns = [only] if isinstance(only, str) else only
+    if not isinstance(patterns, Iterable):
+        raise TypeError(
+            f"{who}: only must be names or patterns of layers, or a function of a name and a module; got "
+            f"{shown(only)}; use a list of names"
+        )
+    found: dict[int, Norm] = {}
+    for pattern in patterns:
+        fits = [norm for norm in norms if any(_fits(name, pattern) for name in norm.names)]
+        if not fits:
+            near = get_close_matches(str(pattern), [name for norm in norms for name in norm.names], 1)
+            raise ValueError(
+                f"{who}: only names no batch normalization of this model; got {pattern!r}; "
+                + (f"did you mean {near[0]!r}?" if near else "see model.named_modules()")
+            )
+        found |= {id(norm.layer): norm for norm in fits}
+    return [norm for norm in norms if id(norm.layer) in found]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def record_of(norm: Norm) -> LayerRecord:
+    """Describe a layer as it is now; what it has not, or has no values for (meta), is None."""
+    layer = norm.layer
+    count = layer.num_batches_tracked
+    return LayerRecord(
+        name=str(norm),
+        kind=type(layer).__name__,
+        channels=layer.num_features,
+        axis=1,
+        eps=float(layer.eps),
+        momentum="cumulative" if layer.momentum is None else float(layer.momentum),
+        correction=getattr(layer, "running_correction", 1),
+        mean=_doubles(layer.running_mean),
+        var=_doubles(layer.running_var),
+        weight=_doubles(layer.weight),
+        bias=_doubles(layer.bias),
+        batches=None if count is None or count.is_meta else int(count),
+    )
+
+
+def _doubles(t: torch.Tensor | None) -> Doubles | None:
+    """A copy in float64."""
+    if t is None or t.is_meta:
+        return None
+    return np.array(t.detach().cpu().double().numpy())
