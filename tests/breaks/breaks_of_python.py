@@ -434,16 +434,23 @@ BREAKS = [
     ),
     Break(
         SRC + "torch/_accelerate.py",
-        "            if len(_holders) == 1:\n",
-        "            if True:\n",
+        "        if _requests and not left:\n",
+        "        if _requests:\n",
         "accelerate: the first handle removed ends all",
         "test_torch_accelerate.py",
     ),
     Break(
         SRC + "torch/_accelerate.py",
-        "                return\n            if len",
-        "                pass\n            if len",
+        "        if _requests and not left:\n",
+        "        if not left:\n",
         "accelerate: a handle is removed twice",
+        "test_torch_accelerate.py",
+    ),
+    Break(
+        SRC + "torch/_accelerate.py",
+        "    _give_back(*_requests)\n",
+        "    _give_back(*(request for request in _requests if request.handle()))\n",
+        "decelerate: dropped handles stay in force",
         "test_torch_accelerate.py",
     ),
     Break(

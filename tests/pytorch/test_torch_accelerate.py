@@ -6,10 +6,13 @@ import contextlib
 import copy
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
 import threading
+import warnings
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
@@ -319,10 +322,14 @@ def test_a_lost_handle_is_found_again():
     with bnt.accelerate() as own:
         status = bnt.status()
         assert [handle.where for handle in status.handles[:2]] == ["<cell 3>:1"] * 2
-        assert "asked for at <cell 3>:1, 2 times" in str(status)
-        assert f"asked for at {__file__}:" in str(status)
+        lines = str(status).splitlines()
+        assert lines[0] == "batchnorm.torch: active: 3 handles are in force (bnt.decelerate() removes them)"
+        assert lines[1] == "  2 were taken at <cell 3>:1"
+        assert lines[2].startswith(f"  1 was taken at {__file__}:")
         assert status.handles[1:] == (variables["handle"], own)
-        assert repr(own) == f"<batchnorm.torch.accelerate: active, {own.where}>"
+        assert bnt.status().handles == status.handles, "a handle that stands for a lost one is the same in each status"
+        assert repr(own).startswith(f"<batchnorm.torch.accelerate: active, taken at {own.where}; remove() it, or ")
+    assert repr(own) == "<batchnorm.torch.accelerate: removed; 2 other handles in force, see bnt.status()>"
     variables["handle"].remove()
     assert bnt.status().active, "the first is lost, and in force"
     before = _dump()
@@ -333,6 +340,59 @@ def test_a_lost_handle_is_found_again():
     assert _dump() != before
     assert [handle.active for handle in status.handles] == [False] * 3
     status.handles[0].remove()  # again: nothing
+
+
+def test_decelerate_switches_off_whatever_was_lost():
+    """Lost handles, held ones and open blocks: all are removed, and everything works again afterwards."""
+    stock = _dump()
+    bnt.accelerate()  # dropped
+    held = bnt.accelerate()
+    with bnt.accelerate() as block:
+        bnt.decelerate()
+        assert (held.active, block.active, bnt.status().active, bnt.status().handles) == (False, False, False, ())
+        assert _dump() == stock
+        bnt.decelerate()  # a second time: nothing
+        held.remove()
+        with bnt.accelerate() as later:
+            assert bnt.status().handles == (later,)
+        later = bnt.accelerate()
+    assert bnt.status().handles == (later,), "the end of a block that was removed takes nothing else away"
+    bnt.decelerate()
+    assert _dump() == stock
+
+
+def test_remove_says_when_only_a_dropped_handle_keeps_our_kernels():
+    bnt.accelerate()  # dropped
+    handle, other = bnt.accelerate(), bnt.accelerate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with bnt.accelerate():
+            pass
+        handle.remove()  # another one is held, whose owner knows
+    with pytest.warns(UserWarning, match=r"removed, but 1 other handle that nobody has .*:\d+\)\. bnt\.decelerate\(\)"):
+        other.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.remove()  # again: nothing, and nothing to say
+    assert bnt.status().active
+    bnt.decelerate()
+    assert not bnt.status().active
+
+
+def test_a_handle_may_be_used_again_and_a_copy_holds_nothing():
+    with bnt.accelerate() as handle, handle:
+        assert len(bnt.status().handles) == 1
+    assert not handle.active
+    with handle:
+        assert handle.active
+        with handle:
+            pass
+        assert handle.active, "the inner block of the same handle does not end the outer one"
+        for copied in (copy.deepcopy(handle), pickle.loads(pickle.dumps(handle))):
+            assert not copied.active
+            copied.remove()
+        assert bnt.status().handles == (handle,)
+    assert not bnt.status().active
 
 
 def test_blocks_in_many_threads():
@@ -380,17 +440,33 @@ def test_normal_use_prints_nothing():
 
 
 def test_status_says_what_runs():
-    text = str(bnt.status())
-    assert "not active" in text
+    assert str(bnt.status()).startswith("batchnorm.torch: not active: no handle is in force\n")
     with bnt.accelerate():
         F.batch_norm(torch.randn(3, 2), None, None, training=True)
         status = bnt.status()
         assert status.active
-        assert "active" in str(status)
-        assert "native_batch_norm: " in str(status)
+        assert str(status).startswith("batchnorm.torch: active: 1 handle is in force")
+        assert f"native_batch_norm: {status.served['native_batch_norm']} served, " in str(status)
+        assert repr(status) == str(status)
     assert status.torch == torch.__version__
     assert status.isa == bn._native.isa()
     assert status.threads == torch.get_num_threads()
+
+
+def test_status_is_a_table_in_a_notebook():
+    cell = compile("import batchnorm.torch as bnt; handle = bnt.accelerate()", "<cell & 3>", "exec")
+    exec(cell, variables := {})
+    F.batch_norm(torch.randn(3, 2), None, None, training=True)
+    page = bnt.status()._repr_html_()
+    variables["handle"].remove()
+    shown = ET.fromstring(f"<div>{page.replace('<br>', '<br/>')}</div>")
+    assert "1 was taken at <cell & 3>:1" in "".join(shown.itertext())
+    rows = [[cell.text for cell in row] for row in shown.iter("tr")]
+    assert rows[0] == ["function of ATen", "calls served", "passed on to PyTorch"]
+    status = bnt.status()
+    assert {row[0].findtext("code"): int(row[1].text.replace(",", "")) for row in list(shown.iter("tr"))[1:]} == {
+        name: served for name, served in status.served.items() if served or status.passed_on[name]
+    }
 
 
 # --- numerics: N1, N2, N3 of docs/numerics.md, through PyTorch ---

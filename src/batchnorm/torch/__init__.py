@@ -18,7 +18,7 @@ except ImportError as error:
 
 from .._public import publish
 from . import functional, fused  # noqa: F401
-from ._accelerate import Acceleration, Status, accelerate, status
+from ._accelerate import Acceleration, Status, accelerate, decelerate, status
 from ._convert import convert, convert_sync, revert
 from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -36,6 +36,7 @@ __all__ = [
     "accelerate",
     "convert",
     "convert_sync",
+    "decelerate",
     "functional",
     "fuse",
     "mask_from_lengths",

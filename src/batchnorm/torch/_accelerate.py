@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import sys
 import threading
 import warnings
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,7 +89,33 @@ def _add_aten() -> None:
 # --- who asks for them ---
 
 _lock = threading.Lock()
-_holders: list[Acceleration] = []  # whoever asks for our kernels, whether or not anybody else holds the handle
+
+
+class _Request:
+    """One call of `accelerate`: in force until it is taken back, whether or not anybody still has its handle."""
+
+    def __init__(self, handle: Acceleration) -> None:
+        self.where = handle.where
+        self.handle = weakref.ref(handle)
+
+
+_requests: list[_Request] = []  # in force
+
+
+def _take(request: _Request) -> None:
+    with _lock:
+        if not _requests:
+            _add_aten()
+        _requests.append(request)
+
+
+def _give_back(*requests: _Request | None) -> None:
+    """End requests, if they are in force; with the last one, PyTorch has its kernels back."""
+    with _lock:
+        left = [request for request in _requests if request not in requests]
+        if _requests and not left:
+            _native.torch.remove_aten()
+        _requests[:] = left
 
 
 class Acceleration:
@@ -95,15 +123,14 @@ class Acceleration:
 
     def __init__(self) -> None:
         self._where = _place_outside()
-        with _lock:
-            if not _holders:
-                _add_aten()
-            _holders.append(self)
+        self._depth = 0  # of open `with` blocks
+        self._request: _Request | None = _Request(self)
+        _take(self._request)
 
     @property
     def active(self) -> bool:
         """Whether this handle still asks for our kernels."""
-        return self in _holders
+        return self._request in _requests
 
     @property
     def where(self) -> str:
@@ -111,24 +138,51 @@ class Acceleration:
         return self._where
 
     def remove(self) -> None:
-        """Give PyTorch its kernels back, unless another handle still asks for ours. A second time does nothing."""
-        with _lock:
-            if not self.active:
-                return
-            if len(_holders) == 1:
-                _native.torch.remove_aten()
-            _holders.remove(self)
+        """Give PyTorch its kernels back, unless another handle still asks for ours. A second time does nothing.
+
+        Warns if the only other handles were dropped: nobody can remove those but `decelerate`.
+        """
+        removed = self.active
+        _give_back(self._request)
+        dropped = [request.where for request in _requests if request.handle() is None]
+        if removed and dropped and len(dropped) == len(_requests):
+            warnings.warn(
+                f"batchnorm.torch: this handle is removed, but {_counted(len(dropped), 'other handle')} that nobody "
+                f"has any more still asks for our kernels (taken at {', '.join(dict.fromkeys(dropped))}). "
+                "bnt.decelerate() gives PyTorch its kernels back",
+                stacklevel=2,
+            )
 
     def __enter__(self) -> Acceleration:
+        if not self.active:  # a handle may be used again
+            self._request = _Request(self)
+            _take(self._request)
+        self._depth += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.remove()
+        self._depth -= 1
+        if not self._depth:
+            _give_back(self._request)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or one from a pickle, asks for nothing."""
+        return {"_where": self._where, "_depth": 0, "_request": None}
 
     def __repr__(self) -> str:
-        return f"<batchnorm.torch.accelerate: {f'active, {self._where}' if self.active else 'removed'}>"
+        if self.active:
+            state = f"active, taken at {self._where}; remove() it, or bnt.decelerate() removes all"
+        else:
+            state = "removed"
+            if _requests:
+                state += f"; {_counted(len(_requests), 'other handle')} in force, see bnt.status()"
+        return f"<batchnorm.torch.accelerate: {state}>"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _place_outside() -> str:
@@ -148,7 +202,8 @@ def accelerate() -> Acceleration:
     its own.
 
     It holds for the whole process, all threads included. Handles nest: PyTorch's kernels are back when all are removed.
-    Those that nobody has any more, of a notebook's cell that ran twice, say, are in ``status().handles``.
+    A handle that is dropped stays in force, as in a script whose first line is ``bnt.accelerate()``, or in a notebook
+    whose cell ran twice. `decelerate` removes all handles, also those that nobody has any more.
     Take and remove handles while no other thread is inside a batch normalization, as with any change of kernels in
     PyTorch.
 
@@ -173,7 +228,27 @@ def accelerate() -> Acceleration:
     return Acceleration()
 
 
-@dataclass(frozen=True)
+def decelerate() -> None:
+    """Give PyTorch its own kernels back, whoever asked for ours: every handle of `accelerate` is removed.
+
+    Handles that were lost are removed, too, and those of `with` blocks that are still open. If none is in force, it
+    does nothing. `accelerate` may be called again afterwards.
+
+    Examples
+    --------
+    >>> import batchnorm.torch as bnt
+    >>> _ = bnt.accelerate()
+    >>> handle = bnt.accelerate()
+    >>> len(bnt.status().handles)
+    2
+    >>> bnt.decelerate()
+    >>> bnt.status().active, handle.active
+    (False, False)
+    """
+    _give_back(*_requests)
+
+
+@dataclass(frozen=True, repr=False)
 class Status:
     """What runs: see `status`.
 
@@ -203,33 +278,56 @@ class Status:
     served: dict[str, int]
     passed_on: dict[str, int]
 
-    def __str__(self) -> str:
-        lines = [
-            f"batchnorm.torch: {'active' if self.active else 'not active'}",
-            f"  PyTorch {self.torch}, {self.isa} kernels, {self.threads} thread{'s' * (self.threads != 1)}",
-        ]
+    def _facts(self) -> list[str]:
+        n = len(self.handles)
+        facts = ["not active: no handle is in force"]
+        if self.active:
+            facts = [
+                f"active: {_counted(n, 'handle')} {'is' if n == 1 else 'are'} in force "
+                f"(bnt.decelerate() removes {'it' if n == 1 else 'them'})"
+            ]
         for where, times in Counter(handle.where for handle in self.handles).items():
-            lines.append(f"  asked for at {where}" + (f", {times} times" if times > 1 else ""))
-        for name in self.served:
-            if self.served[name] or self.passed_on[name]:
-                lines.append(f"  {name}: {self.served[name]} served, {self.passed_on[name]} passed on")
-        return "\n".join(lines)
+            facts.append(f"{times} {'was' if times == 1 else 'were'} taken at {where}")
+        threads = _counted(self.threads, "thread")
+        return [*facts, f"PyTorch {self.torch}, {self.isa} kernels, {threads}"]
+
+    def _calls(self) -> list[tuple[str, int, int]]:
+        each = [(name, self.served[name], self.passed_on[name]) for name in self.served]
+        return [call for call in each if call[1] or call[2]]
+
+    def __str__(self) -> str:
+        first, *more = self._facts()
+        calls = [f"{name}: {served} served, {passed_on} passed on" for name, served, passed_on in self._calls()]
+        return "\n  ".join([f"batchnorm.torch: {first}", *more, *(calls or ["no call has come yet"])])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        first, *more = (html.escape(fact) for fact in self._facts())
+        rows = "".join(
+            f"<tr><td><code>{name}</code></td><td>{served:,}</td><td>{passed_on:,}</td></tr>"
+            for name, served, passed_on in self._calls()
+        )
+        head = "<tr><th>function of ATen</th><th>calls served</th><th>passed on to PyTorch</th></tr>"
+        calls = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>" if rows else "<p>no call has come yet</p>"
+        return f"<p><b>batchnorm.torch</b>: {'<br>'.join([first, *more])}</p>{calls}"
 
 
 def status() -> Status:
     """Say what is active and who asked, which PyTorch and instruction set, how many threads, which calls were served.
 
-    To give PyTorch its kernels back whoever asked for ours::
-
-        for handle in bnt.status().handles:
-            handle.remove()
+    ``len(bnt.status().handles)`` counts the handles in force. Printed, or as the last line of a notebook's cell, it is
+    a short report.
 
     >>> import batchnorm.torch as bnt
     >>> bnt.status().active
     False
+    >>> with bnt.accelerate() as handle:
+    ...     bnt.status().handles == (handle,)
+    True
     """
     counts = _native.torch.counts()
-    handles = tuple(_holders)
+    handles = tuple(request.handle() or _handle_of(request) for request in tuple(_requests))
     return Status(
         active=bool(handles),
         handles=handles,
@@ -239,3 +337,11 @@ def status() -> Status:
         served={name: served for name, (served, _) in counts.items()},
         passed_on={name: passed for name, (_, passed) in counts.items()},
     )
+
+
+def _handle_of(request: _Request) -> Acceleration:
+    """A handle in place of one that was dropped."""
+    handle = Acceleration.__new__(Acceleration)
+    handle._where, handle._depth, handle._request = request.where, 0, request
+    request.handle = weakref.ref(handle)
+    return handle
