@@ -113,8 +113,8 @@ def _give_back(*requests: _Request | None) -> None:
     """End requests, if they are in force; with the last one, PyTorch has its kernels back."""
     with _lock:
         left = [request for request in _requests if request not in requests]
-        if _requests and not left:
-            _native.torch.remove_aten()
+        if not left:
+            _native.torch.remove_aten()  # a second time does nothing
         _requests[:] = left
 
 
