@@ -45,7 +45,7 @@ def test_each_layer_is_found_once_under_all_its_names():
         (lambda name, layer: False, []),
         ([], []),
     ],
-    ids=str,
+    ids=["all", "inside", "pattern", "end", "several", "iterator", "by class", "by name", "none", "no names"],
 )
 def test_only_chooses(only, names):
     assert [norm.name for norm in chosen(norms_of(Model()), only, "f")] == names
