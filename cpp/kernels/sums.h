@@ -41,10 +41,14 @@ template <class Term> BN_INLINE auto four_of(const Term& term) {
   return pair_of(a, b) + pair_of(c, d);
 }
 
-// Leaves out what is not in `lanes`, and what is NaN, but for what is in `anyway`; `counter` takes what is left.
-template <class C, bool G>
+// Which elements are summed: all; those that are not NaN; or some: those in `lanes`, and of them, but for those in `anyway`, those
+// that are not NaN. `counter` takes what is left.
+enum class Which { all, numbers, some };
+template <Which which, class C, bool G>
 BN_INLINE_IF_SHORT void select(Terms<C, G>& of, const U<C>& x, Lanes<C> lanes, Lanes<C> anyway, Counter<C>& counter) {
-  lanes = lanes & (numbers(x) | anyway);
+  if constexpr (which == Which::all) return;
+  if constexpr (which == Which::numbers) lanes = numbers(x);
+  else lanes = lanes & (numbers(x) | anyway);
   of.d = keep(of.d, lanes);
   if constexpr (G) of.h = keep(of.h, lanes);
   else counter.add(lanes);
@@ -78,8 +82,13 @@ template <class T> BN_INLINE void ask_for_cell(const T* at) {
   for (int64_t i = 0; i < kCell; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(at + i, 0, 2);
 }
 
-// Selects: only what is there.
-template <bool G, bool Clips, bool Selects, bool Joined, class T>
+// What stands together is a run that has no end.
+BN_INLINE Joints as_runs(Joints j) {
+  if (j.inner == 0) j.inner = j.left = INT64_MAX;
+  return j;
+}
+
+template <bool G, bool Clips, Which which, bool Joined, class T>
 BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, Activation act, There there,
                          double* acc) {
   using C = Compute<T>;
@@ -100,45 +109,40 @@ BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, 
       const U<C> unit = x.next();
       auto of = terms_of<G, Clips>(
           unit, center, most, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
-      if constexpr (Selects) {
-        select(of, unit, lanes_of<C>(*bits), anyway, counter);
-        bits += step;
-      }
+      select<which>(of, unit, lanes_of<C>(*bits), anyway, counter);
+      if (which == Which::some) bits += step;
       return of;
     };
     const Sum<C> first = four_of(term), sum = first + four_of(term);
     s_all += fold(sum.s), q_all += fold(sum.q);
   }
   std::memcpy(acc, &s_all, sizeof s_all), std::memcpy(acc + 4, &q_all, sizeof q_all);
-  if constexpr (Selects && !G) {
+  if constexpr (which != Which::all && !G) {
     const Four n = fold(values_of(counter));
     acc[8] += (n[0] + n[1]) + (n[2] + n[3]);
   }
 }
-template <bool G, bool Clips, bool Selects, bool Joined, class T>
-BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, const Joints& j, const Coefs& k, Activation act, There there,
+template <bool G, bool Clips, Which which, bool Joined, class T>
+BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, Joints j, const Coefs& k, Activation act, There there,
                          double* acc) {
+  if (Joined) j = as_runs(j);
   const auto units = [&](const char* at, int64_t jump) {
     return Units<Joined, T>{reinterpret_cast<const T*>(at), j.inner, j.left, jump};
   };
-  add_cells<G, Clips, Selects>(units(x, j.x_jump), units(g, j.g_jump), cells, k, act, there, acc);
+  add_cells<G, Clips, which>(units(x, j.x_jump), units(g, j.g_jump), cells, k, act, there, acc);
 }
 
-// Without loops for what stands together it is a run that has no end.
-BN_INLINE Joints of_loops(Joints j) {
-  if (!kHasTogether && j.inner == 0) j.inner = j.left = INT64_MAX;
-  return j;
-}
 BN_INLINE bool stands_together(const Joints& j) { return kHasTogether && j.inner == 0; }
 
 template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, There there, double* acc) {
-  j = of_loops(j);
   const Coefs k{K, K, K, K, K};
   constexpr Activation none = Activation::none;
-  if (there.selects() && stands_together(j)) add_cells<false, false, true, false, T>(x, nullptr, cells, j, k, none, there, acc);
-  else if (there.selects()) add_cells<false, false, true, true, T>(x, nullptr, cells, j, k, none, there, acc);
-  else if (stands_together(j)) add_cells<false, false, false, false, T>(x, nullptr, cells, j, k, none, there, acc);
-  else add_cells<false, false, false, true, T>(x, nullptr, cells, j, k, none, there, acc);
+  const bool together = stands_together(j);
+  if (there.omits && !there.bits && together)
+    add_cells<false, false, Which::numbers, false, T>(x, nullptr, cells, j, k, none, there, acc);
+  else if (there.selects()) add_cells<false, false, Which::some, true, T>(x, nullptr, cells, j, k, none, there, acc);
+  else if (together) add_cells<false, false, Which::all, false, T>(x, nullptr, cells, j, k, none, there, acc);
+  else add_cells<false, false, Which::all, true, T>(x, nullptr, cells, j, k, none, there, acc);
 }
 template <bool Joined, class T>
 BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int64_t cells, double K, double* acc) {
@@ -159,26 +163,24 @@ BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int
 }
 template <class T> void moments_weighted(const char* x, const double* weights, int64_t cells, Joints j, double K, double* acc) {
   const T* at = reinterpret_cast<const T*>(x);
-  j = of_loops(j);
-  if (stands_together(j)) add_weighted_cells(Units<false, T>{at, 0, 0, 0}, weights, cells, K, acc);
-  else add_weighted_cells(Units<true, T>{at, j.inner, j.left, j.x_jump}, weights, cells, K, acc);
+  if (stands_together(j)) return add_weighted_cells(Units<false, T>{at, 0, 0, 0}, weights, cells, K, acc);
+  j = as_runs(j);
+  add_weighted_cells(Units<true, T>{at, j.inner, j.left, j.x_jump}, weights, cells, K, acc);
 }
 template <class T>
 void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, bool omits, double* acc) {
   using C = Compute<T>;
   static constexpr C kZero = 0, kOne = 1;
   const bool clips = act != Activation::none;
-  j = of_loops(j);
   if (kHasTogether && omits) {
-    if (j.inner == 0) j.inner = j.left = INT64_MAX;
     // Without an activation z is 1, or NaN, which are inside of its bounds.
     if (!clips) k.scale = reinterpret_cast<const char*>(&kZero), k.shift = reinterpret_cast<const char*>(&kOne);
-    return add_cells<true, true, true, true, T>(x, g, cells, j, k, act, {nullptr, true}, acc);
+    return add_cells<true, true, Which::numbers, true, T>(x, g, cells, j, k, act, {nullptr, true}, acc);
   }
-  if (stands_together(j) && clips) add_cells<true, true, false, false, T>(x, g, cells, j, k, act, {}, acc);
-  else if (stands_together(j)) add_cells<true, false, false, false, T>(x, g, cells, j, k, act, {}, acc);
-  else if (clips) add_cells<true, true, false, true, T>(x, g, cells, j, k, act, {}, acc);
-  else add_cells<true, false, false, true, T>(x, g, cells, j, k, act, {}, acc);
+  if (stands_together(j) && clips) add_cells<true, true, Which::all, false, T>(x, g, cells, j, k, act, {}, acc);
+  else if (stands_together(j)) add_cells<true, false, Which::all, false, T>(x, g, cells, j, k, act, {}, acc);
+  else if (clips) add_cells<true, true, Which::all, true, T>(x, g, cells, j, k, act, {}, acc);
+  else add_cells<true, false, Which::all, true, T>(x, g, cells, j, k, act, {}, acc);
 }
 
 template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t n, bool omits, int64_t* found) {
@@ -211,19 +213,20 @@ template <class T, bool G, bool Clips> struct Lane {
 
   template <int First, int Rows> BN_INLINE void add(unsigned counts, C* s_to, C* rest, bool begins) const {
     constexpr unsigned all = ((1u << Rows) - 1) << First;
-    if ((counts & all) == all && !omits) add_rows<First, Rows, true>(counts, s_to, rest, begins);
-    else add_rows<First, Rows, false>(counts, s_to, rest, begins);
+    if ((counts & all) == all && !omits) add_rows<First, Rows, Which::all>(counts, s_to, rest, begins);
+    else if ((counts & all) == all && !G && kHasTogether) add_rows<First, Rows, Which::numbers>(counts, s_to, rest, begins);
+    else add_rows<First, Rows, Which::some>(counts, s_to, rest, begins);
   }
 
  private:
-  template <int First, int Rows, bool All>
+  template <int First, int Rows, Which which>
   __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
     C *q_to = s_to + whole, *q_rest = rest + whole;
     const U<C> most = gradient_bound<C>(act);
     const T* rows[8];
     Lanes<C> kept[8];
     const Lanes<C> all = lanes_of<C>(0xffff), anyway = lanes_of<C>(omits ? 0 : 0xffff);
-    for (int t = 0; !All && !G && t < 8; ++t) {
+    for (int t = 0; which == Which::some && !G && t < 8; ++t) {
       const bool is_in = (counts >> t & 1) != 0;
       rows[t] = is_in ? x + t * x_step : one;
       kept[t] = lanes_of<C>(is_in ? 0xffff : 0);
@@ -235,17 +238,17 @@ template <class T, bool G, bool Clips> struct Lane {
       const auto shift = [&]() BN_INLINE_LAMBDA { return column<C>(k.shift, at); };
       Counter<C> counter;
       const auto term = [&](int t) BN_INLINE_LAMBDA {
-        if constexpr (!All && !G) {
+        if constexpr (which == Which::some && !G) {
           const U<C> unit = load(rows[t] + at);
           Terms<C, G> of{unit - center};
-          select(of, unit, kept[t], anyway, counter);
+          select<which>(of, unit, kept[t], anyway, counter);
           return of;
         }
-        if (!All && (counts >> t & 1) == 0) return Terms<C, G>{};
+        if (which == Which::some && (counts >> t & 1) == 0) return Terms<C, G>{};
         const U<C> unit = load(x + at + t * x_step);
         auto of =
             terms_of<G, Clips>(unit, center, most, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
-        if constexpr (!All && G && kHasTogether) select(of, unit, all, anyway, counter);
+        if constexpr (!G || kHasTogether) select<which>(of, unit, all, anyway, counter);
         return of;
       };
       Sum<C> sum = four_of([&](int t) BN_INLINE_LAMBDA { return term(First + t); });
@@ -257,7 +260,7 @@ template <class T, bool G, bool Clips> struct Lane {
       }
       if (!begins) sum = Sum<C>{load_raw(s_to + i), load_raw(q_to + i)} + sum;
       store_raw(s_to + i, sum.s), store_raw(q_to + i, sum.q);
-      if (!All && !G) store_raw(n + i, load_raw(n + i) + values_of(counter));
+      if (which != Which::all && !G) store_raw(n + i, load_raw(n + i) + values_of(counter));
     }
   }
 };

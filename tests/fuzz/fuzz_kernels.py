@@ -30,7 +30,10 @@ from batchnorm import _inputs, _options
 ISAS = tuple(isa for isa in bn._native.available_isas() if isa != "reference")
 THREADS = (1, 2, 3, 5)
 VIEWS = [name for name in LAYOUTS if name not in ("broadcast", "read-only")]
-ACTIVATIONS = (None, None, "relu", "relu6", "leaky_relu", ("leaky_relu", 0.2), "silu")
+# The default of the number that goes with an activation of the kernels' list; None where there is none.
+NUMBERS = {name: number if parameter else None for name, _, parameter, number in bn._native.activations()}
+# Where the slope of an activation jumps: next to it, one or the other is right.
+CORNERS = {"relu": (0,), "relu6": (0, 6), "leaky_relu": (0,), "hardswish": (-3, 3), "elu": (0,)}
 MOST = 40_000  # elements
 
 Results = dict[str, np.ndarray]
@@ -132,6 +135,16 @@ def _lose(rng: np.random.Generator, x: np.ndarray, grad: np.ndarray, select: dic
     return True
 
 
+def _activation(rng: np.random.Generator) -> str | tuple[str, float] | None:
+    """Any activation of the kernels' list, a number that goes with it the default or another."""
+    name = str(rng.choice(list(NUMBERS)))
+    if name == "none" or rng.random() < 0.1:
+        return None
+    if NUMBERS[name] is None or rng.random() < 0.4:
+        return name
+    return name, float(rng.choice([-0.5, 0, 0.2, rng.uniform(0, 3)]))
+
+
 def draw(seed: int) -> Problem | None:
     """Problem number `seed`; None where it has too few positions."""
     rng = np.random.default_rng([seed, 20150211])
@@ -159,7 +172,7 @@ def draw(seed: int) -> Problem | None:
     channels = [shape[axis] for axis in kept]
     parameters = rng.standard_normal((2, *channels)).astype(wide)
     given = (parameters[0] if rng.random() < 0.7 else None, parameters[1] if rng.random() < 0.7 else None)
-    options = {"activation": ACTIVATIONS[rng.integers(len(ACTIVATIONS))], "eps": float(rng.choice([1e-5, 1e-3, 1e-12]))}
+    options = {"activation": _activation(rng), "eps": float(rng.choice([1e-5, 1e-3, 1e-12]))}
     layouts = tuple(str(name) for name in rng.choice(VIEWS, 3)) if rng.random() < 0.5 else (str(rng.choice(VIEWS)),) * 3
     with np.errstate(over="ignore"):
         grad = np.asarray(grad).astype(DTYPES[dtype])
@@ -205,8 +218,16 @@ def compute(problem: Problem, arrays: dict[str, np.ndarray | None]) -> Results:
 def _y_tells(problem: Problem) -> bool:
     """Whether the derivative of the activation can be read from y."""
     plain = problem.residual is None and not problem.select and not problem.group and problem.training
-    plain = plain and "nan_policy" not in problem.options
-    return plain and problem.x.dtype.itemsize >= 4 and problem.options["activation"] in ("relu", "relu6", "leaky_relu")
+    plain = plain and "nan_policy" not in problem.options and problem.options["activation"] is not None
+    code, slope = _options.checked_activation(problem.options["activation"], "fuzz")
+    name, _ = _name_and_number(problem)
+    told = _options.TOLD_BY_Y[code] and (NUMBERS[name] is None or slope > 0)
+    return plain and problem.x.dtype.itemsize >= 4 and told
+
+
+def _name_and_number(problem: Problem) -> tuple[str, float]:
+    given = problem.options["activation"] or "none"
+    return given if isinstance(given, tuple) else (given, NUMBERS[given] or 0.0)
 
 
 def _backward_by_y(problem: Problem, grad: np.ndarray, x: np.ndarray, y: np.ndarray, m: bn.Moments) -> np.ndarray:
@@ -305,23 +326,21 @@ def _check_part(problem: Problem, found: Results, part: slice, arrays, parameter
         residual = problem.residual[part].astype(np.longdouble)
         z, size = z + residual, size + np.abs(residual)
     size = np.maximum(1, size)
-    activation = problem.options["activation"]
-    y, slope = _activate(z, activation)
+    name, number = _name_and_number(problem)
+    y, slope = _activate(z, name, number)
     dtype = problem.x.dtype
     relative = oracle.N4 if dtype == np.float64 else oracle.N1
-    bound = relative * size * (2 if activation == "silu" else 1)
+    bound = relative * size * (2 if oracle.bends(name) else 1) * max(1, abs(number))
     largest = 6e4 if dtype == np.float16 else np.inf  # what is above may be infinite
     everywhere = np.broadcast_to(usable, x.shape) & np.isfinite(x) & (np.abs(y) < largest) & there
     assert np.isnan(found["y"][part][~there]).all(), f"{problem}: y where x is missing"
     bound = bound + oracle.half_ulp((np.abs(y) + bound).astype(float), dtype)
     worst = _worst(problem, "y", found["y"][part], y, bound, everywhere)
-    # The gradient: where z is at a corner of its activation, either slope is right.
+    # The gradients, of channels in which no z is next to a corner.
+    for corner in CORNERS.get(name, ()):
+        usable = usable & ~np.any(there & (np.abs(z - corner) <= 4 * relative * size), axis=axes, keepdims=True)
     h = grad * slope
-    if activation in ("relu", "relu6") and "d residual" in found:
-        h = found["d residual"][part].astype(np.longdouble)
-    elif activation not in (None, "silu"):
-        return worst
-    sizes = np.abs(h) if activation != "silu" else np.abs(grad) * size
+    sizes = np.abs(grad) * size if oracle.bends(name) else np.abs(h)
     sum_h, sum_hx = total(h), total(h * xhat)
     scale = rstd if parameters[0] is None else rstd * parameters[0]
     dx, terms = scale * h, np.abs(scale) * sizes
@@ -330,26 +349,47 @@ def _check_part(problem: Problem, found: Results, part: slice, arrays, parameter
         # What does not count may be so far out that the error of xhat beside 1, as N1 allows it, is what is seen.
         least = np.maximum(np.abs(xhat), 1 if problem.select else 0)
         terms = np.abs(scale) * (sizes + w / count * (total(sizes) + least * total(sizes * np.abs(xhat))))
-    fits = (everywhere | (~there & usable)) & (terms < (6e4 if dtype == np.float16 else 1e38))
-    smallest = 1e-44 if dtype.itemsize < 8 else 1e-300
-    bound = (oracle.N4 if dtype == np.float64 else oracle.GRADIENT) * terms + smallest
-    bound = bound + oracle.half_ulp((np.abs(dx) + bound).astype(float), dtype)
-    return max(worst, _worst(problem, "dx", found["dx"][part], dx, bound, fits))
+    everywhere = usable & (everywhere | ~there)
+    for what, exact, its_terms in (("dx", dx, terms), ("d residual", h, sizes)):
+        if what in found:
+            fits = everywhere & (its_terms < (6e4 if dtype == np.float16 else 1e38))
+            bound = (oracle.N4 if dtype == np.float64 else oracle.GRADIENT) * its_terms * max(1, abs(number))
+            bound = bound + (1e-44 if dtype.itemsize < 8 else 1e-300)
+            bound = bound + oracle.half_ulp((np.abs(exact) + bound).astype(float), dtype)
+            worst = max(worst, _worst(problem, what, found[what][part], exact, bound, fits))
+    return worst
 
 
-def _activate(z: np.ndarray, activation) -> tuple[np.ndarray, np.ndarray]:
-    one = np.ones_like(z)
-    if activation is None:
+def _activate(z: np.ndarray, name: str, number: float) -> tuple[np.ndarray, np.ndarray]:
+    """The activation and its derivative, by their definitions."""
+    zero, one = np.zeros_like(z), np.ones_like(z)
+    if name == "none":
         return z, one
-    if activation == "relu":
+    if name == "relu":
         return np.where(z > 0, z, 0), one * (z > 0)
-    if activation == "relu6":
+    if name == "relu6":
         return np.clip(z, 0, 6), one * ((z > 0) & (z < 6))
-    if activation == "silu":
+    if name == "leaky_relu":
+        return np.where(z > 0, z, z * number), np.where(z > 0, one, number)
+    if name == "silu":
         sigmoid = 1 / (1 + np.exp(-z))
         return z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
-    slope = np.longdouble(0.01 if activation == "leaky_relu" else activation[1])
-    return np.where(z > 0, z, z * slope), np.where(z > 0, one, slope)
+    if name == "gelu":  # erfc of the math library is of float64; that is enough
+        below = np.vectorize(math.erfc, otypes=[np.longdouble])(-z / np.sqrt(np.longdouble(2))) / 2
+        return z * below, below + z * np.exp(-(z * z) / 2) / np.sqrt(2 * np.longdouble(np.pi))
+    if name == "gelu_tanh":
+        root, cubic = np.sqrt(2 / np.longdouble(np.pi)), np.longdouble("0.044715")
+        tanh = np.tanh(root * (z + cubic * z**3))
+        return z * (1 + tanh) / 2, (1 + tanh + z * (1 - tanh * tanh) * root * (1 + 3 * cubic * z * z)) / 2
+    if name == "hardswish":
+        flat, below = z >= 3, z <= -3
+        return np.where(flat, z, np.where(below, 0, z * (z + 3) / 6)), np.where(
+            flat, 1, np.where(below, 0, z / 3 + one / 2)
+        )
+    if name == "elu":
+        below = number * np.exp(np.minimum(z, zero))
+        return np.where(z > 0, z, number * np.expm1(np.minimum(z, zero))), np.where(z > 0, one, below)
+    raise ValueError(f"the oracle has no {name}: write it here")
 
 
 def _worst(problem: Problem, what: str, found, exact, bound, where) -> float:

@@ -1,9 +1,11 @@
 // The bits of the kernels' results, as one line of text for each layout, type and option: another processor, compiler or
 // instruction set must print the same lines. Needs no Python. Fails where an instruction set at hand differs from the
-// specification.
+// specification, and where an activation of the list has no case.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -92,6 +94,7 @@ struct Options {
   DType weights;         // f16: none
   double offset, scale;  // of the values
   double unusual;        // one value; 0: none
+  double missing = 0;    // how many cells are
 };
 constexpr DType kNone = DType::f16;
 constexpr Options kOptions[] = {
@@ -106,6 +109,14 @@ constexpr Options kOptions[] = {
     {"far", Activation::none, true, true, kNone, 4000, 0.25, 0},
     {"infinite", Activation::relu, false, true, kNone, 0, 1, INFINITY},
     {"not a number", Activation::gelu, true, true, kNone, 0, 1, NAN},
+    {"gelu, missing", Activation::gelu, false, true, kNone, 1, 2, 0, 0.2},
+    {"gelu with tanh, mask, missing", Activation::gelu_tanh, true, true, DType::boolean, -1, 1, 0, 0.2},
+    {"hardswish, weights, missing", Activation::hardswish, false, true, DType::f32, 0, 4, 0, 0.2},
+    {"elu", Activation::elu, true, true, kNone, 2, 1, 0},
+    {"hardswish, mask", Activation::hardswish, true, true, DType::boolean, 0, 1, 0},
+    {"elu, running statistics, missing", Activation::elu, false, false, kNone, 3, 1, 0, 0.5},
+    {"plain, missing", Activation::none, false, true, kNone, 0.5, 1, 0, 0.05},
+    {"relu, missing", Activation::relu, false, true, kNone, 0, 1e30, 0, 0.7},
 };
 
 // --- one problem ---
@@ -120,6 +131,8 @@ class Case {
     elements_ = static_cast<size_t>(N * C * S * gap);
     x_ = values(options.offset, options.scale);
     if (options.unusual != 0) set(x_.data() + bytes_of(dtype) * (last ? 2 : S + 1), dtype, options.unusual);
+    for (size_t i = 0; options.missing > 0 && i < elements_; ++i)
+      if (random_.uniform() < options.missing) set(x_.data() + i * static_cast<size_t>(bytes_of(dtype)), dtype, NAN);
     grad_ = values(0.25, 1), residual_ = values(0, 1);
     weights_.resize(static_cast<size_t>(N * S * bytes_of(options.weights)));
     for (int64_t i = 0; i < N * S; ++i) set(weights_.data() + i * bytes_of(options.weights), options.weights, weight());
@@ -138,7 +151,7 @@ class Case {
       collapse(p, 1 << 1, operands);
       p.stats = {moments.data(), moments.data() + C, moments.data() + 2 * C, moments.data() + 3 * C, nullptr};
       p.weight = gamma_.data(), p.bias = beta_.data(), p.eps = 1e-5;
-      p.activation = options_.activation, p.slope = 0.01, p.threads = threads;
+      p.activation = options_.activation, p.slope = 0.01, p.omit = options_.missing > 0, p.threads = threads;
       p.training = options_.training, p.grad_weight = sums.data(), p.grad_bias = sums.data() + C;
       return p;
     };
@@ -184,6 +197,9 @@ int main() {
   const int n = list_kernels(all);
   const Kernels* specification = all[n - 1];
   int wrong = 0;
+  for (const AboutActivation& one : kActivations)
+    if (std::none_of(std::begin(kOptions), std::end(kOptions), [&](const Options& o) { return o.activation == one.code; }))
+      std::fprintf(stderr, "no case has %s\n", one.name), ++wrong;
   for (const Layout& layout : kLayouts)
     for (const Type& type : kTypes)
       for (const Options& options : kOptions) {
