@@ -1,4 +1,4 @@
-"""The chart of docs/performance.md: how many times faster than PyTorch, for each type, layout, operation and shape."""
+"""The charts: how many times faster than PyTorch, for each type, layout, operation and shape; and of trainings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from batchnorm.tools.bench.functions import ACCELERATED
 from batchnorm.tools.bench.problem import OPERATIONS
 from batchnorm.tools.bench.results import Document
 from batchnorm.tools.bench.table import mean, ratio
-from render import groups
+from render import FUSED, PYTORCH, WAYS, differences, groups
+from rows import LOSSES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs" / "figures"))
 
-from style import BLUE, INK, ORANGE, PALE, plt, save
+from style import BLUE, GRAY, GREEN, INK, ORANGE, PALE, plt, save
 
 
 def draw(document: Document, name: str = "performance") -> None:
@@ -43,4 +44,38 @@ def draw(document: Document, name: str = "performance") -> None:
         ax.xaxis.set_minor_locator(NullLocator())
     panels[1].set_xlabel("times faster than PyTorch; a dot a shape (orange: slower), a bar for their geometric mean")
     figure.subplots_adjust(wspace=0.08)
+    save(figure, name)
+
+
+def draw_losses(document: Document, name: str = "trust") -> None:
+    """The losses of the trainings upon each other, and how far each is from PyTorch's."""
+    losses = {row["dtype"]: row["losses"] for row in document["rows"] if row["what"] == LOSSES}
+    figure, (curves, gaps) = plt.subplots(1, 2, figsize=(9.2, 3.9), width_ratios=(1, 1.25))
+    of = losses["float32"]
+    steps = range(1, len(of[PYTORCH]) + 1)
+    curves.plot(steps, of[PYTORCH], color=GRAY, linewidth=5, alpha=0.55, label=PYTORCH)
+    looks = zip(WAYS, (BLUE, GREEN, ORANGE), ((0, (6, 6)), (2, (4, 8)), (6, (1.5, 3))), strict=True)
+    for who, color, line in looks:
+        curves.plot(steps, of[who], color=color, linewidth=1.3, linestyle=line, label=who)
+    curves.set_title("Loss of each training, float32", loc="left", fontsize=10)
+    curves.set_xlabel("steps after the checkpoint")
+    curves.set_ylim(0, None)
+    curves.legend(frameon=False)
+    others = [who for who in of if who not in (PYTORCH, *WAYS)]
+    lines = [("float32", who, GRAY, style) for who, style in zip(others, ("--", ":"), strict=True)]
+    lines += [("float32", FUSED, BLUE, "-"), ("float64", FUSED, GREEN, "-")]
+    for dtype, who, color, style in lines:
+        ours = who == FUSED
+        label = f"accelerated, converted, fused: {dtype}" if ours else f"{who}: {dtype}"
+        found = [d or None for d in differences(losses[dtype], who)]  # a zero has no place on this axis
+        gaps.plot(
+            steps, found, style, color=color, linewidth=1.3, label=label, marker="." if ours else "", markersize=3
+        )
+    gaps.axhline(1e-7, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
+    gaps.set_yscale("log")
+    gaps.set_ylim(5e-17, 10)
+    gaps.set_title("Distance from PyTorch's loss, as a part of it", loc="left", fontsize=10)
+    gaps.set_xlabel("steps after the checkpoint")
+    gaps.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.6, 0.37))
+    figure.subplots_adjust(wspace=0.16)
     save(figure, name)

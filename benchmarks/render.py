@@ -28,11 +28,11 @@ from batchnorm.tools.bench.table import (
     where,
 )  # fmt: skip
 from batchnorm.tools.bench.timing import MODES, WARM
-from rows import DTYPES, KINDS, PARTS
+from rows import DTYPES, KINDS, LOSSES, PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PERFORMANCE, PYTORCH_PAGE = "docs/performance.md", "docs/pytorch.md"
+PERFORMANCE, PYTORCH_PAGE, TRUST = "docs/performance.md", "docs/pytorch.md", "docs/trust.md"
 READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
 MODULE, FUSED, LIMIT, STEP = "module", "fused", "limit", "forward + backward"
 LOST = 0.95  # below it a ratio is a loss, and not noise
@@ -248,6 +248,61 @@ def on_gpu(document: Document) -> Table:
     return Table(["shape", "layout", "dtype", "layer", "PyTorch, ms", *others], lines, 4, note)
 
 
+WRONG = {
+    "mean 1e4": "an output, {layout}, where the mean of the data is 1e4 standard deviations",
+    "mean 1e6": "an output, {layout}, where it is 1e6",
+    "evaluation": "an output in evaluation, where it is 1e6",
+    "running_var": "`running_var`, {layout}, where it is 1e6",
+    "values 1e20": "an output, where the standard deviation of the data is 1e20",
+    "bias gradient": "the gradient of `bias`, {layout}: the sum of 1048576 values of 0.1",
+    "weight gradient": "the gradient of `weight` for `x.unsqueeze(-1).transpose(1, 2)`, where the upstream gradient is "
+    "contiguous",
+    "shared memory": "an output, where `running_var` and `weight` are the same tensor",
+    "layout": "the share of the outputs that have other bits if the same data lies in memory channels-last",
+    "third derivative": "a third derivative, float64",
+    "checkpoint": "`running_mean` after one step under `torch.utils.checkpoint`",
+    "refused batch": "`num_batches_tracked` after the layer refused a batch of one",
+}
+
+
+def wrong(document: Document, way: str) -> Table:
+    """What PyTorch gets wrong, where it is off the most, and what this library gives there."""
+    rows = [row for row in document["rows"] if way in row.get("found", {})]
+    lines = []
+    for row in rows:
+        cells = [f"{value:.7g}" for value in (row["truth"], row["found"][PYTORCH], row["found"][way])]
+        lines.append([WRONG[row["what"]].format(**row), *cells, *(power(row["off"][who]) for who in (PYTORCH, way))])
+    head = ["", "the truth", "PyTorch", "this library", "PyTorch is off by", "this library"]
+    return Table(head, lines, 1, f"{where(document)}.")
+
+
+def power(value: float) -> str:
+    """Two digits of an error."""
+    return f"{value:.2g}" if value >= 0.1 or not value else f"{value:.1e}".replace("e-0", "e-")
+
+
+def differences(losses: dict[str, list[float]], who: str) -> list[float]:
+    """How far each loss is from PyTorch's, as a part of it."""
+    return [abs(a - b) / b for a, b in zip(losses[who], losses[PYTORCH], strict=True)]
+
+
+AGREE = 2.4e-7  # two units of the last digit of a float32
+WAYS = (ACCELERATED, "converted", FUSED)
+
+
+def trusted(document: Document) -> Iterator[tuple[str, str]]:
+    """What the sentences of docs/trust.md quote of the trainings."""
+    for row in document["rows"]:
+        if row["what"] == LOSSES:
+            yield "training steps", str(len(row["losses"][PYTORCH]))
+            off = {who: differences(row["losses"], who) for who in row["losses"] if who != PYTORCH}
+            off["ours"] = [max(each) for each in zip(*(off[who] for who in WAYS), strict=True)]
+            for who, each in off.items():
+                name = f"training {row['dtype']} {who}"
+                yield name, power(max(each)) if max(each) < 1e-3 else f"{100 * max(each):.0f} %"
+                yield f"{name} agrees", str(next((i for i, d in enumerate(each) if d > AGREE), len(each)))
+
+
 def losses(documents: dict[str, Document]) -> Table:
     """Every measured case that is slower than PyTorch's by more than noise."""
     lines = []
@@ -300,6 +355,8 @@ def parts(documents: dict[str, Document]) -> Iterator[tuple[str, str, str]]:
         ("variants", PERFORMANCE, "variants", multiples),
         ("sync", PERFORMANCE, "sync", multiples),
         ("gpu", PERFORMANCE, "gpu", on_gpu),
+        ("trust", TRUST, "wrong-table", lambda document: wrong(document, ACCELERATED)),
+        ("trust", TRUST, "wrong-layers-table", lambda document: wrong(document, MODULE)),
     ):
         if document := of(part):
             yield page, mark, markdown(table(document))
@@ -316,7 +373,7 @@ def figures(documents: dict[str, Document]) -> dict[str, str]:
     for row in documents.get("networks", {"rows": []})["rows"]:
         for way in row["times"]:
             found[f"{row['what']} {row['dtype']} {row['layout']} {way}"] = times(ratio(row, way, "step"))
-    return found
+    return found | dict(trusted(documents.get("trust", {"rows": []})))
 
 
 def fill(text: str, mark: str, part: str) -> str:
@@ -357,6 +414,10 @@ def main() -> None:
         import chart
 
         chart.draw(documents["functions"])
+    if "trust" in documents:
+        import chart
+
+        chart.draw_losses(documents["trust"])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from batchnorm.tools.bench.problem import LAYOUTS, TABLE, Problem, layouts
+from batchnorm.tools.bench.problem import CHANNELS_LAST, LAYOUTS, TABLE, Problem, layouts
 from batchnorm.tools.bench.timing import IN_TURN, Settings
 
 IMAGES = (
@@ -27,6 +27,22 @@ OFFSETS = [
     Problem((100_000, 4), TABLE, d, what=offset)
     for d in ("float32", "float64")
     for offset in ("1", "1e2", "1e4", "1e6")
+]
+LOSSES = "losses"  # a training; what else "trust" has is a thing that PyTorch gets wrong
+IMAGE = (8, 4, 32, 32)
+TRUST = [
+    *(Problem((64, 1, 8, 8), dtype=dtype, what=LOSSES) for dtype in ("float32", "float64")),
+    *(Problem(IMAGE, layout, what=what) for what in ("mean 1e4", "mean 1e6") for layout in LAYOUTS),
+    Problem(IMAGE, what="evaluation"),
+    Problem(IMAGE, CHANNELS_LAST, what="running_var"),
+    Problem(IMAGE, what="values 1e20"),
+    Problem((256, 4, 64, 64), CHANNELS_LAST, what="bias gradient"),
+    Problem((8, 16, 7), what="weight gradient"),
+    Problem((64, 4), TABLE, what="shared memory"),
+    Problem(IMAGE, what="layout"),
+    Problem((6, 2), TABLE, "float64", what="third derivative"),
+    Problem((64, 4), TABLE, what="checkpoint"),
+    Problem((1, 4), TABLE, what="refused batch"),
 ]
 ON_GPU = ((32, 64, 56, 56), (32, 256, 56, 56), (64, 512, 7, 7))
 
@@ -63,5 +79,6 @@ PARTS = {
     "scaler": Part(list(SCALER), "others.scaler", Settings(9, 3)),
     "offsets": Part(OFFSETS, "others.offsets", Settings()),
     "sync": Part(every(VARIANTS), "sync.row_of", Settings(9, 1e9)),  # no budget: all processes must do the same
+    "trust": Part(TRUST, "trust.row_of", Settings(200)),  # so many steps of training
     "gpu": Part(every(ON_GPU, DTYPES[:2], KINDS[::4]), "layers.on_gpu", Settings(11, 10, calls=20), named=True),
 }

@@ -17,7 +17,7 @@ try:
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
-        f"batchnorm.sklearn needs scikit-learn 1.6 or later ({error}); install it with pip install 'batchnorm[sklearn]'"
+        f"batchnorm.sklearn needs scikit-learn 1.6 or later ({error}); install it with: pip install 'scikit-learn>=1.6'"
     ) from error
 
 from . import _inputs

@@ -218,7 +218,7 @@ def test_without_the_package_safetensors(tmp_path, monkeypatch, rng):
 
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(ImportError, match=r"pip install 'batchnorm\[safetensors\]'"):
+    with pytest.raises(ImportError, match="pip install safetensors"):
         bn.save_moments(tmp_path / "m.safetensors", _moments(rng))
     assert list(tmp_path.iterdir()) == []
     bn.save_moments(tmp_path / "m.json", _moments(rng))

@@ -176,6 +176,34 @@ def test_options_and_standard_scaler_are_shown() -> None:
     assert ours < 1e-6 < 1e-5 < sklearn
 
 
+def test_every_way_trains_to_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The promise of docs/trust.md, for the first steps: the same bits for all our ways, near PyTorch's."""
+    trust, rows, render = part("trust"), part("rows"), part("render")
+    monkeypatch.setattr(trust, "BEFORE", 2)
+    torch.set_num_threads(1)  # so small a network waits for threads longer than it computes
+    for problem, near in zip(rows.TRUST, (1e-6, 1e-13), strict=False):
+        losses = trust.row_of(problem, Settings(5))["losses"]
+        accelerated, *others = (losses[who] for who in render.WAYS)
+        assert len(set(accelerated)) == 5
+        assert others == [accelerated, accelerated]
+        assert max(render.differences(losses, render.WAYS[0])) < near
+
+
+def test_what_pytorch_gets_wrong_is_right_here_and_shown() -> None:
+    rows, render = part("rows"), part("render")
+    problems = [p._replace(shape=(4, 2, 8, 8)) if p.shape == rows.IMAGE else p for p in rows.TRUST[2:]]
+    tables = shown("trust", problems)
+    lines = [*tables["wrong-table"], *tables["wrong-layers-table"]]
+    assert len(lines) == len(problems)
+    assert {p.what for p in problems} == render.WRONG.keys()
+    for what, truth, _, ours, _, off in lines:
+        assert float(ours) == pytest.approx(float(truth), rel=2e-6), what
+        assert float(off) <= 4e-7 * max(1.0, abs(float(truth))), what
+    for row in render.results()["trust"]["rows"][2:]:
+        stock, ours = row["off"].values()
+        assert stock > 1000 * ours, row["what"]
+
+
 @pytest.mark.slow
 def test_two_processes_are_verified_and_shown() -> None:
     (line,) = shown("sync", [Problem((5, 4, 3, 5))])["sync"]

@@ -158,7 +158,7 @@ def test_without_pytorch_its_front_end_says_what_to_install():
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: batchnorm.torch needs PyTorch")
-    assert 'pip install "batchnorm[torch]"' in last
+    assert 'pip install "torch>=2.10"' in last
 
 
 def test_a_pytorch_without_the_functions_we_call_is_refused(tmp_path):

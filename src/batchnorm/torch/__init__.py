@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"batchnorm.torch needs PyTorch, which cannot be imported ({error}). Install it with: "
-        'pip install "batchnorm[torch]"; for the CPU alone see https://pytorch.org/get-started/locally'
+        'pip install "torch>=2.10"; for the CPU alone see https://pytorch.org/get-started/locally'
     ) from error
 
 from .._public import publish

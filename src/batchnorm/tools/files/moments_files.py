@@ -123,8 +123,8 @@ def _safetensors() -> ModuleType:
         import safetensors.numpy
     except ImportError:
         raise ImportError(
-            "moments in .safetensors files need the package safetensors: pip install 'batchnorm[safetensors]'; .json "
-            "files need nothing"
+            "moments in .safetensors files need the package safetensors, which is not installed. Install it with: pip "
+            "install safetensors; or name a .json file, which needs nothing"
         ) from None
     return safetensors
 

@@ -142,9 +142,7 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise Refused(
-            f'{path}: Parquet files need pyarrow. Install it with: pip install "batchnorm[parquet]"'
-        ) from error
+        raise Refused(f"{path}: Parquet files need pyarrow. Install it with: pip install pyarrow") from error
     return pyarrow, parquet
 
 
