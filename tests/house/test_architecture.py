@@ -53,17 +53,17 @@ ALONE = "_reference"  # the specification: imports nothing of the package, and o
 # Inside of two parts: a file, or a folder of the tools, imports from the rows above its own only.
 INSIDE = {
     "torch": (
-        ("_backend", "_activations", "_options", "_norms", "_fuse/reads"),
-        ("_operands", "_plain", "_fuse/watching"),
+        ("_backend", "_activations", "_options", "_norms", "_batches", "_free", "_footprint", "_fuse/reads"),
+        ("_operands", "_plain", "_forwards", "_fuse/watching"),
         ("_positions", "_operations", "_merge"),
         ("_running", "_shared", "_accelerate"),
         ("_layers", "_ranks", "functional"),
-        ("_sync",),
-        ("_fuse/step",),
-        ("_fuse/trace", "_fuse/aliases"),
+        ("_sync", "_layer_inputs", "_peers"),
+        ("_fuse/step", "_lockstep"),
+        ("_fuse/trace", "_fuse/aliases", "_definitions"),
         ("_fuse/forward", "_fuse/patterns"),
         ("_convert",),
-        ("_fuse/fuse", "fused"),
+        ("_fuse/fuse", "fused", "_recalibrate"),
         ("__init__",),
     ),
     "tools": (("text",), ("files", "explain"), ("why", "bench"), ("cli",)),

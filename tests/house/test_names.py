@@ -97,11 +97,17 @@ MADE: dict[tuple[str, str], Callable[[], Any]] = {
     ("batchnorm", "RunningStatistics"): lambda: bn.RunningStatistics(2, keep_count=True),
     **{("batchnorm.torch", name): made for name, made in _layers(bnt, T).items()},
     ("batchnorm.sklearn", "StandardScaler"): lambda: bns.StandardScaler().fit(X, groups=["a", "b", "a"]),
+    ("batchnorm.torch", "RecalibratedLayer"): lambda: _recalibration().layers[0],
     ("batchnorm.torch", "SyncBatchNorm"): lambda: bnt.convert_sync(torch.nn.BatchNorm1d(2), verbose=False),
     ("batchnorm.torch", "Status"): bnt.status,
     ("batchnorm.torch.functional", "RunningStatistics"): lambda: bnt.functional.RunningStatistics.initial(2),
 }
-UNPICKLED = {("batchnorm.torch", "Acceleration")}  # a hold on this process's kernels, which no file can have
+# Holds on this process's kernels, and on a model of it, which no file can have.
+UNPICKLED = {("batchnorm.torch", "Acceleration"), ("batchnorm.torch", "Recalibration")}
+
+
+def _recalibration() -> bnt.Recalibration:
+    return bnt.recalibrate(bnt.BatchNorm1d(2), [T], verbose=False)
 
 
 def places_in(data: bytes) -> set[str]:

@@ -17,6 +17,7 @@ import pytest
 import batchnorm as bn
 import batchnorm.torch as bnt
 from batchnorm import _options
+from batchnorm.torch import _options as torch_options
 
 ROOT = Path(__file__).parents[2]
 RIGHT, WRONG = (ROOT / f"tests/typed/{name}.py" for name in ("right", "wrong"))
@@ -60,6 +61,8 @@ def test_right_uses_pass_and_wrong_ones_do_not(checker):
 
 
 OPTIONS = _options.by_name(_options.EPS, _options.MOMENTUM, *_options.EXTRA, *_options.RENORM_PARAMETERS)
+OF_RECALIBRATE = (torch_options.HOW, torch_options.SAMPLES, torch_options.MAX_MEMORY, torch_options.ON_NONFINITE_BATCH)
+OWN = {bnt.recalibrate: _options.by_name(*OF_RECALIBRATE)}  # that mean something else in one function
 SIGNATURES = [getattr(module, name) for module in (bn, bnt, bnt.functional) for name in module.__all__]
 SIGNATURES = [thing for thing in SIGNATURES if callable(thing)]
 
@@ -70,11 +73,12 @@ def test_signatures_say_every_option_with_its_default_and_values(thing):
     parameters = inspect.signature(thing).parameters.values()
     assert not [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     hints = typing.get_type_hints(thing.__init__ if isinstance(thing, type) else thing)
+    options = OPTIONS | OWN.get(thing, {})
     for p in parameters:
-        if p.name not in OPTIONS:
+        if p.name not in options:
             continue
-        assert p.default == OPTIONS[p.name].default or thing is bn.save_moments, p.name  # None there: not known
-        choices = set(OPTIONS[p.name].choices)
+        assert p.default == options[p.name].default or thing is bn.save_moments, p.name  # None there: not known
+        choices = set(options[p.name].choices)
         if choices and p.name != "activation":
             assert set(typing.get_args(hints[p.name])) == choices, p.name
         elif p.name == "activation":

@@ -24,6 +24,7 @@ from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._merge import merge_state_dicts
 from ._positions import mask_from_lengths
+from ._recalibrate import RecalibratedLayer, Recalibration, recalibrate
 from ._sync import SyncBatchNorm
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "RecalibratedLayer",
+    "Recalibration",
     "Status",
     "SyncBatchNorm",
     "accelerate",
@@ -41,6 +44,7 @@ __all__ = [
     "fuse",
     "mask_from_lengths",
     "merge_state_dicts",
+    "recalibrate",
     "revert",
     "status",
 ]

@@ -52,3 +52,26 @@ OF_SYNC = replace(
 DEFAULTS = {option.name: option.default for option in EXTRA}
 MODULE = by_name(EPS, MOMENTUM, *EXTRA)
 SYNC = MODULE | by_name(OF_SYNC, REPRODUCIBLE)
+
+# Of `recalibrate`.
+HOW = Option(
+    "how", "whole", _options._one_of(("whole", "pooled", "batches")),
+    "says what the statistics are: 'whole' (of all data as one batch), 'pooled' (the moments of all batches, merged) "
+    "or 'batches' (the mean over batches)",
+    choices=("whole", "pooled", "batches"),
+)  # fmt: skip
+SAMPLES = Option(
+    "samples",
+    None,
+    _options.or_none(_options._integer(1)),
+    "is a number of samples, an int of at least 1, or None for all",
+)
+MAX_MEMORY = Option(
+    "max_memory", None, _options.or_none(_options._integer(1)),
+    "is a number of bytes, an int of at least 1, or None for half of what is free", "write 4 * 2**30 for 4 GiB",
+)  # fmt: skip
+ON_NONFINITE_BATCH = Option(
+    "on_nonfinite", "raise", _options._one_of(("raise", "skip")),
+    "says what NaN or infinity in a batch does: 'raise', or 'skip' (the batch is left out from that layer on)",
+    choices=("raise", "skip"),
+)  # fmt: skip

@@ -1,0 +1,223 @@
+"""What each batch normalization of a model normalizes: handed in, layer by layer, while the model evaluates batches.
+
+A look that leaves no trace: modes, buffers, hooks and the states of random generators are as they were when it ends,
+however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from . import _operands, _positions, _shared
+from ._batches import Batches
+from ._layers import _Extended
+from ._norms import Norm
+
+Tensor = torch.Tensor
+Arrived = Callable[[int, Tensor], None]  # number of the layer, moments of its input
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "running_count")  # buffers
+
+_FORWARDS = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
+
+
+def gather(
+    model: nn.Module,
+    norms: Sequence[Norm],
+    batches: Batches,
+    take: Callable[[int, int, Tensor], None],
+    *,
+    normalize_with: Literal["stored", "batch"],
+    training: bool = False,
+    done: Callable[[], None] = lambda: None,
+) -> None:
+    """Give `take` the number of a batch, of a layer, and the moments (4, C) of what that layer was to normalize.
+
+    Parameters
+    ----------
+    normalize_with
+        What the layers of `norms` normalize with: what they have stored, or the moments of this batch. Layers that are
+        not among them always use what they have stored.
+    training
+        Whether all other modules, dropout say, are in training mode; the batch normalizations never are.
+    done
+        Is called after each batch.
+    """
+    number = -1
+    reached: list[int] = []
+
+    def arrived(i: int, table: Tensor) -> None:
+        reached.append(i)
+        take(number, i, table)
+        if normalize_with == "batch":
+            write(norms[i].layer, table, 0)
+
+    with (
+        undisturbed(model, norms, batches, training=training),
+        watching(norms, arrived) as mode,
+        torch.no_grad(),
+    ):
+        for batch in batches:
+            number = batch.number
+            reached.clear()
+            try:
+                with mode:
+                    batch.call()
+            except Exception as error:
+                raise failure(number, norms, reached, error, batches.who) from error
+            done()
+
+
+def write(layer: Any, table: Tensor, correction: int) -> None:
+    """Make a layer's statistics those of some moments; of no positions, mean and variance 0."""
+    count, mean, low, m2 = table
+    layer.running_mean.copy_(mean + low)
+    layer.running_var.copy_(m2 / (count - correction).clamp_min(torch.finfo(count.dtype).tiny))
+
+
+def failure(number: int, norms: Sequence[Norm], reached: Sequence[int], error: Exception, who: str) -> ValueError:
+    """The refusal of data that the model does not take."""
+    where = f"after {norms[reached[-1]]}" if reached else "before the first batch normalization"
+    return ValueError(
+        f"{who}: the model must take every batch; got {type(error).__name__} from batch {number}, {where}: {error}. "
+        "Nothing is changed. Leave the batch out, or say how the model takes it: forward=lambda model, batch: ..."
+    )
+
+
+# --- a look that leaves no trace ---
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, norms: Sequence[Norm], batches: Batches, *, training: bool = False) -> Iterator[None]:
+    """Evaluation mode, by the flags alone; what is touched is as it was before, however this ends."""
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    compiled = [module for module in modules if getattr(module, "_compiled_call_impl", None) is not None]
+    calls = [module._compiled_call_impl for module in compiled]
+    kept = [(buffer, buffer.detach().clone()) for norm in norms for buffer in statistics_of(norm.layer)]
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [batches.device] if batches.device.type not in ("cpu", "meta") else []
+    kind = batches.device.type if devices else "cuda"
+    may_be_compiled = "torch._dynamo" in sys.modules  # else there is nothing compiled, and importing it takes seconds
+    eager = torch.compiler.set_stance("force_eager") if may_be_compiled else contextlib.nullcontext()
+    try:
+        with torch.random.fork_rng(devices, device_type=kind), eager:
+            for module in modules:
+                module.training = training and not isinstance(module, _BatchNorm)
+            for module in compiled:
+                module._compiled_call_impl = None
+            yield
+    finally:
+        put_back(kept)
+        for module, flag in zip(modules, flags, strict=True):
+            module.training = flag
+        for module, call in zip(compiled, calls, strict=True):
+            module._compiled_call_impl = call
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def put_back(values: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second into the first of each pair: into all of them, even if interrupted."""
+    interrupted: BaseException | None = None
+    with torch.no_grad():
+        for buffer, value in values:
+            for _ in range(2):
+                try:
+                    buffer.copy_(value)
+                    break
+                except BaseException as error:
+                    interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
+def statistics_of(layer: Any) -> list[Tensor]:
+    """The buffers of a layer that say what its statistics are."""
+    return [buffer for name in STATISTICS if isinstance(buffer := getattr(layer, name, None), Tensor)]
+
+
+# --- layers that hand in ---
+
+
+@contextlib.contextmanager
+def watching(norms: Sequence[Norm], arrived: Arrived) -> Iterator[Any]:
+    """Have every layer hand in the moments of what it is to normalize, just before it does.
+
+    Ours do so where they normalize, those with torch.nn's forward where they are called. A class with a forward of its
+    own may do anything to its input first: then it is what reaches PyTorch's batch_norm that counts, and a forward has
+    to run in the mode that is yielded.
+    """
+    others: dict[int, int] = {}
+
+    def take(i: int, x: Tensor, weights: Tensor | None) -> None:
+        arrived(i, _shared.gather(_shared.Part(x, weights, None)))
+
+    handles = []
+    try:
+        for i, norm in enumerate(norms):
+            if isinstance(norm.layer, _Extended):
+                norm.layer.__dict__["_normalize"] = _ours(norm.layer, i, take)
+            elif type(norm.layer).forward in _FORWARDS and "forward" not in norm.layer.__dict__:
+                handles.append(norm.layer.register_forward_pre_hook(_theirs(i, take), with_kwargs=True))
+            else:
+                others[id(norm.layer.running_mean)] = i
+        yield _Functional(others, take) if others else contextlib.nullcontext()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm in norms:
+            norm.layer.__dict__.pop("_normalize", None)
+
+
+def _ours(layer: Any, i: int, take: Any) -> Any:
+    normalize = layer._normalize
+
+    def with_moments(x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, *rest: Any) -> Any:
+        if x.layout is not _operands.ONEDNN:  # or the layer comes back with a dense one
+            weights = None
+            if mask is not None or sample_weight is not None:
+                weights = _positions.weights_like(x, mask, sample_weight, type(layer).__name__)
+            take(i, x, weights)
+        return normalize(x, mask, sample_weight, *rest)
+
+    return with_moments
+
+
+def _theirs(i: int, take: Any) -> Any:
+    def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, Tensor):
+            return  # for the layer to refuse
+        layer._check_input_dim(x)
+        if x.shape[1] == layer.num_features:
+            take(i, x.to_dense() if x.layout is _operands.ONEDNN else x, None)
+
+    return hook
+
+
+class _Functional(TorchFunctionMode):
+    """Sees what reaches PyTorch's batch_norm with the statistics of one of some layers."""
+
+    def __init__(self, layers: dict[int, int], take: Any) -> None:
+        super().__init__()
+        self.layers, self.take = layers, take
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.functional.batch_norm, torch.batch_norm):
+            place = 1 if func is nn.functional.batch_norm else 3
+            mean = args[place] if len(args) > place else kwargs.get("running_mean")
+            if (i := self.layers.get(id(mean))) is not None:
+                self.take(i, args[0] if args else kwargs["input"], None)
+        return func(*args, **kwargs)
