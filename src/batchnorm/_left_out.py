@@ -22,13 +22,25 @@ class LeftOut:
     fix: str | None = None
 
 
-def remark(left: Sequence[LeftOut]) -> str:
+class Remark(str):
+    """A sentence about the columns ``left`` out, and they themselves, for who says it in another language."""
+
+    left: tuple[LeftOut, ...]
+
+
+def remark(left: Sequence[LeftOut]) -> Remark:
     """Return one sentence about all columns that were left out.
 
     >>> remark([LeftOut(4, "species", "text")])
     "column 'species' was left out: it holds text"
     """
-    groups = _groups(left)
+    said = Remark(_sentence(left))
+    said.left = tuple(left)
+    return said
+
+
+def _sentence(left: Sequence[LeftOut]) -> str:
+    groups = grouped(left)
     if len(groups) == 1:
         ((holds, fix), columns), several = groups[0], len(left) > 1
         who = f"{_columns(columns)} {'were' if several else 'was'} left out: {'they hold' if several else 'it holds'}"
@@ -42,8 +54,8 @@ def refusal(left: Sequence[LeftOut], advice: str | None = None) -> str:
     """Return what is wrong with a table that has no column of numbers, and the fix."""
     if not left:
         return f"no column is there. {advice or 'A table needs at least one column of numbers.'}"
-    listed = ", ".join(f"{_columns(columns)} {_hold(columns)} {holds}" for (holds, _), columns in _groups(left))
-    fixes = [f"{fix[0].upper()}{fix[1:]}." for fix in dict.fromkeys(fix for (_, fix), _ in _groups(left) if fix)]
+    listed = ", ".join(f"{_columns(columns)} {_hold(columns)} {holds}" for (holds, _), columns in grouped(left))
+    fixes = [f"{fix[0].upper()}{fix[1:]}." for fix in dict.fromkeys(fix for (_, fix), _ in grouped(left) if fix)]
     fix = " ".join([advice] if advice else fixes or ["A table needs at least one column of numbers."])
     return f"no column holds numbers: {listed}. {fix}"
 
@@ -52,7 +64,8 @@ def _hold(columns: Sequence[LeftOut]) -> str:
     return "hold" if len(columns) > 1 else "holds"
 
 
-def _groups(left: Sequence[LeftOut]) -> list[tuple[tuple[str, str | None], list[LeftOut]]]:
+def grouped(left: Sequence[LeftOut]) -> list[tuple[tuple[str, str | None], list[LeftOut]]]:
+    """Return the columns that hold the same and have the same fix, beside each other."""
     groups: dict[tuple[str, str | None], list[LeftOut]] = {}
     for one in left:
         groups.setdefault((one.holds, one.fix), []).append(one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -81,7 +82,8 @@ def test_formulas_of_the_example(example: Explanation) -> None:
     assert (f.m, f.x, f.last, f.mean, f.var, f.var_running) == (5, (1, 2, 3, 4, 5), None, 3, 2, 2.5)
     assert np.allclose(f.xhat, X_HAT, atol=5e-5)
     assert f.std == pytest.approx(2**0.5, abs=1e-15)
-    assert f.y == pytest.approx(2 * (1 - 3) / np.sqrt(2 + 1e-5) + 10, abs=1e-14)
+    assert (f.weight, f.bias) == (np.sqrt(2 + 1e-5), 3)
+    assert f.y == pytest.approx([1, 2, 3, 4, 5], abs=1e-15)  # the weight and the bias undo it
 
 
 def test_text_of_the_example_says_it_all(example: Explanation) -> None:
@@ -93,10 +95,34 @@ def test_text_of_the_example_says_it_all(example: Explanation) -> None:
         "2 → -0.7071,  3 → 0,  4 → 0.7071,  5 → 1.4142",
         "│ -1.4142 │ -1.4142  -1.4142  -1.4142  -1.4142\n",
         "5/4 · 2 = 2.5",
-        "None of the 50 pairs of values in the same column changed sides.",
-        "Before, 5 (row 0, column 4) > 1 (row 0, column 0). After, both are",
+        "√2 = 1.4142",
+        "1.4142 · (-1.4142) + 3 = 1   std and mean undo it\n",
+        "before  █████  from 1 to 5\n",
+        "after   █████  from -1.4142 to 1.4142\n",
     ):
         assert part in text
+    text = " ".join(text.split())
+    for part in (
+        "The array has the shape (5, 1, 5, 1). Axis 2 is kept and holds 5 columns; axes 0, 1 and 3 are averaged over",
+        "None of the 50 pairs of values in the same column changed sides.",
+        "Before, 5 (column 4, row 0) was greater than 1 (column 0, row 0). Now both are -1.4142.",
+        "46 % of these comparisons come out differently now.",
+        "the skewness was 0 before and is 0 now.",
+        "column 0 becomes 1, 2, 3, 4, 5 again.",
+    ):
+        assert part in text
+
+
+def test_print_shows_the_text_in_the_language_asked_for(example: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert str(example) == example.to_text().rstrip()
+    chinese = bn.explain(EXAMPLE, 2, lang="zh")
+    assert "每一列都有自己的均值和方差" in str(chinese)
+    assert chinese.to_text(lang="en") == bn.explain(EXAMPLE, 2).to_text()
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+    assert str(bn.explain(EXAMPLE, 2)) == str(chinese)
+    assert "lang" not in chinese.to_dict()
+    with pytest.raises(ValueError, match="lang must be"):
+        bn.explain(EXAMPLE, 2, lang="de")
 
 
 # Numbers, against NumPy
@@ -274,7 +300,7 @@ def test_columns_that_are_alike_stay_comparable(rng: np.random.Generator) -> Non
     e = bn.explain(np.tile(rng.normal(size=(12, 1)), (1, 3)))
     assert e.between.changed == 0
     assert e.between.example is None
-    assert "these columns were alike already" in e.to_text()
+    assert "these columns were alike already" in " ".join(e.to_text().split())
 
 
 def test_the_example_pair_is_in_the_data(rng: np.random.Generator) -> None:
@@ -333,7 +359,7 @@ def test_rounding_that_makes_values_equal_is_counted() -> None:
     x = np.array([[0.0, 1e-12, 2e-12, 1e4]], dtype=np.float32).T  # after: the first three are the same float32
     e = bn.explain(x)
     assert e.inside.made_equal == 3
-    assert "rounding made 3 equal" in e.to_text()
+    assert "Rounding made 3 pairs equal." in " ".join(e.to_text().split())
 
 
 def test_a_wrong_order_would_be_reported() -> None:
@@ -365,7 +391,7 @@ def test_many_values_are_sampled_always_the_same(rng: np.random.Generator, monke
     assert not e.inside.complete
     assert (e.inside.channels, e.inside.values) == (6, 100)
     assert e.inside.reversed == 0
-    assert "sampled pairs" in e.to_text()
+    assert "sampled pairs" in " ".join(e.to_text().split())
     assert e.to_json() == bn.explain(x, channel=5).to_json()
 
 
@@ -398,14 +424,16 @@ def test_constant_channel() -> None:
     e = bn.explain(x)
     assert kinds(e) == {"constant": (0, 2)}
     assert e.suspicions[0].values == (4.0, 0.1)
-    assert "Columns 0 and 2: column 0 is 4 everywhere" in e.to_text()
+    text = " ".join(e.to_text().split())
+    assert "Column 0 is 4 everywhere, so its variance is 0" in text
+    assert "The same kind of thing is true of column 2." in text
 
 
 def test_one_value() -> None:
     e = bn.explain(np.array([[1.0, 2.0]]))
     assert kinds(e) == {"one value": (0, 1)}
     assert math.isnan(e.formulas.var_running)
-    assert "a layer in training refuses such a batch" in e.to_text()
+    assert "A layer in training refuses such a batch" in " ".join(e.to_text().split())
 
 
 def test_variance_near_eps_says_by_how_much(rng: np.random.Generator) -> None:
@@ -431,15 +459,15 @@ def test_non_finite_values_are_counted_per_channel(rng: np.random.Generator) -> 
     assert e.inside.without_order == 2
     finite = np.where(np.isfinite(x), x, np.nan)
     assert np.array_equal(e.channels.maximum, np.nanmax(finite, axis=(0, 2)))
-    assert "channel 0 holds 1 NaN of 40 values" in e.to_text()
+    assert "Channel 0 holds 1 NaN of 40 values" in " ".join(e.to_text().split())
     assert e.between.pairs == 0
-    assert "Fewer than two are free of NaN and infinity" in e.to_text()
+    assert "Fewer than two channels are free of NaN and infinity" in " ".join(e.to_text().split())
 
 
 def test_sixteen_bit_range() -> None:
     e = bn.explain(np.array([[1.0, 0.0], [7e4, 1.0], [-3.0, 2.0]]))
     assert kinds(e) == {"float16 range": (0,)}
-    assert "it reaches 70000, and float16 ends at 65504" in e.to_text()
+    assert "Column 0 reaches 70000, but float16 ends at 65504" in " ".join(e.to_text().split())
 
 
 @pytest.mark.parametrize(("offset", "expected"), [(5, []), (50, ["bfloat16"]), (500, ["float16", "bfloat16"])])
@@ -463,19 +491,109 @@ def test_data_whose_own_precision_does_not_resolve_it() -> None:
 def test_squares_beyond_float64() -> None:
     e = bn.explain(np.array([[1e200, 1.0], [-1e200, 2.0]]))
     assert kinds(e)["overflow"] == (0,)
-    assert "whose square float64 cannot hold" in e.to_text()
+    assert "whose square float64 cannot hold" in " ".join(e.to_text().split())
 
 
 def test_suspicious_channels_are_shown_though_others_are_hidden(rng: np.random.Generator) -> None:
     x = rng.normal(size=(10, 100))
     x[:, 90] = 7
     text = bn.explain(x, channel=55).to_text()
-    assert "88 more columns: --rows all shows every one" in text
+    assert "88 more are not shown. --rows all shows every one" in text
     rows = [line.split()[0] for line in text.splitlines() if " │  " in line and "." in line and line.startswith("    ")]
     assert rows[-12:] == ["90", *map(str, range(10)), "55"]
     every = bn.explain(x).to_text(rows=None)
-    assert "more columns" not in every
+    assert "more are not shown" not in every
     assert all(f"\n    {c}  " in every for c in range(100))
+
+
+# The distribution, and what squeezes it
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("values", ["exponential", "few integers", "an offset"])
+def test_the_distribution_keeps_its_shape(values: str, dtype: type, rng: np.random.Generator) -> None:
+    x = {
+        "exponential": rng.exponential(3, (4, 2, 100)),
+        "few integers": rng.integers(0, 11, (4, 2, 100)).astype(float),
+        "an offset": rng.gamma(2, 3, (4, 2, 100)) + 100,
+    }[values].astype(dtype)
+    d = bn.explain(x, channel=1).distribution
+    assert d is not None
+    before, after = columns_of(x, 1)[:, 1], columns_of(bn.batch_norm(x)[0], 1)[:, 1]
+    for side, v in ((d.before, before), (d.after, after)):
+        assert (side.low, side.high) == (v.min(), v.max())
+        assert side.skewness == pytest.approx(((v - v.mean()) ** 3).mean() / v.std() ** 3, abs=1e-6)
+        assert sum(side.counts) == 400
+        if values == "exponential" and dtype is np.float64:
+            assert side.counts == tuple(np.histogram(v, len(side.counts))[0])
+    if dtype is not ml_dtypes.bfloat16 or values == "few integers":
+        assert d.before.counts == d.after.counts
+        assert d.is_kept
+    text = " ".join(bn.explain(x, channel=1).to_text().split())
+    assert f"the skewness was {d.before.skewness:.3g} before" in text
+
+
+def test_a_shape_that_rounding_spoils_is_not_called_kept() -> None:
+    x = np.array([[0.0, 1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 1.0]] * 40, dtype=np.float16).reshape(-1, 1) + np.float16(64)
+    d = bn.explain(np.append(x, [[np.float16(90)]], axis=0)).distribution
+    assert d is not None
+    from batchnorm.tools.explain.distribution import Distribution, Side
+
+    assert not Distribution(0, Side(0, 1, (3, 1), 0.5), Side(0, 1, (1, 3), 0.5)).is_kept
+    assert not Distribution(0, Side(0, 1, (3, 1), 0.5), Side(0, 1, (3, 1), 0.6)).is_kept
+
+
+def test_an_outlier_is_pointed_out(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(40, 3))
+    x[17, 1] = 250
+    e = bn.explain(x, names=["a", "income", "c"])
+    (o,) = e.outliers
+    others = np.delete(x[:, 1], 17)
+    y = np.delete(normalized(x)[:, 1], 17)
+    assert (o.channel, o.position, o.value, o.count) == (1, 17, 250, 1)
+    assert (o.low, o.high) == (others.min(), others.max())
+    assert o.share == pytest.approx((others.max() - others.min()) / (250 - others.min()))
+    assert (o.low_after, o.high_after) == pytest.approx((y.min(), y.max()))
+    text = " ".join(e.to_text().split())
+    assert "250 (column 'income', row 17) lies far from the other values. They keep" in text
+    assert "you have an outlier" in text
+    assert "income" in next(row for row in e.to_text().splitlines() if row.endswith("outlier"))
+
+
+def test_several_outliers_on_both_sides_of_an_array(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rng.normal(size=(10, 2, 6, 10))
+    x[3, 1, 2, 4], x[9, 1, 5, 9], x[0, 1, 0, 0] = 900, -700, 899
+    for many in (False, True):
+        if many:
+            monkeypatch.setattr(sampling, "ALL", 100)
+            monkeypatch.setattr(blocks, "BLOCK", 100)
+        (o,) = bn.explain(x).outliers
+        assert (o.channel, o.count, o.value) == (1, 3, 900)
+        assert np.unravel_index(o.position, (10, 6, 10)) == (3, 2, 4)
+    assert "900 (x[3, 1, 2, 4]) and 2 more lie far" in " ".join(bn.explain(x).to_text().split())
+
+
+def test_ordinary_values_are_no_outliers(rng: np.random.Generator) -> None:
+    for x in (
+        rng.normal(size=(200, 50)),
+        rng.uniform(size=(20, 50)),
+        rng.exponential(size=(1000, 20)),
+        np.eye(30),  # one in thirty is 1, and the others are alike
+        np.array([[1.0, 5.0], [2.0, 900.0]]),
+    ):
+        assert bn.explain(x).outliers == ()
+    x = rng.normal(size=(30, 1))
+    x[3], x[4] = 400, np.nan
+    assert [o.position for o in bn.explain(x, nan_policy="omit").outliers] == [3]
+    assert bn.explain(x).outliers == ()
+
+
+def test_a_missing_value_is_drawn_as_a_dash() -> None:
+    x = np.array([[1.0, np.nan], [2.0, 5.0], [3.0, 7.0]])
+    omitted, spread_out = bn.explain(x, nan_policy="omit").to_text(), bn.explain(x).to_text()
+    assert "nan" not in omitted
+    assert "    0 │ 1 │ –      │ -1.2247 │" in omitted
+    assert "    0 │ 1 │ NaN      │ -1.2247 │ NaN" in spread_out
 
 
 # Forms
@@ -532,11 +650,16 @@ AWKWARD = {
 }
 
 
-@pytest.mark.parametrize("width", [80, 88, 100])
 @pytest.mark.parametrize("case", AWKWARD)
-def test_text_stays_within_its_width(case: str, width: int) -> None:
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_text_stays_within_its_width(case: str, lang: str) -> None:
     x, options = AWKWARD[case]
-    text = bn.explain(x, **options).to_text(width)
+    e = bn.explain(x, **options, lang=lang)
+    for width in (60, 80, 100):
+        is_within(e.to_text(width), width)
+
+
+def is_within(text: str, width: int) -> None:
     assert max(map(display_width, text.splitlines())) <= width
     assert all(c == "\n" or c.isprintable() for c in text)
     assert not any(line.endswith(" ") for line in text.splitlines())
@@ -546,12 +669,8 @@ def test_text_stays_within_its_width(case: str, width: int) -> None:
 def test_text_of_every_shape(shape: tuple[int, ...], axis: int | tuple[int, ...], rng: np.random.Generator) -> None:
     text = bn.explain(rng.normal(size=shape), axis).to_text()
     assert max(map(len, text.splitlines())) <= 80
-    assert [line[:3] for line in text.splitlines() if line[:2] in (" 1", " 2", " 3", " 4")] == [
-        " 1 ",
-        " 2 ",
-        " 3 ",
-        " 4 ",
-    ]
+    headings = [line for line in text.splitlines() if re.match(r" \d  ", line)]
+    assert [heading[1] for heading in headings] == [*"12345"]
 
 
 def test_repr_is_short(example: Explanation) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from .._options import NAN_POLICY
 from .._version import __version__
 from .bench.command import add_bench
-from .files.formats import READABLE_OR, TABLES_OR, TEXTS, UNPACKED
+from .files.formats import READABLE_OR, TABLES_OR, TEXTS
+from .text.language import Said, add_language
 from .why.command import add_why
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument(
         "--rows", type=_rows, default=12, metavar="N", help="rows in the table of channels, or all; default 12"
     )
+    add_language(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--json",
@@ -272,7 +274,7 @@ def _add_moments(commands: Any) -> None:
 
 def _explain(options: argparse.Namespace) -> None:
     from .explain.report import report
-    from .text.lines import line
+    from .text.language import Words, language_of
     from .text.terminal import columns_of, show, utf8
 
     if options.html is not None:
@@ -285,11 +287,8 @@ def _explain(options: argparse.Namespace) -> None:
     if options.json is PRINTED:
         print(explanation.to_json(ascii_only=not utf8(sys.stdout)))
         return
-    lines = report(explanation, columns_of(sys.stdout), rows=options.rows)
-    if options.file is None:
-        kinds = f"  batchnorm explain FILE   ({UNPACKED})"
-        lines.append(line(" ", ("Your own data:", "heading"), kinds))
-    show(lines, sys.stdout)
+    words = Words(language_of(options.lang))
+    show(report(explanation, words, columns_of(sys.stdout), rows=options.rows), sys.stdout)
 
 
 def _write_json(options: argparse.Namespace) -> None:
@@ -326,12 +325,13 @@ def _explanation(options: argparse.Namespace) -> Explanation:
     from .explain import EXAMPLE, explain
     from .files import Reading, Refused, open_data
 
+    source: str
     names: Sequence[str] | None = None
     remarks: Sequence[str] = ()
     nan_policy: Any = options.nan_policy or "propagate"
     if options.file is None:
         options = argparse.Namespace(**{**vars(options), "axis": options.axis or (2,)})
-        x, source = EXAMPLE, "the worked example"
+        x, source = EXAMPLE, Said("the_example")
         _refuse_file_options(options)
     else:
         data = open_data(options.file, Reading(**_reading(options)))
@@ -351,6 +351,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
             names=names,
             source=source,
             remarks=remarks,
+            lang=options.lang,
         )
     except (ValueError, TypeError) as error:
         if isinstance(error, Refused):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 
 def short(value: float, digits: int = 5) -> str:
@@ -83,14 +82,10 @@ def digits_for(mean: float, std: float) -> int:
     return min(13, 5 + max(0, round(math.log10(abs(mean) / std) - 0.5)))
 
 
-def joined(numbers: Iterable[object], most: int = 8) -> str:
-    """Return "0", "0 and 2", "0, 1 and 3", or the first few and an ellipsis."""
-    texts = [str(n) for n in numbers]
-    if len(texts) > most:
-        return ", ".join(texts[:most]) + ", …"
-    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + f" and {texts[-1]}"
+def percent(part: float, digits: int = 4) -> str:
+    """Return a part of one in percent; the blank does not break.
 
-
-def many(count: int) -> str:
-    """Return a count, a long one with its thousands set apart: ``9999``, ``1 124 250``. The blanks do not break."""
-    return str(count) if count < 10_000 else f"{count:,}".replace(",", "\N{NO-BREAK SPACE}")
+    >>> percent(0.25), percent(2 / 9)
+    ('25\N{NO-BREAK SPACE}%', '22.22\N{NO-BREAK SPACE}%')
+    """
+    return f"{short(100 * part, digits)}\N{NO-BREAK SPACE}%"

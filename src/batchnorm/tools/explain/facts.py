@@ -9,10 +9,12 @@ import numpy as np
 from ..._plan import Plan
 from .channels import ChannelTable
 from .comparing import Between, Inside
+from .distribution import Distribution
 from .drawing import Grid, Stack
 from .excerpt import Excerpt
 from .formulas import Formulas
 from .labels import Labels
+from .outliers import Outlier
 from .suspicions import Suspicion
 
 #: The worked example: five samples of one row and five columns. Row k begins at k + 1.
@@ -35,6 +37,9 @@ class Facts:
     suspicions: tuple[Suspicion, ...]
     inside: Inside
     between: Between
+    distribution: Distribution | None
+    outliers: tuple[Outlier, ...]
     excerpt: Excerpt
     remarks: tuple[str, ...] = ()
     nan_policy: str = "propagate"
+    lang: str | None = None  # None: that of the locale, and of the browser

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..._blocks import part, working_dtype
+from ..._blocks import working_dtype
 from ..._functional import normalize
 from ..._moments import Moments
 from .labels import unravel
+from .one_channel import moments_of
 
 #: Values of the channel shown one by one: all of them up to this number, else these and the last.
 SHOWN = 5
-
-#: What a trained layer could have, to show that scale and shift do something; a new layer has 1 and 0.
-WEIGHT, BIAS = 2.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,8 @@ class Formulas:
     """One channel's numbers.
 
     ``x`` are its first values and ``last`` the last one (None when ``x`` is all); ``xhat`` are the normalized ``x``,
-    by the library. ``y`` is ``xhat[0]`` scaled by ``weight`` and shifted by ``bias``. ``var`` divides by m;
-    ``var_running`` is what a layer's running_var would take, var · m/(m-1), NaN for m = 1.
+    by the library. With ``weight`` √(var + eps) and ``bias`` the mean they become ``y``: the ``x`` again. ``var``
+    divides by m; ``var_running`` is what a layer's running_var would take, var · m/(m-1), NaN for m = 1.
     """
 
     channel: int
@@ -41,7 +39,7 @@ class Formulas:
     xhat_last: float | None
     weight: float
     bias: float
-    y: float
+    y: tuple[float, ...]
 
 
 def fill_in(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, channel: int, omits: bool) -> Formulas:
@@ -54,12 +52,12 @@ def fill_in(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, channe
     positions = range(count) if count <= SHOWN + 1 else [*range(SHOWN), count - 1]
     shape = of_channel.shape
     values = np.array([of_channel[unravel(p, shape)] for p in positions], dtype=working_dtype(x.dtype))[:, None]
-    one = part(m, tuple(slice(i, i + 1) for i in at))
-    one = Moments(one.count.reshape(1), one.mean.reshape(1), one.m2.reshape(1), one.mean_low.reshape(1))
+    one = moments_of(m, tuple(x.shape[a] for a in kept), channel)
     xhat = normalize(values, one, axis=1, eps=eps)
-    y = normalize(values, one, np.array([WEIGHT]), np.array([BIAS]), axis=1, eps=eps)
     numbers, normal = values[:, 0].astype(float).tolist(), xhat[:, 0].astype(float).tolist()
     var = float(one.var()[0])
+    weight = math.sqrt(var + eps) if var >= 0 else math.nan
+    y = normalize(values, one, np.array([weight]), one.mean, axis=1, eps=eps)
     return Formulas(
         channel=channel,
         m=count,
@@ -72,7 +70,7 @@ def fill_in(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, channe
         eps=float(eps),
         xhat=tuple(normal if count <= SHOWN + 1 else normal[:-1]),
         xhat_last=None if count <= SHOWN + 1 else normal[-1],
-        weight=WEIGHT,
-        bias=BIAS,
-        y=float(y[0, 0]),
+        weight=weight,
+        bias=float(one.mean[0]),
+        y=tuple(y[:SHOWN, 0].astype(float).tolist()),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..text.language import Words
 from ..text.lines import EMPTY, INDENT, Line, line, paragraph, tied, width
 from .digits import digits_for, in_sum, normal, short
 from .formulas import Formulas
@@ -13,7 +14,7 @@ from .formulas import Formulas
 MARGIN = len(INDENT) + len("mean = ")
 
 
-def formulas(f: Formulas, columns: int) -> list[Line]:
+def formulas(f: Formulas, words: Words, columns: int) -> list[Line]:
     """Return the formulas of one channel, then what the variance divides by."""
     digits = digits_for(f.mean, f.std)
     values = [in_sum(v, digits) for v in (*f.x, *(() if f.last is None else (f.last,)))]
@@ -21,21 +22,20 @@ def formulas(f: Formulas, columns: int) -> list[Line]:
     squares = [f"({v} - {center})²" for v in values]
     y = normal(f.xhat[0])
     xhat = f"({values[0]} - {center}) / √({short(f.var)} + {short(f.eps)})"
+    undone = f"{short(f.weight)} · {_bracketed(y)} + {center}"
+    undo = _result("", undone, short(f.y[0], digits), columns, note=words("undoes"))
     return [
         *_result("mean", _average(values, "x", f, columns), short(f.mean, digits), columns),
         *_result("var", _average(squares, "(x - mean)²", f, columns), short(f.var), columns),
         _named("xhat", "(x - mean) / √(var + eps)"),
-        *_result("", xhat, y, columns, note="" if f.m == 1 else "for the first value"),
+        *_result("", xhat, y, columns, note="" if f.m == 1 else words("for_the_first")),
         *_others(f, digits, columns),
         _named("y", "weight · xhat + bias"),
-        *_result("", f"1 · {_bracketed(y)} + 0", y, columns, note="in a new layer, so y is xhat"),
-        *_result(
-            "", f"{f.weight:g} · {_bracketed(y)} + {f.bias:g}", normal(f.y), columns,
-            note=f"with weight {f.weight:g} and bias {f.bias:g}, say",
-        ),
+        *_result("", f"1 · {_bracketed(y)} + 0", y, columns, note=words("new_layer")),
+        *(undo if f.var > 0 and math.isfinite(f.y[0]) else []),
         EMPTY,
-        *paragraph(_divisor(f), columns),
-    ]  # fmt: skip
+        *paragraph(_divisor(f, words), columns),
+    ]
 
 
 def _bracketed(text: str) -> str:
@@ -49,6 +49,9 @@ def _named(name: str, text: str) -> Line:
 def _result(name: str, text: str, result: str, columns: int, note: str = "") -> list[Line]:
     """Return "name = text = result", the result on a line of its own and the note left out where they do not fit."""
     whole = line(*_named(name, text), " = ", (result, "result"))
+    if width(_named(name, text)) > columns:
+        broken = paragraph(text, columns, first=_named(name, ""))
+        return [*broken, line(INDENT, "     = ", (result, "result"))]
     if width(whole) > columns:
         return [_named(name, text), line(INDENT, "     = ", (result, "result"))]
     noted = (*whole, ("   " + note, "quiet"))
@@ -85,14 +88,15 @@ def _others(f: Formulas, digits: int, columns: int) -> list[Line]:
     return []
 
 
-def _divisor(f: Formulas) -> str:
+def _divisor(f: Formulas, words: Words) -> str:
     if f.m == 1:
-        return "One value has no spread: its variance is 0, and a layer in training refuses such a batch."
+        return words("no_spread")
     if not math.isfinite(f.var):
-        return "A value that is NaN or infinite, or a square beyond float64, leaves no variance."
-    return (
-        f"The variance divides by {tied(f'm = {f.m}')}: it is biased. {tied(f'std = √var = {short(f.std)}')}. A "
-        "layer's running_var takes "
-        f"{tied('m/(m - 1)')} times that, the unbiased variance: "
-        f"{tied(f'{f.m}/{f.m - 1} · {short(f.var)} = {short(f.var_running)}')}."
+        return words("no_variance")
+    return words(
+        "divides_by_m",
+        m=tied(f"m = {f.m}"),
+        std=tied(f"√{short(f.var)} = {short(f.std)}"),
+        less=tied("m - 1"),
+        product=tied(f"{f.m}/{f.m - 1} · {short(f.var)} = {short(f.var_running)}"),
     )

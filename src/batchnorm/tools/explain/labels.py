@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..._plan import Plan
-from ..text.lines import cut
+from ..text.language import Said
+from ..text.lines import cut, printable
 
 #: Columns that a name may take in a sentence.
 LONGEST = 32
@@ -36,29 +37,36 @@ class Labels:
             raise ValueError(f"explain: names must have one name for each of the {plan.C} channels; got {len(names)}")
         return cls(shape, kept, unit, None if names is None else tuple(map(str, names)))
 
+    @property
+    def kind(self) -> str:
+        """What sentences are about: "column", "channel", or "all" values, where no axis is kept."""
+        return self.unit if self.kept else "all"
+
     def index(self, channel: int) -> str:
         """Return a channel's number, or its indices where several axes are kept: ``"3"``, ``"(0, 2)"``."""
         if len(self.kept) < 2:
             return str(channel)
         return str(tuple(int(i) for i in np.unravel_index(channel, [self.shape[a] for a in self.kept])))
 
-    def of(self, channel: int) -> str:
-        """Return how a sentence calls a channel: ``"column 3 'petal width'"``."""
-        name = "" if self.names is None else f" {cut(repr(self.names[channel]), LONGEST)}"
-        return f"{self.unit} {self.index(channel)}{name}"
+    def of(self, channel: int) -> Said:
+        """Return how a sentence calls a channel: ``column 'petal width'``, ``channel 3``; see ``Said`` for languages.
 
-    def briefly(self, channel: int) -> str:
-        """Return how a remark calls a channel: by its name alone, where it has one: ``"column 'petal width'"``."""
-        return self.of(channel) if self.names is None else f"{self.unit} {cut(repr(self.names[channel]), LONGEST)}"
+        Its number stands beside the name where another one has the name, too.
+        """
+        if self.names is None:
+            return Said(f"{self.unit}_number", index=self.index(channel))
+        name = self.names[channel]
+        key = "name" if name.strip() and self.names.count(name) == 1 else "both"
+        return Said(f"{self.unit}_{key}", index=self.index(channel), name=cut(repr(name), LONGEST))
 
-    def plural(self, count: int) -> str:
-        """Return "1 column", "4 columns"."""
-        return f"{count} {self.unit}{'s' * (count != 1)}"
+    def head(self, channel: int) -> str:
+        """Return what stands over a channel of a table, or before it in a list: its name, else its number."""
+        return self.index(channel) if self.names is None else printable(self.names[channel])
 
     def element(self, position: int, channel: int) -> str:
-        """Return how a sentence calls one value: ``"row 0, column 4"``, ``"x[3, 0, 5, 5]"``."""
+        """Return how a sentence calls one value: ``column 4, row 0``, ``x[3, 0, 5, 5]``."""
         if self.unit == "column":
-            return f"row {position}, {self.of(channel)}"
+            return Said("cell", where=self.of(channel), n=position)
         reduced = [a for a in range(len(self.shape)) if a not in self.kept]
         index = dict(zip(reduced, unravel(position, [self.shape[a] for a in reduced]), strict=True))
         index |= zip(self.kept, unravel(channel, [self.shape[a] for a in self.kept]), strict=True)

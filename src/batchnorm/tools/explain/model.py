@@ -15,14 +15,17 @@ from ..._frames import frame_of
 from ..._moments import Moments
 from ..._options import NanPolicy
 from ..._plan import Axis, Plan, make_plan
+from ..text.language import Said, language_of
 from ..text.remarks import gaps
 from .channels import ChannelTable, channel_statistics
 from .comparing import compare_between, compare_inside
+from .distribution import find_distribution
 from .drawing import draw
 from .excerpt import take_excerpt
 from .facts import Facts
 from .formulas import fill_in
 from .labels import Labels
+from .outliers import find_outliers
 from .plain import dumps, plain
 from .sampling import take_sample
 from .suspicions import find_suspicions
@@ -44,7 +47,7 @@ class Explanation(Facts):
         plan = {
             name: plain(getattr(p, name)) for name in ("shape", "axis", "reduced", "channel_shape", "N", "C", "S", "m")
         }
-        own = ("plan", "labels", "channels", "excerpt")
+        own = ("plan", "labels", "channels", "excerpt", "lang")
         parts = {name: plain(getattr(self, name)) for name in self.__dataclass_fields__ if name not in own}
         rows = [
             {"channel": c, "index": labels.index(c), "name": labels.names[c] if labels.names else None, **row}
@@ -56,14 +59,18 @@ class Explanation(Facts):
         """Return :meth:`to_dict` as strict JSON, short lists and dicts on one line."""
         return dumps(self.to_dict(), ascii_only=ascii_only)
 
-    def to_text(self, width: int = 80, *, rows: int | None = 12) -> str:
-        """Return the explanation as plain text of at most ``width`` columns, 80 or more.
+    def to_text(self, width: int = 80, *, rows: int | None = 12, lang: str | None = None) -> str:
+        """Return the explanation as plain text of at most ``width`` columns, 60 or more; ``print`` shows it so, too.
 
-        ``rows`` limits the table of channels; None shows every one.
+        ``rows`` limits the table of channels; None shows every one. ``lang`` is "en" or "zh", by default the
+        explanation's own.
         """
         from .report import to_text
 
-        return to_text(self, width, rows=rows)
+        return to_text(self, width, rows=rows, lang=self.lang if lang is None else lang)
+
+    def __str__(self) -> str:
+        return self.to_text().rstrip()
 
     def to_html(self) -> str:
         """Return a page to play with: one HTML file, which loads nothing from elsewhere.
@@ -96,6 +103,7 @@ def explain(
     names: Sequence[str] | None = None,
     source: str | os.PathLike[str] | None = None,
     remarks: Sequence[str] = (),
+    lang: str | None = None,
 ) -> Explanation:
     """Explain what batch normalization does to ``x``, with its numbers.
 
@@ -121,16 +129,21 @@ def explain(
         What to call the data, such as a file's name.
     remarks : sequence of str
         Sentences to show with the data's description.
+    lang : {"en", "zh"}, optional
+        The language of the text and the page, English or Chinese. By default the text takes that of the locale
+        (``LC_ALL``, ``LC_MESSAGES`` or ``LANG``), and the page that of the browser.
 
     Returns
     -------
     Explanation
-        With ``to_text()``, ``to_html()``, ``to_json()`` and ``to_dict()``; notebooks show it as a page.
+        ``print`` shows its text, notebooks show its page. It has ``to_text()``, ``to_html()``, ``to_json()`` and
+        ``to_dict()``.
 
     Raises
     ------
     ValueError
-        An axis or channel that does not exist, an empty array, a wrong number of names, eps not positive and finite.
+        An axis or channel that does not exist, an empty array, a wrong number of names, eps not positive and finite,
+        another language.
     TypeError
         Data that is not made of real numbers.
 
@@ -146,6 +159,8 @@ def explain(
     if (frame := frame_of(x, "explain")) is not None:
         names = frame.named(axis) if names is None else names
         x, remarks = frame.values, (*frame.remarks, *remarks)
+    if lang is not None:
+        language_of(lang)
     policy = _options.nan_policy_of(nan_policy, frame is not None)
     x = _array(x)
     plan = _check(x, axis, eps)
@@ -162,6 +177,7 @@ def explain(
     table = channel_statistics(x, m, kept, eps, policy)
     sample = take_sample(x, m, kept, eps, also=channel, omits=omits)
     dtype = working_dtype(x.dtype)
+    inside = compare_inside(sample, dtype, channel)
     return Explanation(
         source=None if source is None else os.fspath(source),
         dtype=str(x.dtype.newbyteorder("=")),
@@ -173,15 +189,18 @@ def explain(
         formulas=fill_in(x, m, kept, eps, channel, omits),
         channels=table,
         suspicions=find_suspicions(table, eps, dtype, omits),
-        inside=compare_inside(sample, dtype, channel),
+        inside=inside,
         between=compare_between(sample),
+        distribution=find_distribution(x, m, kept, eps, channel, table, inside.tolerance),
+        outliers=find_outliers(x, m, kept, eps, table, sample),
         excerpt=take_excerpt(x),
         remarks=(
             *_conversion(x.dtype, table),
             *remarks,
-            *gaps(table.count, plan.m, labels.briefly, labels.unit == "column"),
+            *gaps(table.count, plan.m, labels.of, labels.unit == "column"),
         ),
         nan_policy=policy,
+        lang=lang,
     )
 
 
@@ -195,8 +214,8 @@ def _conversion(dtype: np.dtype, table: ChannelTable) -> tuple[str, ...]:
     if dtype.kind not in "iub":
         return ()
     largest = float(np.maximum(abs(table.minimum), abs(table.maximum)).max())
-    rounded = ", which rounds integers beyond 2^53" if largest > 2.0**53 else ""
-    return (f"{dtype.newbyteorder('=')} was converted to float64{rounded}",)
+    key = "converted_rounding" if largest > 2.0**53 else "converted"
+    return (Said(key, dtype=dtype.newbyteorder("=")),)
 
 
 def _check_values(m: Moments, labels: Labels, nan_policy: str) -> None:

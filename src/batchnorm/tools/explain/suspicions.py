@@ -12,6 +12,8 @@ from .digits import short
 
 #: Name, significand bits (the hidden one included) and greatest value of the 16-bit formats.
 SIXTEEN_BIT = (("float16", 11, 65504.0), ("bfloat16", 8, 3.3895313892515355e38))
+#: The greatest value of each.
+ENDS = {name: greatest for name, _, greatest in SIXTEEN_BIT}
 
 #: A format whose step at the mean is more than this part of std leaves a few dozen distinct values at most.
 COARSE = 0.125

@@ -1,71 +1,84 @@
-"""Each kind of suspicion as a sentence: which channels have it, and what it does to the first of them."""
+"""What to look at twice, as sentences: which channels have it, and what it does to the first of them."""
 
 from __future__ import annotations
 
-from ..text.lines import INDENT, Line, line, paragraph, tied
-from .digits import joined, many, short
+from ..text.language import Listed, Said, Words, many
+from ..text.lines import INDENT, Line, cells, fit, line, paragraph, tied
+from .digits import normal, percent, short
 from .facts import Facts
-from .suspicions import Suspicion
+from .outliers import Outlier
+from .suspicions import ENDS, Suspicion
 
 #: Channels named one by one.
 NAMED = 6
 
 
-def suspicions(e: Facts, columns: int) -> list[Line]:
+def tags(e: Facts) -> dict[int, str]:
+    """Return the gravest tag of every channel that has one."""
+    found: dict[int, str] = {}
+    for suspicion in e.suspicions:
+        for c in suspicion.channels:
+            found.setdefault(c, suspicion.tag)
+    for outlier in e.outliers:
+        found.setdefault(outlier.channel, "outlier")
+    return found
+
+
+def suspicions(e: Facts, words: Words, columns: int) -> list[Line]:
     """Return a paragraph for every suspicion, its tag before it."""
+    said = [(s.tag, words.sentences([_about(e, s), *_same(e, s)])) for s in e.suspicions]
+    said += [("outlier", words.told(about_outlier(e, o))) for o in e.outliers]
+    said = [(words(f"tag {tag}"), text) for tag, text in said]
+    left = max(cells(tag) for tag, _ in said)
     lines: list[Line] = []
-    for s in e.suspicions:
-        text = f"{_who(e, s)}: {_meaning(e, s)}."
-        lines += paragraph(text, columns, first=line(INDENT, (s.tag.ljust(8), "warning"), "  "))
+    for tag, text in said:
+        lines += paragraph(text, columns, first=line(INDENT, (fit(tag, left), "warning"), "  "))
     return lines
 
 
-def _who(e: Facts, s: Suspicion) -> str:
-    count, unit = len(s.channels), e.labels.unit
-    if count == len(e.channels) > 1:
-        return f"Both {unit}s" if count == 2 else f"All {e.labels.plural(count)}"
-    named = joined([e.labels.index(c) for c in s.channels], NAMED)
-    return f"{unit.capitalize()}{'s' * (count > 1)} {named}" + f" ({many(count)} in all)" * (count > NAMED)
+def _same(e: Facts, s: Suspicion) -> list[Said]:
+    """Return which other channels have it, too."""
+    others = s.channels[1:]
+    if not others:
+        return []
+    if len(s.channels) == len(e.channels):
+        return [Said("same_as", others=Said(f"all_others_{e.labels.unit}"))]
+    named = tuple(e.labels.of(c) for c in others[:NAMED])
+    if len(others) > NAMED:
+        return [Said("same_as", others=Said("listed_more", listed=Listed(named), n=many(len(others) - NAMED)))]
+    return [Said("same_as", others=named)]
 
 
-def _meaning(e: Facts, s: Suspicion) -> str:
+def _about(e: Facts, s: Suspicion) -> Said:
     c, value = s.channels[0], s.values[0]
-    it = "it" if len(s.channels) == 1 else e.labels.of(c)
+    who = e.labels.of(c)
     if s.kind == "non-finite":
-        return _nonfinite(e, c, it)
+        t = e.channels
+        kinds = [
+            Said(key, n=many(int(n))) for key, n in (("nan_count", t.nans[c]), ("infinite_count", t.infinities[c])) if n
+        ]
+        return Said("is_nonfinite", who=who, what=tuple(kinds), m=many(e.plan.m))
     if s.kind == "overflow":
-        return f"{it} reaches {short(value, 3)}, whose square float64 cannot hold, so all its output is NaN"
+        return Said("is_overflow", who=who, value=short(value, 3))
     if s.kind == "one value":
-        return "a value that is its own mean becomes 0, whatever it was; a layer in training refuses such a batch"
+        return Said("is_one_value", who=who)
     if s.kind == "constant":
-        return f"{it} is {short(value)} everywhere; its variance is 0, so all its output is 0"
+        return Said("is_constant", who=who, value=short(value))
     if s.kind == "near eps":
-        return _near_eps(e, c, it, value)
-    if s.kind.endswith("range"):
-        return f"{it} reaches {short(value, 3)}, and {s.meaning.split('; ')[1]}"
-    return _steps(e, s, it, value)
-
-
-def _nonfinite(e: Facts, c: int, it: str) -> str:
-    t = e.channels
-    kinds = [f"{many(int(n))} {what}" for n, what in ((t.nans[c], "NaN"), (t.infinities[c], "infinite")) if n]
-    held = f"{it} holds {' and '.join(kinds)} of {many(e.plan.m)} values"
-    return f"{held}, so its mean or variance is not a number, and all its output is NaN"
-
-
-def _near_eps(e: Facts, c: int, it: str, share: float) -> str:
-    has = "" if it == "it" else f"{it} has "
-    var = tied(f"var = {short(float(e.channels.var[c]), 3)}")
-    ratio = tied(f"var/(var + eps) = {short(share, 3)}")
-    return (
-        f"{has}{var}, not large beside {tied(f'eps = {short(e.eps)}')}; {ratio}, so its std becomes "
-        f"{short(share**0.5, 3)}, not 1. Scale it up, or take a smaller eps"
-    )
-
-
-def _steps(e: Facts, s: Suspicion, it: str, value: float) -> str:
+        formula, eps = tied(f"√(var/(var + eps)) = {short(value**0.5, 3)}"), tied(f"eps = {short(e.eps)}")
+        return Said("is_near_eps", who=who, var=short(float(e.channels.var[c]), 3), eps=eps, formula=formula)
     name = s.kind.split()[0]
-    where = "its mean" if it == "it" else f"the mean of {it}"
+    if s.kind.endswith("range"):
+        return Said("is_beyond", who=who, value=short(value, 3), format=name, end=short(ENDS[name], 3))
     steps = f"{value:.0f}" if value >= 10 else short(value, 2)
-    fall = "fall" if name == e.working_dtype else "would fall"
-    return f"around {where}, {name} steps by {steps} std, so that different values {fall} together"
+    return Said("is_coarse" if name == e.working_dtype else "would_be_coarse", who=who, format=name, steps=steps)
+
+
+def about_outlier(e: Facts, o: Outlier) -> Said:
+    """Return what an outlier is, and what it does to the other values of its channel."""
+    where = e.labels.element(o.position, o.channel)
+    known = {
+        "value": short(o.value), "where": where, "share": percent(o.share, 2),
+        "low": normal(o.low_after), "high": normal(o.high_after),
+    }  # fmt: skip
+    return Said("is_outlier", **known) if o.count == 1 else Said("are_outliers", **known, more=o.count - 1, n=o.count)

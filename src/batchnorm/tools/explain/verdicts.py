@@ -1,104 +1,148 @@
-"""What is kept and what is lost, as the counts say it."""
+"""What is kept and what is lost: a verdict on each, and what it means to the reader."""
 
 from __future__ import annotations
 
-from ..text.lines import INDENT, Line, line, paragraph
+from ..text.language import Words, many
+from ..text.lines import EMPTY, INDENT, Line, cells, fit, line, paragraph, width
 from .comparing import Pair
-from .digits import many, normal, short
+from .digits import normal, percent, short
+from .distribution import Side
 from .facts import Facts
 
-NOTHING = "–"
-STYLES = {"kept": "kept", "changed": "lost", "lost": "lost", NOTHING: "quiet"}
+STYLES = {"kept": "kept", "changed": "lost", "lost": "lost", "nothing": "quiet"}
+MARGIN = 8
+#: A bar of a histogram, by its height in eighths; no value has no bar.
+BARS = " ▁▂▃▄▅▆▇█"
+
 Verdict = tuple[str, list[str]]
 
 
-def verdicts(e: Facts, columns: int) -> list[Line]:
-    """Return three verdicts, each a word, what it is about, and the counts behind it."""
-    unit = e.labels.unit
-    found = (
-        (f"the order inside a {unit}", _order(e)),
-        (f"relative distances inside a {unit}", _distances(e)),
-        (f"comparisons between {unit}s", _between(e)),
-    )
+def verdicts(e: Facts, words: Words, columns: int) -> list[Line]:
+    """Return the verdicts, each a word, what it is about, and the sentences behind it."""
+    kind = e.labels.kind
+    margin = line(INDENT, " " * MARGIN)
+    found = [("order", _order(e, words)), ("distances", _distances(e, words)), ("shape", _shape(e, words))]
+    if e.plan.axis:
+        found.append(("between", _between(e, words)))
     lines: list[Line] = []
-    for about, (word, sentences) in found:
-        lines.append(line(INDENT, (word.ljust(8), STYLES[word]), (about, "heading")))
-        for sentence in sentences:
-            lines += paragraph(sentence, columns, first=line(INDENT, " " * 8))
-    return lines
-
-
-def _order(e: Facts) -> Verdict:
-    i, unit = e.inside, e.labels.unit
-    if i.pairs == 0:
-        return NOTHING, [_nothing_inside(e)]
-    equal = f"; rounding made {many(i.made_equal)} equal" if i.made_equal else ""
-    pairs = f"{many(i.pairs)} {'' if i.complete else 'sampled '}pairs of values in the same {unit}"
-    sentences = [f"None of the {pairs} changed sides{equal}."]
-    if i.reversed:
-        sentences = [f"Among the {pairs}, {many(i.reversed)} neighbors in sorted order changed sides{equal}."]
-    if n := i.without_order:
-        sentences.append(
-            f"{e.labels.plural(n)} with NaN or infinity {'is' if n == 1 else 'are'} left out; there, nothing is kept."
+    for about, (verdict, sentences) in found:
+        word = words(verdict)
+        lines.append(
+            line(
+                INDENT,
+                (fit(word, max(MARGIN, cells(word) + 1)), STYLES[verdict]),
+                (words(f"{about}_{kind}"), "heading"),
+            )
         )
+        if about == "shape" and e.distribution is not None:
+            sides = (("drawn_before", e.distribution.before), ("drawn_after", e.distribution.after))
+            lines += _histograms([(words(name), side) for name, side in sides], words, columns)
+        lines += paragraph(words.sentences(sentences), columns, first=margin)
+        lines.append(EMPTY)
+    return lines[:-1]
+
+
+def _order(e: Facts, words: Words) -> Verdict:
+    i, kind = e.inside, e.labels.kind
+    if i.pairs == 0:
+        return "nothing", [_nothing_inside(e, words)]
+    pairs = words(f"{'pairs' if i.complete else 'sampled'}_{kind}", n=many(i.pairs))
+    sentences = [
+        words("sides_changed", pairs=pairs, n=i.reversed) if i.reversed else words("no_side_changed", pairs=pairs)
+    ]
+    if i.made_equal:
+        sentences.append(words.count("rounded_equal", i.made_equal))
+    if i.without_order:
+        sentences.append(words.count("without_order", i.without_order))
     return "changed" if i.reversed else "kept", sentences
 
 
-def _nothing_inside(e: Facts) -> str:
-    if e.inside.without_order:
-        return f"No {e.labels.unit} free of NaN and infinity has two values to compare."
-    return f"A {e.labels.unit} has one value: there is nothing to compare."
+def _nothing_inside(e: Facts, words: Words) -> str:
+    return words(f"{'none_finite' if e.inside.without_order else 'single'}_{e.labels.kind}")
 
 
-def _distances(e: Facts) -> Verdict:
-    i, unit = e.inside, e.labels.unit
+def _distances(e: Facts, words: Words) -> Verdict:
+    i = e.inside
     if i.pairs == 0:
-        return NOTHING, [_nothing_inside(e)]
+        return "nothing", [_nothing_inside(e, words)]
     sentences = []
     if (p := i.example) is not None:
-        sentences.append(
-            f"{short(p.value)} lies {short(p.fraction, 4)} of the way from {short(p.low)} to {short(p.high)}; "
-            "afterwards "
-            f"{normal(p.value_after)} lies {short(p.fraction_after, 4)} of the way from {normal(p.low_after)} to "
-            f"{normal(p.high_after)}."
+        before = {"value": short(p.value), "low": short(p.low), "high": short(p.high)}
+        after = {
+            "value_after": normal(p.value_after),
+            "low_after": normal(p.low_after),
+            "high_after": normal(p.high_after),
+        }
+        fractions = {"fraction": percent(p.fraction), "fraction_after": percent(p.fraction_after)}
+        sentences.append(words("lies", **before, **after, **fractions))
+    if i.moved == 0:
+        return "kept", [*sentences, words("same_place")]
+    rounding = i.moved <= i.tolerance
+    moved = words("rounded_place" if rounding else "moved_place", moved=percent(i.moved, 2))
+    return "kept" if rounding else "changed", [*sentences, moved]
+
+
+def _shape(e: Facts, words: Words) -> Verdict:
+    d = e.distribution
+    which = e.labels.of(e.formulas.channel)
+    if d is None:
+        return "nothing", [words("no_shape", which=which) if e.plan.axis else words("no_shape_all")]
+    known = {"before": skewness(d.before.skewness), "after": skewness(d.after.skewness)}
+    if not e.plan.axis:
+        return (
+            ("kept", [words("not_normal_all", **known)])
+            if d.is_kept
+            else ("changed", [words("shape_rounded_all", **known)])
         )
-    if i.moved <= i.tolerance:
-        if i.moved == 0:
-            return "kept", [*sentences, "Every value keeps its place exactly."]
-        most = f"No value moved by more than {short(i.moved, 2)} of its {unit}'s range: that is rounding."
-        return "kept", [*sentences, most]
-    return "changed", [
-        *sentences,
-        f"Some value moved by {short(i.moved, 2)} of its {unit}'s range, more than rounding explains.",
+    if d.is_kept:
+        return "kept", [words("not_normal", which=which, **known)]
+    return "changed", [words("shape_rounded", which=which, **known)]
+
+
+def skewness(value: float) -> str:
+    """Return a skewness with two or three digits; what is only rounding is 0."""
+    return short(value, 3) if abs(value) >= 5e-4 else "0"
+
+
+def _histograms(sides: list[tuple[str, Side]], words: Words, columns: int) -> list[Line]:
+    """Draw histograms below each other, and beside each from where to where it reaches."""
+    left = max(cells(name) for name, _ in sides)
+    (_, before), (_, after) = sides
+    ends = (
+        words("side_ends", low=short(before.low, 4), high=short(before.high, 4)),
+        words("side_ends", low=normal(after.low), high=normal(after.high)),
+    )
+    lines = [
+        line(INDENT, " " * MARGIN, fit(name, left), "  ", (_bars(side), "number"), "  ", (end, "quiet"))
+        for (name, side), end in zip(sides, ends, strict=True)
     ]
+    if max(map(width, lines)) <= columns:
+        return lines
+    return [one[:-2] for one in lines]
 
 
-def _between(e: Facts) -> Verdict:
+def _bars(side: Side) -> str:
+    most = max(side.counts)
+    return "".join(BARS[-(-8 * n // most)] for n in side.counts)
+
+
+def _between(e: Facts, words: Words) -> Verdict:
     b, unit = e.between, e.labels.unit
     if b.pairs == 0:
-        few = "There is only one" if e.plan.C == 1 else "Fewer than two are free of NaN and infinity"
-        return NOTHING, [f"{few}: no two {unit}s to compare."]
-    sentences = [] if b.example is None else [_example(e, b.example)]
-    kinds = ((b.reversed, "reversed"), (b.made_equal, "became equal"), (b.made_different, "no longer equal"))
-    counts = ", ".join(f"{many(n)} {what}" for n, what in kinds if n)
-    pairs = f"{many(b.pairs)} {'' if b.complete else 'sampled '}pairs of values in different {unit}s"
+        return "nothing", [words(f"only_one_{unit}" if e.plan.C == 1 else f"few_{unit}")]
     if not b.changed:
-        return "kept", [*sentences, f"Not one of the {pairs} compares differently: these {unit}s were alike already."]
-    place = "in the same row" if unit == "column" else "at the same position"
-    beside = (
-        f" Of the {many(b.beside)} pairs {place}, {many(b.beside_changed)} {'does' if b.beside_changed == 1 else 'do'}."
-        if b.beside
-        else ""
-    )
-    sentences.append(
-        f"Of {pairs}, {many(b.changed)} compare{'s' * (b.changed == 1)} differently now ({counts}).{beside}"
-    )
-    return "lost", sentences
+        return "kept", [words(f"alike_{unit}")]
+    such = words("such_whole" if b.complete else "such_sampled")
+    share = percent(b.changed / b.pairs, 2)
+    meaning = words(f"do_not_compare_{unit}", share=share, such=such)
+    return "lost", [meaning] if b.example is None else [_example(e, words, b.example), meaning]
 
 
-def _example(e: Facts, p: Pair) -> str:
-    a, b = (e.labels.element(*at) for at in ((p.position_a, p.channel_a), (p.position_b, p.channel_b)))
-    before = f"{short(p.a)} ({a}) {'>' if p.a > p.b else '='} {short(p.b)} ({b})"
+def _example(e: Facts, words: Words, p: Pair) -> str:
+    a_at, b_at = (e.labels.element(*at) for at in ((p.position_a, p.channel_a), (p.position_b, p.channel_b)))
+    known = {"a": short(p.a), "b": short(p.b), "a_at": a_at, "b_at": b_at}
+    if p.a == p.b:
+        return words("pair_different_now", **known, a_after=normal(p.a_after), b_after=normal(p.b_after))
     if p.a_after == p.b_after:
-        return f"Before, {before}. After, both are {normal(p.a_after)}."
-    return f"Before, {before}. After, {normal(p.a_after)} {'<' if p.a_after < p.b_after else '>'} {normal(p.b_after)}."
+        return words("pair_equal_now", **known, after=normal(p.a_after))
+    return words("pair_smaller_now", **known, a_after=normal(p.a_after), b_after=normal(p.b_after))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..._options import nan_policy_of
+from ..text.language import Said
 from .refused import Refused
 from .table import Table
 from .text_source import said
@@ -62,7 +63,7 @@ class Data:
         if self.table is None:
             return ()
         rounded = self.rounded is not None and self.values.dtype.kind == "f"
-        return (*self.table.remarks, *([f"{self.rounded} was rounded: float64 holds integers up to 2^53"] * rounded))
+        return (*self.table.remarks, *([Said("rounded", where=self.rounded)] * rounded))
 
     def nan_policy(self, asked: str | None) -> str:
         """Return what a missing value, NaN, does: what was asked, else it is left out of a table's statistics."""

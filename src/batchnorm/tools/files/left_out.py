@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ..._left_out import LeftOut, shown
+from ..text.language import Said
 from .text_form import COMMA_NUMBER, GROUPED_NUMBER, Form, is_missing
 
 #: Cells looked at to say what a column holds.
@@ -20,7 +21,7 @@ _DATE = re.compile(
 _TIME = re.compile(r"\s*\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?\s*([AaPp][Mm])?\s*")
 _UNIT = re.compile(r"\s*([$€£¥]\s?)?[+-]?\d[\d.,'’ \u00a0\u202f]*([eE][+-]?\d+)?\s*(%|[^\d\s.,;:-][^\d;:]{0,11})?\s*")
 
-_CONVERTIBLE = "take such signs out of the cells to have them counted"
+_CONVERTIBLE = Said("fix_signs")
 
 
 def of_text(column: int, name: str | None, cells: Sequence[str], form: Form, bad: tuple[int, str] | None) -> LeftOut:
@@ -38,13 +39,12 @@ def of_text(column: int, name: str | None, cells: Sequence[str], form: Form, bad
     rest = [c for c in filled if form.number(c) is None]
     said = shown(odd)
     if form.decimal == "." and all(map(COMMA_NUMBER.fullmatch, rest)) and rest:
-        fix = 'if commas stand before decimals, add --decimal ","; if they separate thousands, remove them'
-        return LeftOut(column, name, f"numbers with commas, such as {said}", fix)
+        return LeftOut(column, name, Said("holds_commas", said=said), Said("fix_commas"))
     if rest and all(map(GROUPED_NUMBER.fullmatch, rest)):
-        return LeftOut(column, name, f"numbers with separators of thousands, such as {said}", _CONVERTIBLE)
+        return LeftOut(column, name, Said("holds_thousands", said=said), _CONVERTIBLE)
     if 2 * numbers >= len(filled) and bad is not None:
-        fix = "correct what is not a number, or leave the cell empty, to have the column counted"
-        return LeftOut(column, name, f"numbers, but {shown(bad[1])} in line {bad[0]}", fix)
+        slip = Said("holds_slip", said=shown(bad[1]), line=bad[0])
+        return LeftOut(column, name, slip, Said("fix_slip"))
     if rest and all(map(_UNIT.fullmatch, rest)):
-        return LeftOut(column, name, f"numbers with units, such as {said}", _CONVERTIBLE)
+        return LeftOut(column, name, Said("holds_units", said=said), _CONVERTIBLE)
     return LeftOut(column, name, "text")

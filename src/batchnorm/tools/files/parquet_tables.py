@@ -12,6 +12,7 @@ import numpy as np
 from ..._foreign import MOST_EXACT, beyond_exact
 from ..._frames import arrow_holds, arrow_integers, arrow_numbers
 from ..._left_out import LeftOut, refusal, remark
+from ..text.language import Said
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
 
@@ -167,4 +168,7 @@ def _rounded(pyarrow: Any, arrow: Any, i: int) -> str | None:
     elif pyarrow.types.is_decimal(column.type) and column.type.scale <= 0:
         large = np.flatnonzero(np.abs(np.nan_to_num(arrow_numbers(pyarrow, column))) >= MOST_EXACT)
         rows = [r for r in large.tolist() if abs(column[r].as_py()) > MOST_EXACT]
-    return f"row {rows[0]}, column {i} {arrow.column_names[i]!r}: {column[rows[0]].as_py()}" if rows else None
+    if not rows:
+        return None
+    where = Said("row_and_column", row=rows[0], column=Said("column_both", index=i, name=repr(arrow.column_names[i])))
+    return Said("stands_at", where=where, what=column[rows[0]].as_py())

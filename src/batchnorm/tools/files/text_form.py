@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..._foreign import MOST_EXACT
+from ..text.language import Said
 
 #: Separators that a table may have been written with, in words, and as an option.
 SEPARATORS = {";": ("semicolons", '";"'), "\t": ("tabs", "tab"), "|": ("bars", '"|"'), ",": ("commas", '","')}
@@ -128,15 +129,18 @@ def _found_decimal(cells: Sequence[str], delimiter: str) -> str:
 
 def form_in_words(form: Form, usual: Form) -> str | None:
     """Say what of a form had to be found out, or None where it is the usual one."""
-    words = []
+    said = []
     if form.encoding != usual.encoding:
-        words.append(f"the text is in {ENCODINGS[form.encoding]}")
+        said.append(Said("encoding", name=ENCODINGS[form.encoding]))
     if form.delimiter != usual.delimiter:
-        name = SEPARATORS[form.delimiter][0] if form.delimiter in SEPARATORS else repr(form.delimiter)
-        words.append(f"cells are separated by {name}")
+        known = form.delimiter in SEPARATORS
+        name = Said(f"separator_{form.delimiter}") if known else repr(form.delimiter)
+        said.append(Said("separated", name=name))
     if form.decimal != usual.decimal:
-        words.append(f"decimals stand after a {'comma' if form.decimal == ',' else 'point'}")
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else None
+        said.append(Said(f"decimal_{form.decimal}"))
+    if not said:
+        return None
+    return Said(f"clauses_{('one', 'two', 'three')[len(said) - 1]}", **dict(zip("abc", said, strict=False)))
 
 
 # Advice about what does not fit

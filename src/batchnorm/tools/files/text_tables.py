@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..._left_out import LeftOut, refusal, remark
+from ..text.language import Said
 from .data import AS_FOUND, Reading
 from .left_out import of_text
 from .refused import Refused
@@ -214,7 +215,7 @@ class _Reader:
             except ValueError:
                 found.numbers.extend(self._with_gaps(found, row, line, cells))
             if found.rounded is None and (i := rounded_integer(picked)) is not None:
-                found.rounded = f"{self._where(line, chosen[i])}: {picked[i].strip()}"
+                found.rounded = Said("stands_at", where=self._where(line, chosen[i]), what=picked[i].strip())
             for i, column in found.others.items():
                 column.append(cells[i])
             found.last_line = line
@@ -303,10 +304,10 @@ class _Reader:
         """Say why the first column may not be data, or None."""
         name = self.names[0].strip()
         if not name:
-            return "column 0 has no name"
+            return Said("no_name")
         first = found.values()[:, found.chosen.index(0)]
         counts = len(first) > 2 and first[0] in (0, 1) and bool((np.diff(first) == 1).all())
-        return f"column {name!r} counts the rows" if counts and len(self.names) > 1 else None
+        return Said("counts_rows", name=repr(name)) if counts and len(self.names) > 1 else None
 
     # Words
 
@@ -319,7 +320,7 @@ class _Reader:
             *self._about_totals(found),
         ]
         if 0 in found.chosen and self.header and (why := self._may_number_rows(found)):
-            remarks.append(f"{why}; if it is no measurement, leave it out with --columns")
+            remarks.append(Said("numbers_rows", why=why))
         return Table(
             self.names, self.header, tuple(found.chosen), found.values(), dict(found.others), tuple(remarks),
             rounded=found.rounded, gaps=found.gaps, first_gap=found.first_gap, form=self.form,
@@ -330,16 +331,16 @@ class _Reader:
             return []
         if not self.header:
             text = any(c.strip() and not n for c, n in zip(self.first, numbers, strict=True))
-            return [f"line {self.first_line} was taken as data; if it holds names, add --header"] * text
-        count = "one cell is a number" if sum(numbers) == 1 else f"{sum(numbers)} cells are numbers"
-        return [f"line {self.first_line} was taken as column names, although {count}; if it is data, add --no-header"]
+            return [Said("taken_as_data", line=self.first_line)] * text
+        n = sum(numbers)
+        count = Said("number_cells_one") if n == 1 else Said("number_cells_many", n=n)
+        return [Said("taken_as_names", line=self.first_line, count=count)]
 
     def _about_blanks(self) -> list[str]:
         if not self.blanks:
             return []
-        if len(self.blanks) == 1:
-            return [f"line {self.blanks[0]} is blank and was skipped"]
-        return [f"{len(self.blanks)} blank lines were skipped, the first is line {self.blanks[0]}"]
+        key = "blank_one" if len(self.blanks) == 1 else "blank_many"
+        return [Said(key, n=len(self.blanks), line=self.blanks[0])]
 
     def _about_totals(self, found: _Columns) -> list[str]:
         values = found.values()
@@ -354,10 +355,8 @@ class _Reader:
         sums = bool(there.any() and near[there].all() and above[there].any())
         if not named and not sums:
             return []
-        what = "is the sum of those above" if sums else f"begins with {_shown(word)}"
-        return [
-            f"the last row (line {found.last_line}) {what}; it was counted like the others: remove it if it is a total"
-        ]
+        what = Said("total_sum") if sums else Said("total_word", word=_shown(word))
+        return [Said("total", line=found.last_line, what=what)]
 
     def _name(self, column: int) -> str | None:
         name = self.names[column].strip()
@@ -365,7 +364,8 @@ class _Reader:
 
     def _where(self, line: int, column: int) -> str:
         name = self._name(column)
-        return f"line {line}, column {column}{'' if name is None else f' {name!r}'}"
+        key = "column_number" if name is None else "column_both"
+        return Said("line_and_column", line=line, column=Said(key, index=column, name=repr(name)))
 
 
 def _counts(cells: Sequence[str]) -> bool:

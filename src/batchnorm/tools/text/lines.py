@@ -50,7 +50,7 @@ def cut(text: str, columns: int) -> str:
         return text
     while cells(text) > columns - 1:
         text = text[:-1]
-    return text + "…"
+    return text.rstrip() + "…"
 
 
 def fit(text: str, columns: int) -> str:

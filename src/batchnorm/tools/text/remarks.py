@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-#: Channels named one by one.
-NAMED = 6
+from ..._left_out import NAMED, LeftOut, grouped, shown
+from ..._left_out import Remark as LeftOutRemark
+from .language import Listed, Said, Words
+from .words import WORDS
 
 #: Below this many eps, a variance loses more than 1 % of itself to eps.
 NEAR_EPS = 100.0
@@ -23,15 +25,52 @@ def gaps(counts: np.ndarray, total: int, name: Callable[[int], str], cells: bool
     if not missing:
         return ()
     number = sum(missing.values())
-    what = ("missing cell is" if number == 1 else "missing cells are") if cells else "NaN are"
-    if not cells and number == 1:
-        what = "NaN is"
+    what = Said(f"gap_{'cells' if cells else 'nan'}_{'one' if number == 1 else 'many'}", n=number)
     if len(missing) == 1:
-        where = f"in {name(next(iter(missing)))}"
+        where = Said("gap_in", name=name(next(iter(missing))))
     else:
-        where = ", ".join(f"{missing[c]} in {name(c)}" for c in [*missing][:NAMED])
-        where += f", and others in {len(missing) - NAMED} more" * (len(missing) > NAMED)
-    return (f"{number} {what} left out of the statistics, {where}",)
+        listed = Listed(Said("gap_some_in", n=missing[c], name=name(c)) for c in [*missing][:NAMED])
+        where = Said("gap_listed", listed=listed)
+        if len(missing) > NAMED:
+            where = Said("gap_and_others", listed=listed, n=len(missing) - NAMED)
+    return (Said("gaps", what=what, where=where),)
+
+
+def told(remark: str, words: Words) -> str:
+    """Return a remark in the language of ``words``; one that the caller wrote stays as it is.
+
+    >>> from batchnorm._left_out import remark as left_out
+    >>> told(left_out([LeftOut(4, "species", "text")]), Words("zh"))
+    "列 'species' 未使用：其内容是文本"
+    """
+    return words.told(_of_columns(remark.left) if isinstance(remark, LeftOutRemark) else remark)
+
+
+def _of_columns(left: Sequence[LeftOut]) -> Said:
+    """Return what ``_left_out.remark`` says, as other languages know it."""
+    groups = grouped(left)
+    if len(groups) == 1:
+        (holds, fix), columns = groups[0]
+        several = "left_out_many" if len(left) > 1 else "left_out_one"
+        said, fixes = Said(several, who=_columns(columns), holds=_held(holds)), [fix] if fix else []
+    else:
+        kinds = (Said("left_out_kind", who=_columns(columns), holds=_held(holds)) for (holds, _), columns in groups)
+        said = Said("left_out_kinds", n=len(left), listed=Listed(kinds))
+        fixes = [*dict.fromkeys(fix for (_, fix), _ in groups if fix)]
+    for fix in fixes:
+        said = Said("and_then", first=said, then=fix)
+    return said
+
+
+def _held(holds: str) -> str:
+    return Said(f"holds {holds}") if f"holds {holds}" in WORDS else holds
+
+
+def _columns(columns: Sequence[LeftOut]) -> Said:
+    names = tuple(str(c.column) if c.name is None else shown(c.name) for c in columns)
+    if len(names) > NAMED:
+        return Said("columns_and_more", names=Listed(names[:NAMED]), n=len(names) - NAMED)
+    return Said("column_name", name=names[0]) if len(names) == 1 else Said("columns_listed", names=names)
 
 
 def narrow(var: np.ndarray, eps: float, name: Callable[[int], str], own: bool) -> tuple[str, ...]:

@@ -28,10 +28,11 @@ STYLES = {
 #: What stands for a character that the terminal's encoding lacks.
 ASCII = str.maketrans(
     {"·": "*", "√": "sqrt", "²": "^2", "…": "...", "⋮": ":", "│": "|", "─": "-", "┌": "+", "┐": "+", "└": "+", "┘": "+",
-     "█": "#", "░": ".", "→": ">", "Σ": "sum", "–": "-", "×": "x"}
+     "█": "#", "▇": "#", "▆": "*", "▅": "+", "▄": "=", "▃": "-", "▂": ":", "▁": ".",
+     "░": ".", "→": ">", "Σ": "sum", "–": "-", "×": "x"}
 )  # fmt: skip
 
-NARROWEST, WIDEST = 80, 100
+NARROWEST, WIDEST = 60, 100
 
 
 def columns_of(stream: TextIO) -> int:

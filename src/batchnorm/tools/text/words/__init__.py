@@ -2,9 +2,10 @@
 
 from .explain import EXPLAIN
 from .page import PAGE
+from .remarks import REMARKS
 from .shared import SHARED
 
 #: The sentences by their keys, in the order of ``language.LANGUAGES``. ``{name}`` is filled in.
-WORDS: dict[str, tuple[str, str]] = SHARED | EXPLAIN | PAGE
+WORDS: dict[str, tuple[str, str]] = SHARED | REMARKS | EXPLAIN | PAGE
 
-__all__ = ["EXPLAIN", "PAGE", "SHARED", "WORDS"]
+__all__ = ["EXPLAIN", "PAGE", "REMARKS", "SHARED", "WORDS"]
