@@ -14,7 +14,7 @@ from chromium import chromium
 
 from batchnorm.tools.explain import EXAMPLE, explain
 
-WIDTH, HEIGHT = 1120, 880
+WIDTH, HEIGHT = 1120, 862
 COLORS = 160  # flat areas and text: a palette keeps the file small
 
 

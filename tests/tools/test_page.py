@@ -67,28 +67,43 @@ def test_the_worked_example_is_the_start(example: Page) -> None:
     assert before == [str(k + c) for k in range(1, 6) for c in range(5)]
     assert after == [t for t in ("-1.4142", "-0.7071", "0", "0.7071", "1.4142") for _ in range(5)]
     assert results(example) == {"mean": "3", "var": "2", "x̂": "-1.4142", "y": "-1.4142"}
-    assert "biased, 2." in text(example, "divides")
-    assert "unbiased 2.5," in text(example, "divides")
+    assert "is called biased: 2." in text(example, "divides")
+    assert "unbiased variance 2.5," in text(example, "divides")
 
 
 def test_what_is_kept_and_lost_is_what_the_explanation_counts(example: Page) -> None:
     e = explain(EXAMPLE, 2)
     b = e.between
-    assert f"of {e.inside.pairs // 5} pairs in column 0, none changed sides" in text(example, "order")
-    assert f"of {b.pairs} pairs" in text(example, "between")
-    assert f"{b.changed} compare differently now ({b.reversed} changed sides, {b.made_equal} became equal" in text(
+    assert text(example, "order").startswith("kept the order inside a column\n")
+    assert f"None of the {e.inside.pairs // 5} pairs of values in column 0 changed sides." in text(example, "order")
+    assert text(example, "between").startswith("lost comparisons between columns\n")
+    assert f"{digits.percent(b.changed / b.pairs, 2)} of these comparisons come out differently" in text(
         example, "between"
     )
     point(example, 4, 2)
-    assert "Before, 9 > 5. After, both are 1.4142." in text(example, "between")
+    assert "Before, 9 was greater than 5. Now both are 1.4142." in text(example, "between")
+    point(example, 1, 0)
+    place = "Before, 2 lies 25\N{NO-BREAK SPACE}% of the way from 1 to 5. After, -0.7071 lies 25\N{NO-BREAK SPACE}%"
+    assert place in text(example, "distances")
     assert len(example.locator("#slopes-inside .slope").all()) == 5
 
 
 def test_a_negative_weight_turns_the_order_round_and_zero_ends_it(example: Page) -> None:
     slide(example, "gamma", -1)
-    assert "of 10 pairs in column 0, 10 changed sides. The weight is negative." in text(example, "order")
+    assert "10 of 10 pairs of values in column 0 changed sides" in text(example, "order")
+    assert text(example, "order").startswith("changed ")
+    assert "mirrors the histogram" in text(example, "shape")
     slide(example, "gamma", 0)
-    assert "10 became equal" in text(example, "order")
+    assert "all values have become equal" in text(example, "order")
+    assert "no shape to compare" in text(example, "shape")
+
+
+def test_weight_and_bias_can_undo_it(example: Page) -> None:
+    point(example, 0, 3)
+    example.locator("#undo").click()
+    x, y = seen(example)
+    assert np.allclose(y[:, 3], x[:, 3], atol=1e-12)
+    assert "bias = mean = 6, column 3 becomes 4, 5, 6, 7, 8 again." in text(example, "conclusion")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +155,34 @@ def test_histograms_count_the_values_averaged_together(example: Page) -> None:
         shown = example.locator(f"#histogram-{side} .mean-text").text_content() or ""
         mean, std = map(float, re.findall(r"-?\d+\.?\d*", shown))
         assert (mean, std) == pytest.approx((values.mean(), values.std()), abs=6e-4 * max(1, abs(values.mean())))
+
+
+def test_the_histogram_keeps_its_shape(browser: Browser, tmp_path: Path) -> None:
+    """Also where values stand on the edge of a bar, and whatever the colors say: the same heights and the skewness."""
+    x = np.random.default_rng(0).integers(0, 11, (400, 2)).astype(np.float32) ** 2
+    x[:, 1] *= 1e3
+    e = explain(x, names=["a", "b"])
+    assert e.distribution is not None
+    with opened(browser, e.to_html(), tmp_path) as page:
+        heights = [
+            [float(bar.get_attribute("height") or 0) for bar in page.locator(f"#histogram-{side} .bar").all()]
+            for side in ("before", "after")
+        ]
+        assert heights[0] == pytest.approx(heights[1], abs=1e-9)
+        counts = np.array(e.distribution.before.counts)
+        assert heights[0] == pytest.approx(counts * (max(heights[0]) / counts.max()))
+        skewness = f"{e.distribution.before.skewness:.3g}"
+        assert f"the skewness was {skewness} before and is {skewness} now" in text(page, "shape")
+        assert "do not make the values of column 'a' normally distributed" in text(page, "shape")
+
+
+def test_an_outlier_is_pointed_out(browser: Browser, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    x[7, 1] = 900
+    e = explain(x, names=["a", "b"])
+    with opened(browser, e.to_html(), tmp_path) as page:
+        assert [row[-1] for row in rows_of(page)] == ["", "An outlier squeezes the others."]
+        assert "900 (column 'b', row 7) lies far from the other values." in text(page, "outliers")
 
 
 def test_the_code_shown_computes_what_is_shown(example: Page) -> None:
@@ -267,6 +310,10 @@ def test_missing_values_are_in_no_mean(browser: Browser, tmp_path: Path) -> None
         assert np.allclose(seen(page)[1], y, atol=1e-12, equal_nan=True)
         assert float(results(page)["mean"]) == pytest.approx(m.mean[0], rel=5.1e-5)
         assert "NaN" not in text(page, "order") + text(page, "between")
+        assert "nan" not in page.locator("body").inner_text().lower()
+        assert cell(page, 3, 0).inner_text() == cell(page, 3, 0, side="after").inner_text() == "–"
+        point(page, 3, 0)
+        assert set(results(page)) == {"mean", "var"}
 
 
 def test_of_a_large_array_the_page_holds_the_corner_and_says_so(browser: Browser, tmp_path: Path) -> None:
@@ -281,7 +328,7 @@ def test_of_a_large_array_the_page_holds_the_corner_and_says_so(browser: Browser
         assert np.allclose(seen(page)[1], bn.batch_norm(corner)[0], atol=2.5e-7)
         row = rows_of(page)[0]
         assert float(row[1]) == pytest.approx(x[:, 0].mean(), rel=1e-3)  # the table is the whole array's
-        assert "Drawn is a corner" in text(page, "cut")
+        assert "The page draws a corner" in text(page, "cut")
 
 
 AWKWARD = {
@@ -319,10 +366,10 @@ def test_suspicions_stand_in_the_table(browser: Browser, tmp_path: Path) -> None
         tmp_path,
     ) as page:
         rows = rows_of(page)
-        assert [r[0] for r in rows] == ["0 a", "1 b", "2 c"]
+        assert [r[0] for r in rows] == ["a", "b", "c"]
         assert [r[-1] for r in rows] == ["", "constant: the output is the bias", ""]
         assert "t.csv" in text(page, "whole-source")
-        assert page.locator("#remarks").inner_text() == "two rows were empty"
+        assert page.locator("#remarks").inner_text() == "Note: two rows were empty."
         assert page.locator("#tensor option").first.inner_text() == "t.csv"
 
 

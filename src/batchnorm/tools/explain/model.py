@@ -75,6 +75,7 @@ class Explanation(Facts):
     def to_html(self) -> str:
         """Return a page to play with: one HTML file, which loads nothing from elsewhere.
 
+        It speaks the explanation's language, or the browser's where that was not chosen; a button switches.
         It draws the array as its axes are, lights up the values averaged together, and follows sliders for weight,
         bias, eps, batch size and momentum. Of an array of more than 131072 values it holds the corner, and says so.
         """

@@ -38,6 +38,8 @@ function ticks(low, high, count = 4) {
 
 const tickText = (value) => short(Math.abs(value) < 1e-12 ? 0 : value, 4);
 
+const SLACK = 1e-4; // of a bar: rounding moves no value into the bar below
+
 /** Values counted in equal bins from the least to the greatest; the chart's own numbers. */
 function histogramOf(values) {
   const finite = values.filter(Number.isFinite);
@@ -45,7 +47,8 @@ function histogramOf(values) {
   const [low, high] = finite.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
   const bins = Math.max(5, Math.min(30, Math.ceil(2 * Math.cbrt(finite.length))));
   const counts = new Array(high > low ? bins : 1).fill(0);
-  for (const v of finite) counts[high > low ? Math.min(bins - 1, Math.floor(((v - low) / (high - low)) * bins)) : 0] += 1;
+  const place = (v) => Math.min(bins - 1, Math.floor(((v - low) / (high - low)) * bins + SLACK)); // as in distribution.py
+  for (const v of finite) counts[high > low ? place(v) : 0] += 1;
   return { low, high, counts };
 }
 
@@ -89,7 +92,7 @@ function drawSlopes(place, pairs, strong, labels, description) {
     const [from, to] = [scale(...range(0), bottom, top), scale(...range(1), bottom, top)];
     for (const at of [left, right]) made.append(svg("line", { class: "axis", x1: at, x2: at, y1: top - 6, y2: bottom + 6 }));
     finite.forEach(([a, b], k) => {
-      const chosen = pairs[k] === pairs[strong];
+      const chosen = finite[k] === pairs[strong];
       made.append(svg("line", { class: `slope${chosen ? " strong" : ""}`, x1: left, x2: right, y1: from(a), y2: to(b) }));
       for (const [at, y] of [[left, from(a)], [right, to(b)]]) made.append(svg("circle", { class: "dot", cx: at, cy: y, r: chosen ? 4 : 2.5 }));
     });

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..digits import decimals, digits_for, fitted, short
+from ...text.language import LANGUAGES, Words
+from ...text.remarks import told
+from ..digits import decimals, digits_for, fitted
 from ..facts import EXAMPLE, Facts
 from ..labels import unravel
+from ..outliers import Outlier
+from ..report import facts
+from ..suspicions_shown import about_outlier
 
 #: Positions of an axis that the page draws, so that the one lit at first is among them.
 DRAWN = 8
@@ -25,7 +31,7 @@ def contents(e: Facts) -> dict[str, Any]:
     own = e.excerpt.values
     is_example = own.shape == EXAMPLE.shape and np.array_equal(own, EXAMPLE)
     tensors = [example, *_others()] if is_example else [_own(e), example, *_others()]
-    return {"eps": e.eps, "tensors": tensors, "whole": None if is_example else _whole(e)}
+    return {"eps": e.eps, "lang": e.lang, "tensors": tensors, "whole": None if is_example else _whole(e)}
 
 
 def _tensor(x: np.ndarray, axes: Sequence[int], kind: str, chosen: int = 0) -> dict[str, Any]:
@@ -74,15 +80,30 @@ def _whole(e: Facts) -> dict[str, Any]:
     count = len(e.channels)
     first = sorted(kinds)[:ROWS]
     chosen = sorted([*first, *(c for c in range(count) if c not in kinds)][:ROWS])
-    axis = ", ".join(map(str, e.plan.axis)) or "none"
+    for outlier in e.outliers:
+        kinds.setdefault(outlier.channel, []).append("outlier")
     return {
         "source": e.source,
-        "facts": f"shape {e.plan.shape} · {e.dtype} · axis {axis} · eps {short(e.eps)}",
+        "facts": _in_each(lambda words: facts(e, words)),
         "unit": e.labels.unit,
-        "remarks": list(e.remarks),
+        "remarks": [_in_each(partial(_note, remark)) for remark in e.remarks],
+        "outliers": [_in_each(partial(_outlier, e, outlier)) for outlier in e.outliers],
         "rows": [_row(e, c, kinds.get(c, [])) for c in chosen],
         "left": count - len(chosen),
     }
+
+
+def _note(remark: str, words: Words) -> str:
+    return words("note", text=told(remark, words))
+
+
+def _outlier(e: Facts, outlier: Outlier, words: Words) -> str:
+    return words.told(about_outlier(e, outlier))
+
+
+def _in_each(say: Callable[[Words], str]) -> dict[str, str]:
+    """Return a sentence in every language."""
+    return {language: say(Words(language)) for language in LANGUAGES}
 
 
 def _row(e: Facts, c: int, kinds: list[str]) -> dict[str, Any]:
@@ -92,5 +113,4 @@ def _row(e: Facts, c: int, kinds: list[str]) -> dict[str, Any]:
     before = [fitted(mean, digits), fitted(std, 4)]
     ends = [fitted(float(v[c]), digits) for v in (t.minimum, t.maximum)]
     after = [decimals(float(v[c])) for v in (t.mean_after, t.std_after)]
-    name = e.labels.index(c) + ("" if e.labels.names is None else f" {e.labels.names[c]}")
-    return {"name": name, "texts": before + ends + after, "kinds": kinds}
+    return {"name": e.labels.head(c), "texts": before + ends + after, "kinds": kinds}

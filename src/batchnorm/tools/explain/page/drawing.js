@@ -87,7 +87,7 @@ function planeBody(plane, view, plan, byNumber, side) {
   body.style.setProperty("--width", plan.width);
   body.classList.toggle("headed", headed);
   if (headed) {
-    body.append(element("span", "head", rank === 1 ? `${plan.names[0]}↓` : `${plan.names.at(-2)}↓ ${plan.names.at(-1)}→`));
+    body.append(element("span", "head", rank === 1 ? `${plan.names[0]}↓` : rank === 2 ? "" : `${plan.names.at(-2)}↓ ${plan.names.at(-1)}→`));
     for (let c = 0; c < plan.width; c++) body.append(element("span", "head", headText(view, rank, c)));
   }
   for (const cell of plane.cells) {
@@ -120,7 +120,9 @@ function paint(drawing, view, values, chosen, words) {
     for (const [i, button] of byNumber) {
       const value = values[side][i];
       const { hue, strength } = color(value);
-      button.textContent = drawing.small ? "" : !drawing.roomy ? narrow(value) : side === 0 ? short(value) : normal(value);
+      const missing = isMissing(view.tensor, i);
+      const shown = !drawing.roomy ? narrow(value) : side === 0 ? short(value) : normal(value);
+      button.textContent = drawing.small ? "" : missing ? "–" : shown;
       button.style.setProperty("--strength", `${strength}%`);
       button.dataset.hue = hue;
       button.classList.toggle("lit", view.ids[i] === group);
@@ -128,7 +130,7 @@ function paint(drawing, view, values, chosen, words) {
       else button.removeAttribute("aria-current");
       button.tabIndex = i === chosen ? 0 : -1;
       const member = view.ids[i] === group && i !== chosen ? words.averagedToo : "";
-      button.setAttribute("aria-label", `${name}[${unravel(i, view.shape).join(", ")}] = ${short(value)}${member}`);
+      button.setAttribute("aria-label", `${name}[${unravel(i, view.shape).join(", ")}] = ${missing ? words.fill("missing") : short(value)}${member}`);
     }
   });
 }

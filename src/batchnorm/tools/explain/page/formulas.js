@@ -11,9 +11,13 @@ function formulasOf(view, result, layer, chosen) {
   const x = view.values[chosen];
   const xhat = normalized(x, mean, var_, layer.eps);
   const [gamma, beta] = [inBrackets(short(layer.gamma)), inBrackets(short(layer.beta))];
-  return [
+  const ofAll = [
     ["mean", `${sum(members, value)} / ${members.length}`, short(mean, digits)],
     ["var", `${sum(members, (i) => `(${value(i)} - ${center})²`, 4)} / ${members.length}`, short(var_)],
+  ];
+  if (isMissing(view.tensor, chosen)) return ofAll;
+  return [
+    ...ofAll,
     ["x̂", `(${value(chosen)} - ${center}) / √(${short(var_)} + ${short(layer.eps)})`, normal(xhat)],
     ["y", `${gamma} · ${inBrackets(normal(xhat))} + ${beta}`, normal(result.y[chosen])],
   ];

@@ -11,7 +11,7 @@ const BATCHES = ["batch", "batch-again"]; // the same slider, at the top and whe
 const START = { gamma: 1, beta: 0, eps: DATA.eps, momentum: 0.1, cumulative: false, steps: 40 };
 
 const state = { ...START, tensor: TENSORS[0], kind: TENSORS[0].kind, axes: TENSORS[0].axes, blocks: 1, batch: 1, chosen: 0, moved: null };
-let words = wordsOf(navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en");
+let words = wordsOf(DATA.lang ?? (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"));
 let view, result, drawing;
 
 function decoded(tensor) {
@@ -77,6 +77,7 @@ function show() {
   showHistograms();
   showFound();
   showRunning();
+  showConclusion();
 }
 
 function showControls() {
@@ -135,15 +136,17 @@ function showDrawing() {
   paint(drawing, view, [view.values, result.y], state.chosen, words);
   at("before").setAttribute("aria-label", words.fill("before"));
   at("after").setAttribute("aria-label", words.fill("after"));
-  const count = view.members.length === 1 ? words.fill("oneGroup") : words.fill("groups", { n: many(view.members.length) });
   const members = view.members[view.ids[state.chosen]];
-  at("seen").textContent = words.fill("seen", { shape: shapeText(view.shape), m: valuesIn(members.length), count });
+  const unit = unitOf(view) === "column" ? "column" : "channel";
+  at("lead").textContent = BATCH_NORMS.includes(view.kind) && view.kept.length > 0 ? words.fill(`lead_${unit}`) : "";
+  const known = { shape: shapeText(view.shape), m: valuesIn(members.length), count: words.fill("groups", { n: many(view.members.length) }) };
+  at("seen").textContent = words.fill(view.members.length === 1 ? "seenOne" : "seen", known);
   const sizes = { drawn: shapeText(drawing.plan.drawn), shape: shapeText(drawing.plan.shape) };
   const cut = drawing.plan.cut ? words.fill("cut", sizes) : "";
   const part = state.tensor.whole ? { shape: shapeText(state.tensor.shape), whole: shapeText(state.tensor.whole) } : null;
-  at("cut").textContent = [cut, part ? words.fill("excerpt", part) : ""].join(" ").trim();
-  const alone = members.length === 1 ? ` ${words.fill("alone")}` : "";
-  at("lit").textContent = words.fill("lit", { group: nameOfGroup(), values: valuesIn(members.length) }) + alone;
+  at("cut").textContent = words.sentences([cut, part ? words.fill("excerpt", part) : ""]);
+  const alone = members.length === 1 ? words.fill("alone") : "";
+  at("lit").textContent = words.sentences([words.fill("lit", { group: nameOfGroup(), values: valuesIn(members.length) }), alone]);
   showFormulas(at("formulas"), formulasOf(view, result, state, state.chosen));
   const m = result.moments[view.ids[state.chosen]];
   const divided = { m: many(m.count), biased: short(variance(m)), unbiased: short(variance(m, 1)) };
@@ -164,6 +167,15 @@ function showHistograms() {
     const description = words.fill(key, { group: nameOfGroup(), mean, std: deviation });
     drawHistogram(at(`histogram-${side}`), members.map((i) => values[i]), { mean: m.mean, std, text }, side, description);
   }
+  at("shape").textContent = shapeSentence(members);
+}
+
+/** That the shape stays, whatever lecture notes say. */
+function shapeSentence(members) {
+  const [before, after] = [view.values, result.y].map((values) => skewness(values, members));
+  if (!Number.isFinite(before) || !Number.isFinite(after)) return words.fill("no_shape", { which: nameOfGroup() });
+  const known = { which: nameOfGroup(), before: short(before, 3), after: short(after, 3) };
+  return words.fill(state.gamma < 0 ? "mirrored" : "not_normal", known);
 }
 
 function showFound() {
@@ -174,8 +186,17 @@ function showFound() {
   const labels = [words.fill("before"), words.fill("after")];
   drawLines("slopes-inside", members, labels, words.fill("slopesInside", { group }));
   drawLines("slopes-across", peersOf(view, state.chosen), labels, words.fill("slopesAcross"));
-  at("order").textContent = orderText(some(members, PAIRWISE), group);
-  at("between").textContent = betweenText();
+  const unit = unitOf(view);
+  const [order, ordered] = orderVerdict(some(members, PAIRWISE), group);
+  verdict(at("order"), order, words.fill(`order_${unit}`), ordered);
+  verdict(at("distances"), order === "changed" ? "changed" : "kept", words.fill(`distances_${unit}`), placeText(members));
+  verdict(at("between"), ...betweenVerdict(unit));
+}
+
+/** A word, what it is about, and the sentences behind it. */
+function verdict(place, word, about, text) {
+  const colored = word === "kept" ? "kept" : "lost";
+  place.replaceChildren(element("strong", `verdict ${colored}`, words.fill(word)), " ", element("strong", "", about), element("br"), text);
 }
 
 /** The values at the same place in every group. */
@@ -202,21 +223,40 @@ function drawLines(id, numbers, labels, text) {
   drawSlopes(at(id), pairs, shown.indexOf(state.chosen), labels, text + more);
 }
 
-function orderText(numbers, group) {
-  if (numbers.length < 2) return words.fill("orderNone");
+function orderVerdict(numbers, group) {
+  if (numbers.length < 2) return ["kept", words.fill("order_one")];
   const { pairs, reversed, equal } = compare(view.values, result.y, numbers);
-  const key = reversed ? "orderReversed" : equal ? "orderEqual" : "orderKept";
-  return words.fill(key, { pairs: many(pairs), group, n: many(reversed || equal) });
+  const known = { pairs: words.fill("pairs_in", { n: many(pairs), group }), n: many(reversed || equal) };
+  if (state.gamma === 0) return ["changed", words.fill("order_ended")];
+  if (reversed) return ["changed", words.fill("order_turned", known)];
+  const rounded = equal === 0 ? "" : words.fill(equal === 1 ? "rounded_equal_one" : "rounded_equal_many", known);
+  return ["kept", words.sentences([words.fill("no_side_changed", known), rounded])];
 }
 
-function betweenText() {
-  if (view.members.length < 2) return words.fill("betweenNone");
+/** Where the chosen value lies between the least and the greatest of its group, before and after. */
+function placeText(members) {
+  const i = state.chosen;
+  const ends = (values) => members.reduce(([a, b], j) => [Math.min(a, values[j]), Math.max(b, values[j])], [Infinity, -Infinity]);
+  const [[low, high], [lowAfter, highAfter]] = [ends(view.values), ends(result.y)];
+  const part = (value, from, to) => `${short((100 * (value - from)) / (to - from), 4)}\u00a0%`;
+  const [x, y] = [view.values[i], result.y[i]];
+  if (!(low < high) || !(lowAfter < highAfter) || !Number.isFinite(y)) return "";
+  const before = { value: short(x), fraction: part(x, low, high), low: short(low), high: short(high) };
+  const after = { value_after: normal(y), fraction_after: part(y, lowAfter, highAfter), low_after: normal(lowAfter), high_after: normal(highAfter) };
+  return words.fill("lies", { ...before, ...after });
+}
+
+function betweenVerdict(unit) {
+  const about = words.fill(`between_${unit}`);
+  if (view.members.length < 2) return ["kept", about, words.fill("between_none")];
   const peers = peersOf(view, state.chosen);
-  const numbers = view.values.length <= PAIRWISE ? view.members.flat() : some(peers, PAIRWISE);
+  const whole = view.values.length <= PAIRWISE;
+  const numbers = whole ? view.members.flat() : some(peers, PAIRWISE);
   const c = compare(view.values, result.y, numbers, (i, j) => view.ids[i] !== view.ids[j]);
-  const counts = { pairs: many(c.pairs), n: many(c.pairs - c.kept), reversed: many(c.reversed), equal: many(c.equal), parted: many(c.parted) };
-  if (c.pairs === c.kept) return words.fill("betweenKept", counts);
-  return `${words.fill("betweenLost", counts)} ${pairText(peers)}`;
+  if (c.pairs === c.kept) return ["kept", about, words.fill(`alike_${unit}`)];
+  const share = `${short((100 * (c.pairs - c.kept)) / c.pairs, 2)}\u00a0%`;
+  const meaning = words.fill(`do_not_compare_${unit}`, { share, such: words.fill(whole ? "such_whole" : "such_sampled") });
+  return ["lost", about, words.sentences([pairText(peers), meaning])];
 }
 
 /** The pair at the chosen place that lies furthest apart before and compares differently after, as a sentence. */
@@ -231,8 +271,33 @@ function pairText(peers) {
   if (best === null) return "";
   const [i, j] = best;
   const [c, d] = [normal(result.y[i]), normal(result.y[j])];
-  const key = result.y[i] === result.y[j] ? "betweenSame" : "betweenPair";
-  return words.fill(key, { a: short(view.values[i]), b: short(view.values[j]), c, d, sign: "<" });
+  const key = result.y[i] === result.y[j] ? "between_same" : "between_pair";
+  return words.fill(key, { a: short(view.values[i]), b: short(view.values[j]), c, d });
+}
+
+/** What a reader should take away, and where to go. */
+function showConclusion() {
+  const unit = view.kept.length === 0 ? "everything" : unitOf(view);
+  const said = [unit === "everything" ? "" : words.fill(`scale_${unit}`), words.fill(`compare_${unit}`), words.fill("stays"), undoneText()];
+  at("conclusion").replaceChildren(...said.filter(Boolean).map((text) => element("li", "", text)));
+}
+
+function undoneText() {
+  const g = view.ids[state.chosen];
+  const m = result.moments[g];
+  if (!(m.m2 > 0) || !BATCH_NORMS.includes(view.kind)) return "";
+  const std = short(Math.sqrt(variance(m) + state.eps));
+  const digits = digitsFor(m.mean, Math.sqrt(variance(m)));
+  const shown = view.members[g].slice(0, 5).map((i) => short(view.values[i], digits));
+  const values = [...shown, ...(m.count > 5 ? ["…"] : [])].join(", ");
+  return words.fill("undone", { weight: `weight = √(var + eps) = ${std}`, bias: `bias = mean = ${short(m.mean)}`, which: nameOfGroup(), values });
+}
+
+/** Set weight and bias to what undoes the normalization of the lit values. */
+function undo() {
+  const m = result.moments[view.ids[state.chosen]];
+  if (Number.isFinite(m.m2)) Object.assign(state, { gamma: Math.sqrt(variance(m) + state.eps), beta: m.mean });
+  show();
 }
 
 function showRunning() {
@@ -275,11 +340,22 @@ function showRun({ rows, whole }) {
 function showWords() {
   document.documentElement.lang = words.language === "zh" ? "zh-CN" : "en";
   for (const place of document.querySelectorAll("[data-word]")) place.textContent = words.fill(place.dataset.word);
+  at("undo").title = words.fill("undo_title");
+  at("next").replaceChildren(...nextLines());
   at("tensor").replaceChildren(...TENSORS.map((t) => new Option(titleOf(t), t.id)));
   at("batch-norms").setAttribute("aria-label", words.fill("batchNorms"));
   at("other-norms").setAttribute("aria-label", words.fill("others"));
   for (const [id, kinds] of Object.entries(KINDS)) at(id).replaceChildren(...kinds.map(kindButton));
   showWhole();
+}
+
+function nextLines() {
+  const led = [["batchnorm explain FILE", "next_own"], ["batchnorm why", "next_why"], [words.fill("tutorial"), "next_tutorial"]];
+  return led.map(([command, key]) => {
+    const item = element("li");
+    item.append(element("code", "", command), " ", words.fill(key));
+    return item;
+  });
 }
 
 function kindButton(kind) {
@@ -297,8 +373,9 @@ function showWhole() {
   if (whole === null) return;
   const plural = words.fill(whole.unit);
   at("whole-title").textContent = words.fill("whole", { unit: plural });
-  at("whole-source").textContent = `${whole.source ?? words.fill("yours")} · ${whole.facts}`;
-  at("remarks").replaceChildren(...whole.remarks.map((text) => element("li", "quiet", text)));
+  at("whole-source").textContent = `${whole.source ?? words.fill("yours")} · ${whole.facts[words.language]}`;
+  at("remarks").replaceChildren(...whole.remarks.map((texts) => element("li", "quiet", texts[words.language])));
+  at("outliers").replaceChildren(...whole.outliers.map((texts) => element("p", "message", texts[words.language])));
   const heads = [plural, ...["mean", "std", "minimum", "maximum"].map((k) => words.fill(k)), "→", words.fill("mean"), words.fill("std"), ""];
   const head = element("tr");
   head.append(...heads.map((text) => element("th", "", text)));
@@ -347,6 +424,7 @@ function listen() {
     state.cumulative = event.target.checked;
     show();
   });
+  at("undo").addEventListener("click", undo);
   at("reset").addEventListener("click", () => {
     Object.assign(state, START, { batch: samplesIn(state.tensor, state.kind) });
     rebuild();

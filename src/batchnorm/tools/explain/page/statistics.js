@@ -43,6 +43,14 @@ function normalize(view, layer) {
   return { moments, y: view.tensor.dtype === "float32" ? Float64Array.from(Float32Array.from(y)) : y };
 }
 
+/** The mean of ((x - mean)/std)³: 0 where values lie as far below the mean as above it. */
+function skewness(values, members) {
+  const m = momentsOf(values, members);
+  const std = Math.sqrt(variance(m));
+  const found = members.reduce((sum, i) => sum + ((values[i] - m.mean) / std) ** 3 / m.count, 0);
+  return Math.abs(found) < 5e-4 ? 0 : found;
+}
+
 /** Pairs of `from`[i] and `to`[i] for i in `numbers`: how many keep their order, change sides, or become equal. */
 function compare(from, to, numbers, different = () => true) {
   const counts = { pairs: 0, kept: 0, reversed: 0, equal: 0, parted: 0 };

@@ -1,10 +1,15 @@
 // How the page says the sentences of the dictionary, WORDS, in English and Chinese. {name} is filled in.
 
-/** The words of a language as functions would be: fill("lit", {group: …}). */
+/** The words of a language as functions would be: fill("lit", {group: …}); the text for {Group} begins with a capital. */
 function wordsOf(language) {
   const texts = WORDS[language];
-  const fill = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
-  return { fill, averagedToo: texts.averagedToo, language };
+  const filled = (name, values) => {
+    const text = String(values[name.toLowerCase()] ?? values[name]);
+    return /^[A-Z]/.test(name) ? text[0].toUpperCase() + text.slice(1) : text;
+  };
+  const fill = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => filled(name, values));
+  const sentences = (parts) => parts.filter((part) => part !== "").join(language === "zh" ? "" : " ");
+  return { fill, sentences, averagedToo: texts.averagedToo, language };
 }
 
 /** What a sentence calls group g of a view. */
@@ -17,8 +22,10 @@ function groupName(view, g, fill, language) {
   if (view.kind === "group") return `${one("sample", index[0])}${comma}${one("group", index[1])}`;
   if (view.kind === "instance") return `${one("sample", index[0])}${comma}${one("channel", index[1])}`;
   const names = view.tensor.names;
-  const name = names && view.kept.length === 1 && names.length === view.lengths[0] ? ` ${names[g]}` : "";
-  return `${one(unitOf(view), view.kept.length === 1 ? g : `(${index.join(", ")})`)}${name}`;
+  const known = { index: view.kept.length === 1 ? g : `(${index.join(", ")})` };
+  if (!names || view.kept.length !== 1 || names.length !== view.lengths[0]) return fill(`${unitOf(view)}_number`, known);
+  const alone = names[g].trim() !== "" && names.indexOf(names[g]) === names.lastIndexOf(names[g]);
+  return fill(`${unitOf(view)}_${alone ? "name" : "both"}`, { ...known, name: `'${names[g]}'` });
 }
 
 /** "column" where the data is a table, as in the terminal report; else "channel", or the other kinds' unit. */
