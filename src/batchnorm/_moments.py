@@ -18,6 +18,9 @@ Doubles = NDArray[np.float64]
 
 _COUNT, _MEAN, _LOW, _M2 = range(4)
 
+#: Channels that a notebook shows.
+_SHOWN = 20
+
 
 class Moments:
     """Count, mean and sum of squared deviations (M2) of every channel, in float64; immutable.
@@ -308,6 +311,24 @@ class Moments:
         ]
         named = "" if self.names is None else f"names={self.names}, "
         return "Moments({}count={}, mean={}, std={})".format(named, *shown)
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: a row for each channel, up to twenty of them."""
+        from html import escape
+
+        channels = self.mean.size
+        with np.errstate(invalid="ignore", divide="ignore"):
+            var = self.m2 / self.count
+        numbers = [np.ravel(v) for v in (self.count, self.mean, var, np.sqrt(var))]
+        rows = ""
+        for c, index in zip(range(min(channels, _SHOWN)), np.ndindex(self.shape), strict=False):
+            name = ", ".join(map(str, index)) if self.names is None else escape(self.names[c])
+            rows += f"<tr><th>{name}</th>{''.join(f'<td>{v[c]:.6g}</td>' for v in numbers)}</tr>"
+        head = "".join(f"<th>{title}</th>" for title in ("channel", "count", "mean", "variance", "std"))
+        more = f"<p>{channels - _SHOWN} more channels are not shown.</p>" if channels > _SHOWN else ""
+        count = "1 channel" if channels == 1 else f"{channels} channels"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return f"<p><b>Moments</b> of {count}</p>{table}{more}"
 
 
 _set_table = Moments._table.__set__  # type: ignore[attr-defined, misc]  # the slot's own, past __setattr__

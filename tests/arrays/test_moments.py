@@ -367,10 +367,25 @@ def test_repr_shows_what_it_holds():
     assert len(repr(bn.Moments.empty(100_000))) < 2000
 
 
+def test_notebooks_show_a_table_of_the_channels():
+    m = bn.moments([[1.0, 10.0], [3.0, 50.0]]).named(["a", "<b>"])
+    shown = m._repr_html_()
+    assert "<b>Moments</b> of 2 channels" in shown
+    assert "<tr><th>a</th><td>2</td><td>2</td><td>1</td><td>1</td></tr>" in shown
+    assert "<tr><th>&lt;b&gt;</th><td>2</td><td>30</td><td>400</td><td>20</td></tr>" in shown
+    many = bn.moments(np.ones((2, 5, 6)), axis=(1, 2))._repr_html_()
+    assert many.count("<tr>") == 21
+    assert "<th>3, 1</th>" in many
+    assert "10 more channels are not shown." in many
+    assert "of 1 channel<" in bn.Moments.empty(1)._repr_html_()
+    assert "<tr><th></th><td>2</td><td>2</td><td>1</td><td>1</td></tr>" in bn.moments([1.0, 3.0], axis=())._repr_html_()
+
+
 def test_repr_of_nothing_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "Moments" in repr(bn.Moments.empty(3))
+        assert "<td>0</td><td>0</td><td>nan</td>" in bn.Moments.empty(3)._repr_html_()
 
 
 def test_variance_and_its_correction(pair):

@@ -26,6 +26,7 @@ import batchnorm
 
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
+TUTORIALS = (ROOT / "docs" / "tutorial.md", ROOT / "docs" / "tutorial.zh-CN.md")
 PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"<!-- (accuracy-table|torch-speed-table|speed-table) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
@@ -88,12 +89,16 @@ def trimmed(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip("\n").splitlines()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIALS[1]], ids=name_of)
 def test_snippets_run_and_print_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    run_blocks(page, blocks_of(page))
+
+
+def run_blocks(page: Path, blocks: list[Block]) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
-    for block in blocks_of(page):
+    for block in blocks:
         if block.language == "pycon":
             run_doctest(block, page, names)
         elif block.language == "python":
@@ -110,6 +115,20 @@ def test_both_readmes_have_the_same_blocks_and_figures() -> None:
     assert english == chinese
     assert len(english) >= 10
     assert figures_of(READMES[0]) == figures_of(READMES[1])
+
+
+def test_the_chinese_tutorial_has_the_blocks_of_the_english_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those run there; what is shown in Chinese, the explanation, runs here, after the blocks before it."""
+    english, chinese = map(blocks_of, TUTORIALS)
+    own = [
+        i for i, (a, b) in enumerate(zip(english, chinese, strict=True)) if (a.language, a.text) != (b.language, b.text)
+    ]
+    assert len(own) == 2
+    assert 'lang="zh"' in chinese[own[0]].text
+    monkeypatch.chdir(tmp_path)
+    run_blocks(TUTORIALS[1], chinese[: own[-1] + 1])
 
 
 def figures_of(page: Path) -> list[list[str]]:
@@ -158,7 +177,7 @@ NOT_PROSE = re.compile(r"\s*$|#|\||!\[|<!--|:|\([\w-]+\)=$|\*\*[^*]+\*\*$")
 ITEM = re.compile(r"^\s*(?:[*-]|\d+\.) +")
 LEAD = re.compile(r"^(?:\*\*[^*]+\*\*|\*[^*]+\*) +")  # **What it is about.** Then the sentence.
 # What ends a sentence, and what begins the next one; "S. Ioffe" and "e.g. this" are no ends.
-TWO = re.compile(r"(?<!\b[A-Z])(?<!e\.g)(?<!i\.e)[.!?][)*\"”]* +[(*\"“\[]*[A-Z`]|[。！？][）」]?[^）」]")
+TWO = re.compile(r"(?<!\b[A-Z])(?<!e\.g)(?<!i\.e)[.!?][)*\"”]* +[(*\"“\[]*[A-Z`]|[。！？][）」]?[^）」*]")
 COMPLETE = re.compile(r"[.!?:。！？：][)*\"”）」]*$|\)$")
 BRITISH = re.compile(
     r"\b(?:\w*(?:normal|standard|synchron|general|initial|optim|organ|recogn|summar|regular|special|serial|minim|maxim|util|real)"

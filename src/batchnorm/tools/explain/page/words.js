@@ -1,5 +1,11 @@
 // How the page says the sentences of the dictionary, WORDS, in English and Chinese. {name} is filled in.
 
+/** The blank that Chinese puts between its characters and others; as in language.py. */
+function blank(before = "", after = "") {
+  const [chinese, other] = [/[\u4e00-\u9fff]/, /[\w'"%()√-]/];
+  return (chinese.test(before) && other.test(after)) || (other.test(before) && chinese.test(after)) ? " " : "";
+}
+
 /** The words of a language as functions would be: fill("lit", {group: …}); the text for {Group} begins with a capital. */
 function wordsOf(language) {
   const texts = WORDS[language];
@@ -7,7 +13,11 @@ function wordsOf(language) {
     const text = String(values[name.toLowerCase()] ?? values[name]);
     return /^[A-Z]/.test(name) ? text[0].toUpperCase() + text.slice(1) : text;
   };
-  const fill = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => filled(name, values));
+  const fill = (key, values = {}) =>
+    texts[key].replace(/\{(\w+)\}/g, (hole, name, at, template) => {
+      const text = filled(name, values);
+      return blank(template[at - 1], text[0]) + text + blank(text.at(-1), template[at + hole.length]);
+    });
   const sentences = (parts) => parts.filter((part) => part !== "").join(language === "zh" ? "" : " ");
   return { fill, sentences, averagedToo: texts.averagedToo, language };
 }

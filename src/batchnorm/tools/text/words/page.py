@@ -30,12 +30,12 @@ PAGE: dict[str, tuple[str, str]] = {
     "eps": ("eps ε", "eps ε"),
     "reset": ("Start again", "重新开始"),
     "inside": ("Inside {group}", "{group} 之内"),
-    "across": ("At the same place in every {unit}", "每个{unit}的同一位置"),
+    "across": ("At the same place in every {unit}", "各{unit}的同一位置"),
     "running": ("Training and evaluation", "训练与评估"),
     "momentum": ("momentum", "momentum"),
     "cumulative": ("mean over all batches", "所有批的平均"),
     "steps": ("batches", "批数"),
-    "whole": ("Every {unit} of the whole array", "整个数组的每个{unit}"),
+    "whole": ("Every {unit} of the whole array", "整个数组的各{unit}"),
     "averagedToo": (", averaged together with the chosen value", "，与选中的数一起求平均"),
     "sample": ("sample", "样本"),
     "group": ("group", "组"),
@@ -44,7 +44,7 @@ PAGE: dict[str, tuple[str, str]] = {
         "The numbers have the shape {shape}. They form {count}, and each group has {m}.",
         "这些数的形状是 {shape}，分成{count}，每组 {m}。",
     ),
-    "groups": ("{n} groups", " {n} 组"),
+    "groups": ("{n} groups", "{n} 组"),
     "values": ("{n} values", "{n} 个数"),
     "oneValue": ("1 value", "1 个数"),
     "lit": (
@@ -58,7 +58,7 @@ PAGE: dict[str, tuple[str, str]] = {
     ),
     "cut": (
         "The page draws a corner, {drawn} of {shape}. What is not drawn is averaged all the same.",
-        "这里只画出一角（{shape} 中的 {drawn}）；没有画出的数同样参与平均。",
+        "这里只画出一角：{shape} 中的 {drawn}。没有画出的数同样参与平均。",
     ),
     "seenOne": (
         "The numbers have the shape {shape}. They form one group of {m}.",
