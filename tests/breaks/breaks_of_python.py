@@ -455,10 +455,24 @@ BREAKS = [
     ),
     Break(
         SRC + "torch/_convert.py",
-        "            del module.forward\n        if type(module) is SyncBatchNorm:",
-        "            pass\n        if type(module) is SyncBatchNorm:",
+        "        unfuse(module)\n        if type(module) is SyncBatchNorm:",
+        "        if type(module) is SyncBatchNorm:",
         "revert leaves fused forwards",
         "test_torch_fuse.py test_torch_convert.py",
+    ),
+    Break(
+        SRC + "torch/_convert.py",
+        "        _check_options(",
+        "        str(",
+        "convert: options are not checked before layers change",
+        "test_torch_convert.py",
+    ),
+    Break(
+        SRC + "torch/_fuse/fuse.py",
+        "traced.through.update(skipped_identities(traced.graph, module))",
+        "skipped_identities(traced.graph, module)",
+        "fuse: a hook of an identity that was skipped is not called",
+        "test_torch_fuse.py",
     ),
     Break(
         SRC + "torch/_sync.py",

@@ -53,7 +53,7 @@ ALONE = "_reference"  # the specification: imports nothing of the package, and o
 # Inside of two parts: a file, or a folder of the tools, imports from the rows above its own only.
 INSIDE = {
     "torch": (
-        ("_backend", "_activations", "_options", "_norms", "_batches", "_free", "_footprint", "_fuse/reads"),
+        ("_backend", "_activations", "_options", "_norms", "_report", "_batches", "_free", "_footprint", "_fuse/reads"),
         ("_operands", "_plain", "_forwards", "_fuse/watching"),
         ("_positions", "_operations", "_merge"),
         ("_running", "_shared", "_accelerate"),

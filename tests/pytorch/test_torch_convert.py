@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import pickle
+import re
 
 import pytest
 import torch
@@ -113,17 +116,19 @@ def test_what_is_left_is_named_by_class_and_reason(capsys):
     bnt.convert(model)
     assert capsys.readouterr().out.splitlines() == [
         "converted 1 batch normalization",
-        "left synced (SyncBatchNorm): it gathers statistics from several processes; convert_sync makes it ours",
-        "left own, also_own (Centred): a class of its own, which may compute something else",
-        "left lazy (LazyBatchNorm2d): it has no parameters yet; call the model once, then convert",
-        "left frozen (FrozenBatchNorm2d): not a class of torch.nn, whatever it computes",
-        "left parametrized (ParametrizedBatchNorm1d): it is parametrized, which is a class of its own; remove the "
-        "parametrizations, then convert",
+        "layer synced (SyncBatchNorm) is left: it gathers statistics from several processes; convert_sync makes it "
+        "ours",
+        "layers own, also_own (Centred) are left: a class of its own may compute something else; "
+        "accelerate() serves it if it calls PyTorch's batch normalization",
+        "layer lazy (LazyBatchNorm2d) is left: it has no parameters yet; call the model once, then convert",
+        "layer frozen (FrozenBatchNorm2d) is left: the class is not torch.nn's, whatever it computes",
+        "layer parametrized (ParametrizedBatchNorm1d) is left: it is parametrized, which is a class of its own; remove "
+        "the parametrizations, then convert",
     ]
     assert type(model["block"].norm) is bnt.BatchNorm1d
     assert {name: type(module) for name, module in model.named_modules() if name != "block.norm"} == classes
     bnt.convert(nn.SyncBatchNorm(4))
-    assert "left the model itself (SyncBatchNorm)" in capsys.readouterr().out
+    assert "the model itself (SyncBatchNorm) is left: " in capsys.readouterr().out
 
 
 def test_a_lazy_layer_can_be_converted_once_it_has_parameters():
@@ -134,7 +139,7 @@ def test_a_lazy_layer_can_be_converted_once_it_has_parameters():
 
 def test_many_names_are_counted(capsys):
     bnt.convert(nn.Sequential(*(nn.SyncBatchNorm(1) for _ in range(12))))
-    assert "left 0, 1, 2, 3, 4, 5, …, 11 (12 in all) (SyncBatchNorm): " in capsys.readouterr().out
+    assert "layers 0, 1, 2, 3, 4, 5, …, 11 (12 in all) (SyncBatchNorm) are left: " in capsys.readouterr().out
 
 
 def test_revert_leaves_what_torch_cannot_say(capsys):
@@ -146,11 +151,97 @@ def test_revert_leaves_what_torch_cannot_say(capsys):
     bnt.revert(model)
     assert capsys.readouterr().out.splitlines() == [
         "reverted 1 batch normalization",
-        "left 1 (BatchNorm1d): torch.nn's has no activation=('leaky_relu', 0.2), running_correction=0",
-        "left 2 (BatchNorm2d): torch.nn's has no on_nonfinite='skip'",
+        "layer 1 (BatchNorm1d) is left: torch.nn's has no activation=('leaky_relu', 0.2), running_correction=0",
+        "layer 2 (BatchNorm2d) is left: torch.nn's has no on_nonfinite='skip'",
     ]
     assert [type(m) for m in model] == [nn.BatchNorm1d, bnt.BatchNorm1d, bnt.BatchNorm2d]
     assert model[0].__dict__.keys() == nn.BatchNorm1d(4).__dict__.keys()
+
+
+# --- reports ---
+
+
+def test_reports_are_returned_and_say_what_is_printed(capsys):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), Centred(4), nn.BatchNorm2d(4))
+    same, converted = bnt.convert(model, return_report=True)
+    assert same is model
+    assert capsys.readouterr().out == f"{converted}\n" == f"{converted!r}\n"
+    assert (converted.did, converted.layers, converted.total) == ("converted", ("1", "4"), 3)
+    assert [left[:2] for left in converted.left] == [("3", "Centred")]
+
+    fused, report = bnt.fuse(model, verbose=False, return_report=True)
+    assert fused is not model
+    assert (report.did, report.layers, report.total) == ("fused", ("1",), 3)
+    assert report.fused_with == {"1": "relu"}
+    assert report.left[0] == ("4", "BatchNorm2d", "no fusable activation follows (its output is returned)")
+    assert report.left[1:] == converted.left
+    assert report.untraced == ()
+
+    model[4].on_nonfinite = "skip"
+    same, report = bnt.revert(model, verbose=False, return_report=True)
+    assert same is model
+    assert (report.did, report.layers, report.total) == ("reverted", ("1",), 3)
+    assert report.left == (("4", "BatchNorm2d", "torch.nn's has no on_nonfinite='skip'"),)
+
+    same, report = bnt.convert_sync(model, verbose=False, return_report=True)
+    assert same is model
+    assert (report.did, report.layers, report.left) == ("converted", ("1", "4"), converted.left)
+    assert capsys.readouterr().out == ""
+
+    alone, report = bnt.convert(nn.BatchNorm1d(4), return_report=True)
+    assert type(alone) is bnt.BatchNorm1d
+    assert (report.layers, report.left, report.options) == (("",), (), {})
+    assert pickle.loads(pickle.dumps(report)) == report
+    assert dataclasses.replace(report, layers=()) != report
+
+
+# --- options ---
+
+
+def test_options_are_set_in_all_layers_of_ours(capsys):
+    """In those that are converted, in those that were before, in synchronized ones; others are as they were."""
+    shared = nn.BatchNorm2d(4)
+    before = bnt.BatchNorm1d(4, activation="relu", on_nonfinite="raise")
+    synced = bnt.convert_sync(nn.BatchNorm1d(4), verbose=False)
+    model = nn.Sequential(shared, nn.Sequential(shared, before), synced, Centred(4), nn.SyncBatchNorm(4))
+    _, report = bnt.convert(model, on_nonfinite="skip", momentum=None, keep_count=True, return_report=True)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "converted 1 batch normalization",
+        "set momentum=None, on_nonfinite='skip', keep_count=True in 3 batch normalizations",
+    ]
+    assert report.layers == ("0",)
+    assert report.set_in == ("0", "1.1", "2")
+    assert report.options == {"momentum": None, "on_nonfinite": "skip", "keep_count": True}
+    for layer in (shared, before, synced):
+        assert (layer.momentum, layer.on_nonfinite, layer.keep_count) == (None, "skip", True)
+    assert (shared.activation, before.activation, synced.activation) == (None, "relu", None)
+    assert (model[3].momentum, model[4].momentum) == (0.1, 0.1)
+    bnt.convert(model, activation=None, verbose=False)
+    assert before.activation is None, "None is a value"
+
+
+@pytest.mark.parametrize(
+    ("last", "options", "said"),
+    [
+        (
+            nn.BatchNorm1d(4, track_running_stats=False),
+            {"on_nonfinite": "skip", "normalize_with": "running"},
+            "convert: layer 1: normalize_with='running' needs running statistics, and the layer has none",
+        ),
+        (bnt.SyncBatchNorm(4), {"virtual_batch_size": 2}, "convert: layer 1: virtual_batch_size makes ghost batches"),
+        (bnt.BatchNorm1d(4), {"momentum": float("nan")}, "convert: momentum is the weight of the new batch"),
+    ],
+    ids=["no running statistics", "synchronized", "wrong everywhere"],
+)
+def test_options_are_checked_before_anything_changes(last, options, said):
+    model = nn.Sequential(nn.BatchNorm1d(4), last)
+    before = [(type(layer), dict(vars(layer))) for layer in model]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        bnt.convert(model, **options)
+    assert [(type(layer), dict(vars(layer))) for layer in model] == before
+
+
+# --- tools of PyTorch's ---
 
 
 def _folded(model: nn.Sequential) -> nn.Module:

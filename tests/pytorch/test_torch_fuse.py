@@ -191,9 +191,17 @@ def _passes(model: nn.Module, *args: Any) -> list[str]:
 # --- what is fused ---
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, list[str]]] = {
-    "ResNet": (ResNet, 5, ["fused 5 of 6 batch", "with relu: ", "with add, relu: ", "the residual of a fused step"]),
-    "MobileNet": (MobileBlock, 3, ["fused 3 of 3 batch", "with relu6: expand.1, depthwise.1", "with add: project.1"]),
-    "DenseNet": (DenseNet, 4, ["fused 4 of 4 batch", "with relu: layers.0.norm, layers.1.norm, layers.2.norm, last"]),
+    "ResNet": (ResNet, 5, ["fused 5 of 6 batch", " with relu\n", " with add + relu\n", "the residual of a fused step"]),
+    "MobileNet": (
+        MobileBlock,
+        3,
+        ["fused 3 of 3 batch", " expand.1, depthwise.1 with relu6", " project.1 with add"],
+    ),
+    "DenseNet": (
+        DenseNet,
+        4,
+        ["fused 4 of 4 batch", " layers.0.norm, layers.1.norm, layers.2.norm, last with relu"],
+    ),
 }
 
 
@@ -243,7 +251,7 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
 def test_activations(name, layer, capsys):
     said, activation = ACTIVATIONS[name]
     fused, expected = _fused_and_converted(Net(lambda m, x: activation(m, m.norm(x)), layer(3)))
-    assert capsys.readouterr().out == f"fused 1 of 1 batch normalization\n  with {said}: bn\n"
+    assert capsys.readouterr().out == f"fused 1 of 1 batch normalization\n  layer bn with {said}\n"
     assert _passes(fused, _x()) == []
     _assert_same(fused, expected, _x(), exact=said.startswith(("relu", "leaky_relu")))
 
@@ -275,8 +283,8 @@ def test_additions(name, activated, capsys):
         return F.relu(y) if activated else y
 
     fused, expected = _fused_and_converted(Net(forward))
-    said = "add, relu" if activated else "add"
-    assert capsys.readouterr().out == f"fused 1 of 1 batch normalization\n  with {said}: bn\n"
+    said = "add + relu" if activated else "add"
+    assert capsys.readouterr().out == f"fused 1 of 1 batch normalization\n  layer bn with {said}\n"
     assert _passes(fused, _x()) == []
     _assert_same(fused, expected, _x())
 
@@ -292,7 +300,10 @@ def test_of_two_batch_norms_the_later_takes_the_sum(name, capsys):
             return F.relu(ADDITIONS[name](self.a(x), self.b(2 * x)))
 
     fused, expected = _fused_and_converted(Two())
-    assert "  with add, relu: b\nleft a (BatchNorm2d): its output is the residual" in capsys.readouterr().out
+    assert (
+        "  layer b with add + relu\nlayer a (BatchNorm2d) is left: its output is the residual"
+        in capsys.readouterr().out
+    )
     assert _passes(fused, _x()) == []
     _assert_same(fused, expected, _x())
 
@@ -314,7 +325,7 @@ def test_a_residual_of_another_shape_or_type_is_added_as_pytorch_does(r, capsys)
             return F.relu(self.norm(x) + r)
 
     fused, expected = _fused_and_converted(Plus(lambda m, x: x))
-    assert "with add, relu: bn" in capsys.readouterr().out
+    assert "  layer bn with add + relu\n" in capsys.readouterr().out
     _assert_same(fused, expected, _x(), r)
     assert fused(_x(), r).dtype == r.dtype
 
@@ -381,7 +392,7 @@ def test_refusals(name, capsys):
     printed = capsys.readouterr().out
     fused_calls = int(name == "one of two calls")
     assert printed.startswith(f"fused {fused_calls} of 1 batch normalization\n")
-    assert printed.splitlines()[-1].startswith("left bn (BatchNorm2d): ")
+    assert printed.splitlines()[-1].startswith("layer bn (BatchNorm2d) is left: ")
     assert reason in printed
     assert len(_passes(fused, _x())) == len(_passes(expected, _x())) - fused_calls
     _assert_same(fused, expected, _x())
@@ -397,7 +408,7 @@ def test_an_input_that_changes_before_the_addition(capsys):
 
     fused, expected = _fused_and_converted(Net(forward).requires_grad_(False))
     reason = "between it and its addition something may be written in place (.add_())"
-    assert f"left bn (BatchNorm2d): {reason}" in capsys.readouterr().out
+    assert f"layer bn (BatchNorm2d) is left: {reason}" in capsys.readouterr().out
     _assert_same(fused, expected, _x())
 
 
@@ -406,10 +417,121 @@ def test_other_batch_norms_are_left_and_named(capsys):
     fused = bnt.fuse(model)
     assert capsys.readouterr().out.splitlines() == [
         "fused 0 of 2 batch normalizations",
-        "left 2 (BatchNorm2d): it has an activation already ('silu')",
-        "left 0 (SyncBatchNorm): it gathers statistics from several processes; convert_sync makes it ours",
+        "layer 2 (BatchNorm2d) is left: it has an activation already ('silu')",
+        "layer 0 (SyncBatchNorm) is left: it gathers statistics from several processes; convert_sync makes it ours",
     ]
     assert [type(m) for m in fused] == [type(m) for m in model]
+
+
+class Activated(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: a class of its own that calls PyTorch's function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        return F.relu(F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps))
+
+
+def test_accelerate_serves_a_class_of_its_own_and_the_report_says_so():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), Activated(3))
+    _, report = bnt.fuse(model, verbose=False, return_report=True)
+    assert report.layers == ()
+    ((_, kind, reason),) = report.left
+    assert kind == "Activated"
+    assert "accelerate() serves it if it calls PyTorch's batch normalization" in reason
+    before = bnt.status().served["native_batch_norm"]
+    with bnt.accelerate():
+        model(_x())
+    assert bnt.status().served["native_batch_norm"] == before + 1
+
+
+# --- nn.Identity between ---
+
+
+def _identities() -> nn.Sequential:
+    """As networks whose options of drop-out and the like are off, in a block and in a Sequential."""
+
+    class Block(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda m, x: m.relu(m.after(m.path(m.drop(m.norm(x)))) + x))
+            self.drop, self.path, self.after = nn.Identity(), nn.Identity(), nn.Identity()
+
+    class Added(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.after(x + self.drop(self.norm(x))))
+
+    return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Identity(), nn.ReLU(), Block(), Added())
+
+
+def test_fuse_looks_through_identities():
+    model = _identities()
+    fused, expected = _fused_and_converted(model)
+    _, report = bnt.fuse(model, verbose=False, return_report=True)
+    assert report.fused_with == {"1": "relu", "4.bn": "add + relu", "5.bn": "add + relu"}
+    assert report.left == ()
+    assert _passes(fused, _x()) == []
+    assert list(fused.state_dict()) == list(model.state_dict())
+    _assert_same(fused, expected, _x())
+
+
+@pytest.mark.parametrize("name", ["2", "4.drop", "4.path", "5.after"])
+def test_an_identity_that_is_watched_or_replaced_is_called(name):
+    """When the model is fused, and afterwards."""
+    model = _identities()
+    seen: list[int] = []
+    watched = copy.deepcopy(model)
+    watched.get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
+    fused, expected = _fused_and_converted(watched)
+    layer = {"2": "1"}.get(name, f"{name[0]}.bn")
+    _, report = bnt.fuse(watched, verbose=False, return_report=True)
+    assert layer in [left[0] for left in report.left] or report.fused_with[layer] == "add"
+    seen.clear()
+    fused.eval()(_x())
+    assert seen == [1]
+    _assert_same(fused, expected, _x())
+
+    fused, expected = _fused_and_converted(model)
+    fused.get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
+    seen.clear()
+    fused.eval()(_x())
+    assert seen == [1]
+    _assert_same(fused, expected, _x())
+    for one in (fused, expected):
+        one.set_submodule(name, nn.Hardtanh(-0.5, 0.5))
+    _assert_same(fused, expected, _x())
+
+
+# --- what print says ---
+
+
+def test_print_says_what_is_fused():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), ResidualBlock(4, 4, False))
+    plain = str(bnt.convert(copy.deepcopy(model), verbose=False))
+    fused = bnt.fuse(model, verbose=False)
+    assert "fused" not in str(model)
+    lines = [line.strip() for line in str(fused).splitlines()]
+    assert [line for line in lines if "fused" not in line] == [
+        line.strip() for line in plain.splitlines() if "BatchNorm2d" not in line
+    ]
+    assert lines[1] == "fused forward: 3 steps"
+    assert lines[lines.index("(3): ResidualBlock(") + 1] == "fused forward: 2 steps"
+    said = {line[1 : line.index(")")]: line.rsplit(", ", 1)[1] for line in lines if ": BatchNorm2d(" in line}
+    assert said == {"1": "fused with relu)", "bn1": "fused with relu)", "bn2": "fused with add + relu)"}
+    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert str(copied) == str(fused)
+        assert copied.extra_repr.__self__ is copied.forward
+    assert str(bnt.fuse(fused, verbose=False)) == str(fused)
+    assert str(bnt.convert(bnt.revert(fused, verbose=False), verbose=False)) == plain
+
+
+def test_the_repr_of_a_fused_module_keeps_what_its_class_says():
+    class Named(Net):
+        def extra_repr(self) -> str:
+            return f"p={self.p}"
+
+    fused = bnt.fuse(Named(lambda m, x: F.relu(m.norm(x))), verbose=False)
+    assert str(fused).splitlines()[1:3] == ["  p=0.5", "  fused forward: 1 step"]
+    fused.p = 0.25
+    assert "  p=0.25" in str(fused)
 
 
 # --- traces that would not keep the meaning ---
@@ -475,8 +597,8 @@ def test_a_trace_that_would_change_something_is_refused(name, capsys):
     fused, expected = _fused_and_converted(Net(forward))
     assert capsys.readouterr().out.splitlines() == [
         "fused 0 of 1 batch normalization",
-        f"left the model itself (Net): cannot be traced: {reason}",
-        "left bn (BatchNorm2d): no forward that could be traced calls it",
+        f"the model itself (Net) cannot be traced: {reason}",
+        "layer bn (BatchNorm2d) is left: no forward that could be traced calls it",
     ]
     _assert_same(fused, expected, _x())
 
@@ -521,9 +643,9 @@ def test_where_a_module_cannot_be_traced_its_parts_are(inside, capsys):
     fused, expected = _fused_and_converted(model)
     where = "3" if inside else "the model itself"
     printed = capsys.readouterr().out
-    assert f"left {where} (Starred): cannot be traced: its forward takes *inputs" in printed
-    assert f"with add, relu: {'3.' * inside}block.bn2\n" in printed
-    assert f"left {'3.' * inside}bn (BatchNorm2d): no forward that could be traced calls it" in printed
+    assert f"{where} (Starred) cannot be traced: its forward takes *inputs" in printed
+    assert f"layer {'3.' * inside}block.bn2 with add + relu\n" in printed
+    assert f"layer {'3.' * inside}bn (BatchNorm2d) is left: no forward that could be traced calls it" in printed
     assert _passes(fused, _x()) == ["relu"]
     _assert_same(fused, expected, _x())
 
@@ -654,9 +776,9 @@ def test_hooked_layers_are_named_and_the_rest_is_fused(capsys):
     model.layer1[0].relu.register_forward_pre_hook(lambda *_: None)
     bnt.fuse(model)
     printed = capsys.readouterr().out
-    assert "left stem.1 (BatchNorm2d): it has hooks, which see what a fused step does not compute" in printed
-    assert "left layer1.0.bn1 (BatchNorm2d): no fusable activation follows (ReLU with hooks)" in printed
-    assert "with add: layer1.0.bn2" in printed
+    assert "layer stem.1 (BatchNorm2d) is left: it has hooks, which see what a fused step does not compute" in printed
+    assert "layer layer1.0.bn1 (BatchNorm2d) is left: no fusable activation follows (ReLU with hooks)" in printed
+    assert " layer1.0.bn2 with add\n" in printed
 
 
 @pytest.mark.parametrize(

@@ -568,7 +568,7 @@ def test_convert_sync_and_revert(capsys):
     assert [type(m) for m in model] == [bnt.SyncBatchNorm] * 3 + [nn.LazyBatchNorm1d, bnt.SyncBatchNorm]
     assert capsys.readouterr().out.splitlines() == [
         "converted 4 batch normalizations",
-        "left 3 (LazyBatchNorm1d): it has no parameters yet; call the model once, then convert",
+        "layer 3 (LazyBatchNorm1d) is left: it has no parameters yet; call the model once, then convert",
     ]
     with pytest.raises(ValueError, match="expected 5D"):
         model[4](torch.ones(2, 4))
@@ -577,7 +577,7 @@ def test_convert_sync_and_revert(capsys):
     bnt.revert(model)
     assert capsys.readouterr().out.splitlines() == [
         "reverted 3 batch normalizations",
-        "left 1 (BatchNorm2d): torch.nn's has no activation='relu'",
+        "layer 1 (BatchNorm2d) is left: torch.nn's has no activation='relu'",
     ]
     assert [type(m) for m in model] == kinds
     assert [m.__dict__.keys() for m in model] == [h.keys() for h in held]

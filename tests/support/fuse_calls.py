@@ -295,7 +295,7 @@ def check(call: Call) -> str:
         fused = bnt.fuse(model)
     plain = copy.deepcopy(bnt.convert(model, verbose=False))
     said = printed.getvalue()
-    left = said.startswith("fused 0 of 1") and "left" in said
+    left = said.startswith("fused 0 of 1") and "is left" in said
     if not left and not said.startswith("fused 1 of 1"):
         return f"wrong report: {said}"
     if left and "forward" in fused.__dict__:

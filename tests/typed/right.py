@@ -40,4 +40,8 @@ assert_type(running.num_batches_tracked, torch.Tensor)
 with bnt.accelerate() as handle:
     handle.remove()
 assert_type(bnt.fuse(torch.nn.Sequential()), torch.nn.Sequential)
+assert_type(bnt.convert(torch.nn.Sequential(), on_nonfinite="skip", renorm=None), torch.nn.Sequential)
+bnt.convert(torch.nn.Sequential(), activation=("elu", 0.5), virtual_batch_size=8, return_report=True)[1].left[0]
+assert_type(bnt.fuse(torch.nn.ReLU(), return_report=True), tuple[torch.nn.ReLU, bnt.Report])
+assert_type(bnt.revert(torch.nn.ReLU(), return_report=True)[1].layers, tuple[str, ...])
 bnt.merge_state_dicts([bnt.BatchNorm1d(3)], [2], running_correction=0)

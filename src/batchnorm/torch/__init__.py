@@ -25,6 +25,7 @@ from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._merge import merge_state_dicts
 from ._positions import mask_from_lengths
 from ._recalibrate import RecalibratedLayer, Recalibration, recalibrate
+from ._report import Report
 from ._sync import SyncBatchNorm
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "BatchNorm3d",
     "RecalibratedLayer",
     "Recalibration",
+    "Report",
     "Status",
     "SyncBatchNorm",
     "accelerate",

@@ -2,26 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from types import EllipsisType
+from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from ._fuse.forward import FusedForward
+from .._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue, check_without_running
+from .._renorm import Renorm
+from . import _options
+from ._fuse.forward import unfuse
+from ._norms import norms_of
 from ._options import DEFAULTS
+from ._report import Left, Report
 from ._sync import OURS, THEIRS, SyncBatchNorm, check_model, synchronize, why_unfit
 
 Model = TypeVar("Model", bound=nn.Module)
-Left = tuple[str, str, str]  # a module's name, its class, and why it is left as it is
-
-_NAMES_SHOWN = 8  # of modules that have one thing in common; more are counted
 
 
-def convert(model: Model, *, verbose: bool = True) -> Model:
-    """Make every `torch.nn.BatchNorm1d`, `2d` and `3d` of a model one of ours, in place.
+@overload
+def convert(
+    model: Model,
+    *,
+    eps: float | EllipsisType = ...,
+    momentum: float | EllipsisType | None = ...,
+    activation: Activation | EllipsisType = ...,
+    on_single_value: OnSingleValue | EllipsisType = ...,
+    on_nonfinite: OnNonfinite | EllipsisType = ...,
+    running_correction: Correction | EllipsisType = ...,
+    virtual_batch_size: int | EllipsisType | None = ...,
+    renorm: Renorm | EllipsisType | None = ...,
+    normalize_with: NormalizeWith | EllipsisType = ...,
+    update_running_stats: bool | EllipsisType | None = ...,
+    train_affine: bool | EllipsisType = ...,
+    keep_count: bool | EllipsisType = ...,
+    verbose: bool = ...,
+    return_report: Literal[False] = ...,
+) -> Model: ...
+
+
+@overload
+def convert(
+    model: Model,
+    *,
+    eps: float | EllipsisType = ...,
+    momentum: float | EllipsisType | None = ...,
+    activation: Activation | EllipsisType = ...,
+    on_single_value: OnSingleValue | EllipsisType = ...,
+    on_nonfinite: OnNonfinite | EllipsisType = ...,
+    running_correction: Correction | EllipsisType = ...,
+    virtual_batch_size: int | EllipsisType | None = ...,
+    renorm: Renorm | EllipsisType | None = ...,
+    normalize_with: NormalizeWith | EllipsisType = ...,
+    update_running_stats: bool | EllipsisType | None = ...,
+    train_affine: bool | EllipsisType = ...,
+    keep_count: bool | EllipsisType = ...,
+    verbose: bool = ...,
+    return_report: Literal[True],
+) -> tuple[Model, Report]: ...
+
+
+def convert(
+    model: Model,
+    *,
+    eps: float | EllipsisType = ...,
+    momentum: float | EllipsisType | None = ...,
+    activation: Activation | EllipsisType = ...,
+    on_single_value: OnSingleValue | EllipsisType = ...,
+    on_nonfinite: OnNonfinite | EllipsisType = ...,
+    running_correction: Correction | EllipsisType = ...,
+    virtual_batch_size: int | EllipsisType | None = ...,
+    renorm: Renorm | EllipsisType | None = ...,
+    normalize_with: NormalizeWith | EllipsisType = ...,
+    update_running_stats: bool | EllipsisType | None = ...,
+    train_affine: bool | EllipsisType = ...,
+    keep_count: bool | EllipsisType = ...,
+    verbose: bool = True,
+    return_report: bool = False,
+) -> Model | tuple[Model, Report]:
+    """Make every `torch.nn.BatchNorm1d`, `2d` and `3d` of a model one of ours, in place; set options of all of ours.
 
     Only the class of these modules changes: each stays the object it is, with its parameters, buffers, hooks, mode,
     device and dtype. Only modules of exactly those classes are converted; others that normalize by batch are named.
@@ -30,43 +92,109 @@ def convert(model: Model, *, verbose: bool = True) -> Model:
     ----------
     model
         Any module; a batch normalization by itself, too.
+    eps, momentum, activation, on_single_value, on_nonfinite, running_correction, virtual_batch_size, renorm, \
+normalize_with, update_running_stats, train_affine, keep_count
+        Options of `BatchNorm1d`, for all layers of ours in the model: those that are converted, those that were before,
+        and synchronized ones. What is not given (``...``) stays as it is.
     verbose
         Print what was converted, and what was left and why.
+    return_report
+        Return the model and a `Report`, which says the same.
 
     Returns
     -------
     torch.nn.Module
-        The same model.
+        The same model. With `return_report`: a tuple of the model and the `Report`.
 
     Raises
     ------
     TypeError
-        If `model` is not a module.
+        If `model` is not a module, or an option has a value of a wrong type; nothing is converted then.
+    ValueError
+        If an option has a value that it, or one of the layers, does not take; nothing is converted then.
 
     Examples
     --------
     >>> import torch
     >>> import batchnorm.torch as bnt
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.SyncBatchNorm(4))
-    >>> model = bnt.convert(model)
+    >>> model = bnt.convert(model, on_nonfinite="skip")
     converted 1 batch normalization
-    left 2 (SyncBatchNorm): it gathers statistics from several processes; convert_sync makes it ours
-    >>> type(model[1])
-    <class 'batchnorm.torch.BatchNorm1d'>
+    set on_nonfinite='skip' in 1 batch normalization
+    layer 2 (SyncBatchNorm) is left: it gathers statistics from several processes; convert_sync makes it ours
+    >>> type(model[1]), model[1].on_nonfinite
+    (<class 'batchnorm.torch.BatchNorm1d'>, 'skip')
     """
+    given = {name: value for name, value in locals().items() if name in _options.MODULE and value is not ...}
     check_model(model, "convert")
-    found = [module for module in model.modules() if type(module) in OURS and not why_unfit(module)]
-    for module in found:
-        module.__class__ = OURS[type(module)]
+    given = {name: _options.MODULE[name].checked(value, "convert") for name, value in given.items()}
+    norms = norms_of(model)
+    found = [norm for norm in norms if type(norm.layer) in OURS and not why_unfit(norm.layer)]
+    ours = [norm for norm in norms if norm in found or type(norm.layer) in THEIRS] if given else []
+    for norm in ours:
+        _check_options(f"convert: layer {norm}" if norm.name else "convert", norm.layer, given)
+    for norm in found:
+        norm.layer.__class__ = OURS[type(norm.layer)]
+    for norm in ours:
+        for name, value in given.items():
+            setattr(norm.layer, name, value)
+    report = Report(
+        "converted",
+        layers=tuple(norm.name for norm in found),
+        total=len(norms),
+        options=given,
+        set_in=tuple(norm.name for norm in ours),
+        left=tuple(not_ours(model)),
+    )
+    return reported(model, report, verbose, return_report)
+
+
+def _check_options(who: str, layer: Any, given: dict[str, Any]) -> None:
+    """Refuse options that a layer of this class, or one without running statistics, does not take."""
+    settable = _options.SYNC if type(layer) is SyncBatchNorm else _options.MODULE
+    for option, value in given.items():
+        settable[option].checked(value, who)
+        if layer.running_mean is None:
+            check_without_running(option, value, who)
+
+
+def reported(model: Model, report: Report, verbose: bool, return_report: bool) -> Model | tuple[Model, Report]:
+    """Print a report, return it, or both."""
     if verbose:
-        print(f"converted {counted(len(found))}")
-        print_left(not_ours(model))
-    return model
+        print(report)
+    return (model, report) if return_report else model
+
+
+@overload
+def convert_sync(
+    model: Model,
+    process_group: Any | None = ...,
+    *,
+    reproducible: bool = ...,
+    verbose: bool = ...,
+    return_report: Literal[False] = ...,
+) -> Model: ...
+
+
+@overload
+def convert_sync(
+    model: Model,
+    process_group: Any | None = ...,
+    *,
+    reproducible: bool = ...,
+    verbose: bool = ...,
+    return_report: Literal[True],
+) -> tuple[Model, Report]: ...
 
 
 def convert_sync(
-    model: Model, process_group: Any | None = None, *, reproducible: bool = False, verbose: bool = True
-) -> Model:
+    model: Model,
+    process_group: Any | None = None,
+    *,
+    reproducible: bool = False,
+    verbose: bool = True,
+    return_report: bool = False,
+) -> Model | tuple[Model, Report]:
     """Make every batch normalization of a model a `SyncBatchNorm` of ours, in place: torch.nn's, and ours.
 
     Only classes change, as in `convert`, and each layer goes on to take inputs of the rank it took. `revert` undoes it.
@@ -81,11 +209,13 @@ def convert_sync(
         See `SyncBatchNorm`.
     verbose
         Print what was converted, and what was left and why.
+    return_report
+        Return the model and a `Report`, which says the same.
 
     Returns
     -------
     torch.nn.Module
-        The same model.
+        The same model. With `return_report`: a tuple of the model and the `Report`.
 
     Raises
     ------
@@ -105,13 +235,19 @@ def convert_sync(
     <class 'batchnorm.torch.SyncBatchNorm'>
     """
     became = synchronize(model, process_group, reproducible, "convert_sync")
-    if verbose:
-        print(f"converted {counted(became)}")
-        print_left(not_ours(model))
-    return model
+    report = Report("converted", layers=tuple(became), total=len(norms_of(model)), left=tuple(not_ours(model)))
+    return reported(model, report, verbose, return_report)
 
 
-def revert(model: Model, *, verbose: bool = True) -> Model:
+@overload
+def revert(model: Model, *, verbose: bool = ..., return_report: Literal[False] = ...) -> Model: ...
+
+
+@overload
+def revert(model: Model, *, verbose: bool = ..., return_report: Literal[True]) -> tuple[Model, Report]: ...
+
+
+def revert(model: Model, *, verbose: bool = True, return_report: bool = False) -> Model | tuple[Model, Report]:
     """Make every batch normalization of ours one of torch.nn's, in place: `convert`, `convert_sync`, `fuse` are undone.
 
     A layer that uses what torch.nn's has not (`activation`, say) is left, and named; one that `convert_sync` made of
@@ -123,11 +259,13 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
         Any module; a batch normalization by itself, too.
     verbose
         Print what was reverted, and what was left and why.
+    return_report
+        Return the model and a `Report`, which says the same.
 
     Returns
     -------
     torch.nn.Module
-        The same model.
+        The same model. With `return_report`: a tuple of the model and the `Report`.
 
     Raises
     ------
@@ -142,14 +280,13 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
     BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     >>> _ = bnt.revert(bnt.BatchNorm2d(3, activation="relu"))
     reverted 0 batch normalizations
-    left the model itself (BatchNorm2d): torch.nn's has no activation='relu'
+    the model itself (BatchNorm2d) is left: torch.nn's has no activation='relu'
     """
     check_model(model, "revert")
     left: list[Left] = []
-    reverted = 0
+    reverted: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module.__dict__.get("forward"), FusedForward):
-            del module.forward
+        unfuse(module)
         if type(module) is SyncBatchNorm:
             _unsynchronize(module)
         if type(module) not in THEIRS:
@@ -162,11 +299,9 @@ def revert(model: Model, *, verbose: bool = True) -> Model:
         for own in ("reproducible", "_kind"):
             module.__dict__.pop(own, None)
         module.__class__ = THEIRS[type(module)]
-        reverted += 1
-    if verbose:
-        print(f"reverted {counted(reverted)}")
-        print_left(left)
-    return model
+        reverted.append(name)
+    report = Report("reverted", layers=tuple(reverted), total=len(norms_of(model)), left=tuple(left))
+    return reported(model, report, verbose, return_report)
 
 
 def _unsynchronize(layer: SyncBatchNorm) -> None:
@@ -205,28 +340,10 @@ def _why_left(module: nn.Module) -> str:
             return "it has no parameters yet; call the model once, then convert"
         if is_parametrized(module):
             return "it is parametrized, which is a class of its own; remove the parametrizations, then convert"
-        return "a class of its own, which may compute something else"
+        return (
+            "a class of its own may compute something else; accelerate() serves it if it calls PyTorch's batch "
+            "normalization"
+        )
     if "BatchNorm" in type(module).__name__ and not any(isinstance(m, _BatchNorm) for m in module.modules()):
-        return "not a class of torch.nn, whatever it computes"
+        return "the class is not torch.nn's, whatever it computes"
     return ""
-
-
-def counted(n: int) -> str:
-    return f"{n} batch normalization{'' if n == 1 else 's'}"
-
-
-def print_left(left: Iterable[Left]) -> None:
-    """One line for each class and reason, with the names."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, kind, reason in left:
-        groups.setdefault((kind, reason), []).append(name)
-    for (kind, reason), names in groups.items():
-        print(f"left {listed(names)} ({kind}): {reason}")
-
-
-def listed(names: list[str]) -> str:
-    """Names of modules, the first few where there are many."""
-    shown = [name or "the model itself" for name in names]
-    if len(shown) > _NAMES_SHOWN:
-        shown = [*shown[: _NAMES_SHOWN - 2], "…", shown[-1]]
-    return ", ".join(shown) + (f" ({len(names)} in all)" if len(names) > _NAMES_SHOWN else "")

@@ -48,6 +48,7 @@ class _Extended(_running.KeepsCount):
     train_affine: bool = DEFAULTS["train_affine"]
 
     _settable: ClassVar[Mapping[str, Option]] = _options.MODULE
+    _fused_with: str = ""  # for the repr of a layer in a fused model
 
     def __init__(
         self,
@@ -306,8 +307,9 @@ class _Extended(_running.KeepsCount):
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), given)
 
     def extra_repr(self) -> str:
-        """As torch.nn's, and the extra options that are not at their defaults."""
+        """As torch.nn's, and the extra options that are not at their defaults; in a fused model, what comes along."""
         said = [f"{name}={value!r}" for name, usual in DEFAULTS.items() if (value := getattr(self, name)) != usual]
+        said += [f"fused with {self._fused_with}"] if self._fused_with else []
         return ", ".join([super().extra_repr(), *said])
 
 

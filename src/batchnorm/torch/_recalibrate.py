@@ -14,13 +14,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from . import _options
 from ._batches import Batches, Forward
-from ._convert import Left, counted, print_left
 from ._definitions import WHO, ByBatch, Progress, Statistics, Whole
 from ._free import free_memory
 from ._layer_inputs import STATISTICS, put_back, statistics_of
 from ._lockstep import Report
 from ._norms import Norm, Only, chosen, norms_of
 from ._peers import Peers
+from ._report import Left, counted, lines_of
 from ._sync import check_model
 
 Tensor = torch.Tensor
@@ -247,8 +247,7 @@ def recalibrate(
     before = _written([(norms[i], new[i], work.batches) for i in sorted(new)])
     done = Recalibration(how, layers, work.report, work.batches, work.samples, left, notes, before)
     if verbose:
-        print(done)
-        print_left(left)
+        print("\n".join([str(done), *lines_of(left)]))
     return done
 
 

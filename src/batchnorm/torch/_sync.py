@@ -258,8 +258,8 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
 THEIRS = {ours: theirs for theirs, ours in OURS.items()} | {SyncBatchNorm: nn.SyncBatchNorm}
 
 
-def synchronize(model: nn.Module, process_group: Any, reproducible: bool, who: str) -> int:
-    """Make every batch normalization of a model a `SyncBatchNorm`, in place; return how many became one."""
+def synchronize(model: nn.Module, process_group: Any, reproducible: bool, who: str) -> list[str]:
+    """Make every batch normalization of a model a `SyncBatchNorm`, in place; return the names of those that became."""
     check_model(model, who)
     kinds = (*OURS, *OURS.values(), nn.SyncBatchNorm)
     found = [(n, module) for n, module in model.named_modules() if type(module) in kinds and not why_unfit(module)]
@@ -277,7 +277,7 @@ def synchronize(model: nn.Module, process_group: Any, reproducible: bool, who: s
         if type(layer) is SyncBatchNorm:
             layer.process_group = layer.process_group if process_group is None else process_group
             layer.reproducible = layer.reproducible or reproducible
-    return len(found)
+    return [name for name, _ in found]
 
 
 def check_model(model: object, who: str) -> None:

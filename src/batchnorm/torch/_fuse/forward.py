@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .step import hooked
+from .step import hooked, step
 from .trace import Trace
 
 _numbers = itertools.count()
@@ -32,6 +32,7 @@ class FusedForward:
         code = graph.python_code("self")
         self.owner = owner
         self.names = traced.names
+        self.steps = sum(node.target is step for node in graph.nodes)
         self.through = [(module, type(module)) for module in (owner, *traced.through)]
         self.reads = traced.reads
         self.source = code.src
@@ -83,6 +84,15 @@ class FusedForward:
         self.globals = {k: importlib.import_module(v[0]) if isinstance(v, tuple) else v for k, v in named}
         self._compile()
 
+    def stand_in(self, module: nn.Module) -> None:
+        """Stand before the forward of a module's class."""
+        module.__dict__ |= {"forward": self, "extra_repr": self.extra_repr}
+
+    def extra_repr(self) -> str:
+        """As that of the module's class, and that its forward is fused: stands before it, as the forward does."""
+        said = [type(self.owner).extra_repr(self.owner), f"fused forward: {self.steps} step{'s' * (self.steps != 1)}"]
+        return "\n".join(filter(None, said))
+
     # What torch.export and inspect ask of a module's forward.
 
     @property
@@ -92,3 +102,15 @@ class FusedForward:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(type(self.owner).forward.__get__(self.owner))
+
+
+def fuse_layer(layer: nn.Module, what: str) -> None:
+    """Let a layer's repr say with what it is fused."""
+    layer.__dict__["_fused_with"] = what
+
+
+def unfuse(module: nn.Module) -> None:
+    """Give a module the forward and the repr of its class back."""
+    if isinstance(module.__dict__.get("forward"), FusedForward):
+        del module.forward, module.extra_repr
+    module.__dict__.pop("_fused_with", None)

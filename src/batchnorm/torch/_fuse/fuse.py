@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._convert import Left, Model, convert, counted, listed, not_ours, print_left
+from .._convert import Model, convert, not_ours, reported
+from .._norms import norms_of
+from .._report import Left, Report
 from .._sync import check_model
-from .forward import FusedForward
-from .patterns import Outcome, rewrite
+from .forward import FusedForward, fuse_layer, unfuse
+from .patterns import Outcome, rewrite, skipped_identities
 from .trace import Untraceable, trace
 
 
-def fuse(model: Model, *, verbose: bool = True) -> Model:
+@overload
+def fuse(model: Model, *, verbose: bool = ..., return_report: Literal[False] = ...) -> Model: ...
+
+
+@overload
+def fuse(model: Model, *, verbose: bool = ..., return_report: Literal[True]) -> tuple[Model, Report]: ...
+
+
+def fuse(model: Model, *, verbose: bool = True, return_report: bool = False) -> Model | tuple[Model, Report]:
     """Return a model that computes the same, batch normalization in one pass with the sum and the activation after it.
 
     ``activation(batch_norm(x) + residual)``, with or without the residual and the activation, becomes one step, forward
     and backward, in training and in evaluation. Activations are ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish and ELU;
-    they and the additions may be modules, functions, operators or tensor methods, in place or not.
+    they and the additions may be modules, functions, operators or tensor methods, in place or not. `torch.nn.Identity`
+    may stand between them.
 
     The result is a copy of the model's modules that *shares its parameters and buffers*: training one trains the other.
     Classes, attributes, `state_dict` and the order of parameters are the same; all batch normalizations are converted
@@ -36,11 +47,14 @@ def fuse(model: Model, *, verbose: bool = True) -> Model:
         are tried one by one.
     verbose
         Print what was fused, and what was left and why.
+    return_report
+        Return the fused model and a `Report`, which says the same.
 
     Returns
     -------
     torch.nn.Module
-        The fused model, of the same class.
+        The fused model, of the same class; printed, it says which layers and forwards are fused. With `return_report`:
+        a tuple of it and the `Report`.
 
     Raises
     ------
@@ -66,7 +80,7 @@ def fuse(model: Model, *, verbose: bool = True) -> Model:
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU())
     >>> fused = bnt.fuse(model)
     fused 1 of 1 batch normalization
-      with relu: 1
+      layer 1 with relu
     >>> x = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 8.0]])
     >>> bool(torch.allclose(fused(x), model(x), atol=1e-6))
     True
@@ -75,13 +89,10 @@ def fuse(model: Model, *, verbose: bool = True) -> Model:
     """
     check_model(model, "fuse")
     fused = convert(_copy_with_same_tensors(model), verbose=False)
-    report = _fuse_in_place(fused)
-    if verbose:
-        _print(report, fused)
-    return fused
+    return reported(fused, _report(_fuse_in_place(fused), fused), verbose, return_report)
 
 
-class _Report(NamedTuple):
+class _Outcomes(NamedTuple):
     calls: dict[str, list[Outcome]]  # of each batch normalization, by name, in the outermost forward that fuses one
     untraced: list[Left]
 
@@ -103,13 +114,12 @@ def _copy_with_same_tensors(model: Model) -> Model:
             f"{type(model).__name__} that is not ({type(error).__name__}: {error}); fuse it before it holds that"
         ) from error
     for module in copied.modules():
-        if isinstance(module.__dict__.get("forward"), FusedForward):
-            del module.forward
+        unfuse(module)
     return copied
 
 
-def _fuse_in_place(model: nn.Module) -> _Report:
-    report = _Report({}, [])
+def _fuse_in_place(model: nn.Module) -> _Outcomes:
+    found = _Outcomes({}, [])
     forwards: list[tuple[nn.Module, FusedForward]] = []
     opaque: set[type] = set()
     through: set[nn.Module] = set()  # modules whose forward is part of a trace already
@@ -118,18 +128,19 @@ def _fuse_in_place(model: nn.Module) -> _Report:
             traced = trace(module, opaque)
         except Untraceable as error:
             if module not in through:
-                report.untraced.append((name, type(module).__name__, f"cannot be traced: {error}"))
+                found.untraced.append((name, type(module).__name__, str(error)))
             continue
         through |= traced.through
+        traced.through.update(skipped_identities(traced.graph, module))
         calls = rewrite(traced.graph, module, name)
         for layer, outcomes in calls.items():
-            if not any(outcome.fused for outcome in report.calls.get(layer, ())):
-                report.calls[layer] = outcomes if any(o.fused for o in outcomes) else report.calls.get(layer, outcomes)
+            if not any(outcome.fused for outcome in found.calls.get(layer, ())):
+                found.calls[layer] = outcomes if any(o.fused for o in outcomes) else found.calls.get(layer, outcomes)
         if any(outcome.fused for outcomes in calls.values() for outcome in outcomes):
             forwards.append((module, FusedForward(module, traced)))
     for module, forward in forwards:  # only now: traces are of the forwards of the classes
-        module.forward = forward
-    return report
+        forward.stand_in(module)
+    return found
 
 
 def _with_forward(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -141,19 +152,26 @@ def _with_forward(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _print(report: _Report, model: nn.Module) -> None:
-    fused: dict[str, list[str]] = {}
+def _report(found: _Outcomes, model: nn.Module) -> Report:
+    """What became of each batch normalization; the fused ones say it in their repr, too."""
+    fused: dict[str, str] = {}
     left: list[Left] = []
     foreign = {name: (name, kind, reason) for name, kind, reason in not_ours(model)}
-    norms = {name: type(m).__name__ for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
-    for name, kind in norms.items():
-        outcomes = report.calls.get(name, [Outcome("", "no forward that could be traced calls it")])
+    norms = norms_of(model)
+    for norm in norms:
+        outcomes = found.calls.get(norm.name, [Outcome("", "no forward that could be traced calls it")])
         what = " or ".join(dict.fromkeys(o.fused for o in outcomes if o.fused))
         if what:
-            fused.setdefault(what, []).append(name)
-        reasons = dict.fromkeys(o.reason for o in outcomes if o.reason and name not in foreign)
-        left += [(name, kind, f"in one of its calls, {reason}" if what else reason) for reason in reasons]
-    print(f"fused {sum(map(len, fused.values()))} of {counted(len(norms))}")
-    for what, names in fused.items():
-        print(f"  with {what}: {listed(names)}")
-    print_left([*report.untraced, *left, *foreign.values()])
+            fused[norm.name] = what
+            fuse_layer(norm.layer, what)
+        kind = type(norm.layer).__name__
+        for reason in dict.fromkeys(o.reason for o in outcomes if o.reason and norm.name not in foreign):
+            left.append((norm.name, kind, f"in one of its calls, {reason}" if what else reason))
+    return Report(
+        "fused",
+        layers=tuple(fused),
+        total=len(norms),
+        left=(*left, *foreign.values()),
+        fused_with=fused,
+        untraced=tuple(found.untraced),
+    )

@@ -54,6 +54,21 @@ def rewrite(graph: torch.fx.Graph, root: nn.Module, name: str) -> dict[str, list
     return calls
 
 
+def skipped_identities(graph: torch.fx.Graph, root: nn.Module) -> set[nn.Module]:
+    """Take `nn.Identity` after batch norms and additions out of a graph; return those that were taken out."""
+    skipped: set[nn.Module] = set()
+    for node in list(graph.nodes):
+        module = called(node, root)
+        if type(module) is not nn.Identity or hooked(module) or "forward" in module.__dict__:
+            continue
+        before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+        if isinstance(before, Node) and (isinstance(called(before, root), _BatchNorm) or _add(before)):
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+            skipped.add(module)
+    return skipped
+
+
 def _fuse(norm: Node, layer: nn.Module, root: nn.Module) -> str:
     """Fuse one call of a batch norm with what follows it; say with what."""
     _refuse_layer(norm, layer)
@@ -72,7 +87,7 @@ def _fuse(norm: Node, layer: nn.Module, root: nn.Module) -> str:
     if residual is not None and activation is not None:
         changes = may_change(residual, last, root), may_change(last, last, root)
     _replace(norm, residual, activation, place, last, changes)
-    return ", ".join((["add"] if add else []) + ([_named(activation, root)] if activation else []))
+    return " + ".join((["add"] if add else []) + ([_named(activation, root)] if activation else []))
 
 
 def _refuse_layer(norm: Node, layer: Any) -> None:
