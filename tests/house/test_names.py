@@ -100,6 +100,7 @@ MADE: dict[tuple[str, str], Callable[[], Any]] = {
     ("batchnorm.torch", "RecalibratedLayer"): lambda: _recalibration().layers[0],
     ("batchnorm.torch", "SyncBatchNorm"): lambda: bnt.convert_sync(torch.nn.BatchNorm1d(2), verbose=False),
     ("batchnorm.torch", "Status"): bnt.status,
+    ("batchnorm.torch", "Report"): lambda: bnt.convert(torch.nn.SyncBatchNorm(2), verbose=False, return_report=True)[1],
     ("batchnorm.torch.functional", "RunningStatistics"): lambda: bnt.functional.RunningStatistics.initial(2),
 }
 # Holds on this process's kernels, and on a model of it, which no file can have.
