@@ -70,6 +70,7 @@ INSIDE = {
 }
 MAY_IMPORT = {  # who, of the package
     "torch": ("torch", "tools/why", "tools/bench"),
+    "greenlet": ("torch",),
     "sklearn": ("sklearn", "tools/why"),
     "matplotlib": ("tools/why",),
 }

@@ -15,6 +15,7 @@ from torch import nn
 
 import batchnorm as bn
 import batchnorm.torch as bnt
+from batchnorm.torch import _lockstep
 from networks import NETWORKS
 
 SIZES = {"even": [12, 12, 12, 12], "uneven": [1, 31, 2, 0, 14], "one": [48], "single": [1] * 48}
@@ -49,9 +50,17 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["stacks", "threads"])
+def waiting(request, monkeypatch):
+    """How forwards wait for each other: with and without greenlet."""
+    if request.param == "threads":
+        monkeypatch.setattr(_lockstep, "is_light", lambda: False)
+    return request.param
+
+
 @pytest.mark.parametrize("max_memory", [None, 1], ids=["one pass", "passes"])
 @pytest.mark.parametrize("case", CASES)
-def test_whole_is_the_statistics_of_all_data_at_once(case, max_memory):
+def test_whole_is_the_statistics_of_all_data_at_once(case, max_memory, waiting):
     build, data, forward = CASES[case]
     model = filled(build())
     calls = [lambda m, b=b: forward(m, b) if forward else m(b) for b in data if len(b)]
@@ -189,7 +198,7 @@ def test_memory_decides_between_one_pass_and_several():
     assert narrow.bytes <= all_held.bytes // 3 < all_held.bytes
     tight = _recalibrate(model, data, max_memory=1)
     assert tight.passes == 3
-    assert tight.notes == ["3 passes over the data: memory or threads did not allow one"]
+    assert tight.notes == ["3 passes over the data: memory did not allow one"]
 
 
 def test_predicted_memory_is_what_tensors_take():
@@ -428,6 +437,7 @@ def _failing(at, error):
     return filled(nn.Sequential(*layers, nn.Dropout(), nn.BatchNorm1d(3)))
 
 
+@pytest.mark.usefixtures("waiting")
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("options", [{}, {"max_memory": 1}, {"how": "pooled"}, {"how": "batches"}], ids=str)
 def test_a_failure_at_each_batch_changes_nothing(options, error):
@@ -588,7 +598,8 @@ def test_wrappers(wrap):
     assert done.notes == ([] if wrap == "compiled inside" else [f"{type(wrapped).__name__}: the model inside was used"])
 
 
-def test_threads_have_the_settings_of_the_caller():
+@pytest.mark.usefixtures("waiting")
+def test_batches_have_the_settings_of_the_caller():
     """Autocast, inference mode and the default device reach every batch."""
     seen = []
 
@@ -607,6 +618,40 @@ def test_threads_have_the_settings_of_the_caller():
     del seen[:]
     _recalibrate(model, [x[:4], x[4:]])
     assert seen == [(False, False, torch.device("cpu"))] * 2
+
+
+class OwnAutocast(nn.Module):
+    """Switches for a part of its forward what a thread has once."""
+
+    def __init__(self, switch):
+        super().__init__()
+        self.a, self.b, self.switch = nn.BatchNorm1d(3), nn.BatchNorm1d(3), switch
+
+    def forward(self, x):
+        seen = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        with self.switch():
+            x = self.b(self.a(x).tanh())
+        assert (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")) == seen
+        return x
+
+
+@pytest.mark.parametrize("switch", [torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_a_model_that_switches_autocast_around_its_layers(switch):
+    """Stacks in one thread would see each other's switches; threads do not."""
+    model, data = filled(OwnAutocast(switch)), dense(48).split(16)
+    other = copy.deepcopy(model)
+    done = _recalibrate(model, data)
+    _recalibrate(other, [dense(48)])
+    _close(statistics(model), statistics(other))
+    assert done.notes == [
+        "2 passes over the data: the model changes autocast or the like around its layers, so each batch needs a thread"
+    ]
+    before = everything(model)
+    with pytest.raises(ValueError, match="changes autocast around its layers; got an iterator"):
+        _recalibrate(model, iter(data))
+    assert everything(model) == before
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_options_of_ours_do_not_change():

@@ -148,9 +148,9 @@ class Batches:
 
 
 USED_UP = (
-    "the data must be read more than once, for all batches at once need more memory or threads than allowed, or the "
-    "model keeps values on its modules; got an iterator, which gives its batches once. Pass a list or a DataLoader, "
-    'raise max_memory, or use how="pooled"'
+    "the data must be read more than once, for all batches at once need more memory than is allowed, or the model "
+    "keeps values on its modules or changes autocast around its layers; got an iterator, which gives its batches once. "
+    'Pass a list or a DataLoader, raise max_memory, or use how="pooled"'
 )
 
 

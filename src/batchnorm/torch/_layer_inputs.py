@@ -7,6 +7,7 @@ however it ends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from . import _operands, _positions, _shared
 from ._batches import Batches
@@ -27,6 +27,8 @@ Tensor = torch.Tensor
 Arrived = Callable[[int, Tensor], None]  # number of the layer, moments of its input
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "running_count")  # buffers
+
+_batch_norm: Any = torch.batch_norm  # which torch.nn.functional's calls
 
 _FORWARDS = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
 
@@ -64,15 +66,14 @@ def gather(
 
     with (
         undisturbed(model, norms, batches, training=training),
-        watching(norms, arrived) as mode,
+        watching(norms, arrived),
         torch.no_grad(),
     ):
         for batch in batches:
             number = batch.number
             reached.clear()
             try:
-                with mode:
-                    batch.call()
+                batch.call()
             except Exception as error:
                 raise failure(number, norms, reached, error, batches.who) from error
             done()
@@ -151,12 +152,11 @@ def statistics_of(layer: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def watching(norms: Sequence[Norm], arrived: Arrived) -> Iterator[Any]:
+def watching(norms: Sequence[Norm], arrived: Arrived) -> Iterator[None]:
     """Have every layer hand in the moments of what it is to normalize, just before it does.
 
     Ours do so where they normalize, those with torch.nn's forward where they are called. A class with a forward of its
-    own may do anything to its input first: then it is what reaches PyTorch's batch_norm that counts, and a forward has
-    to run in the mode that is yielded.
+    own may do anything to its input first: then it is what reaches PyTorch's batch_norm that counts.
     """
     others: dict[int, int] = {}
 
@@ -172,8 +172,11 @@ def watching(norms: Sequence[Norm], arrived: Arrived) -> Iterator[Any]:
                 handles.append(norm.layer.register_forward_pre_hook(_theirs(i, take), with_kwargs=True))
             else:
                 others[id(norm.layer.running_mean)] = i
-        yield _Functional(others, take) if others else contextlib.nullcontext()
+        if others:
+            torch.batch_norm = _see(others, take)
+        yield
     finally:
+        torch.batch_norm = _batch_norm
         for handle in handles:
             handle.remove()
         for norm in norms:
@@ -206,18 +209,14 @@ def _theirs(i: int, take: Any) -> Any:
     return hook
 
 
-class _Functional(TorchFunctionMode):
-    """Sees what reaches PyTorch's batch_norm with the statistics of one of some layers."""
+def _see(others: dict[int, int], take: Any) -> Any:
+    """PyTorch's batch_norm that hands in what reaches it with the running mean of one of some layers."""
 
-    def __init__(self, layers: dict[int, int], take: Any) -> None:
-        super().__init__()
-        self.layers, self.take = layers, take
+    @functools.wraps(_batch_norm)
+    def batch_norm(*args: Any, **kwargs: Any) -> Any:
+        mean = args[3] if len(args) > 3 else kwargs.get("running_mean")
+        if (i := others.get(id(mean))) is not None:
+            take(i, args[0] if args else kwargs["input"], None)
+        return _batch_norm(*args, **kwargs)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (nn.functional.batch_norm, torch.batch_norm):
-            place = 1 if func is nn.functional.batch_norm else 3
-            mean = args[place] if len(args) > place else kwargs.get("running_mean")
-            if (i := self.layers.get(id(mean))) is not None:
-                self.take(i, args[0] if args else kwargs["input"], None)
-        return func(*args, **kwargs)
+    return batch_norm

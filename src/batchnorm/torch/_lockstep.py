@@ -19,7 +19,7 @@ from torch import nn
 from . import _shared
 from ._batches import USED_UP, Batch, Batches
 from ._footprint import State, Storages, storages_of
-from ._forwards import END, Run, Settings, current
+from ._forwards import END, Light, NeedsThread, Run, Settings, Threaded, current, is_light
 from ._layer_inputs import failure, watching
 from ._norms import Norm
 
@@ -70,6 +70,8 @@ class _Lockstep:
         self.who = batches.who
         self.state, self.own = State(model), storages_of(model)
         self.settings = Settings(batches.device)
+        self.kind: type[Run] = Light if is_light() else Threaded
+        self.needs_threads = False
         self.settled: set[int] = set()
         self.suspects: set[int] = set()  # settled layers where a batch was left out: it is found there again
         self.keeps_state = False
@@ -86,14 +88,18 @@ class _Lockstep:
 
     def run(self) -> Report:
         try:
-            with watching(self.norms, self._arrived) as self.settings.mode:
+            with watching(self.norms, self._arrived), torch.no_grad():
                 while self._step():
                     pass
         finally:
             self._release()
         notes = []
         if self.passes > 1:
-            why = "the model keeps values on its modules" if self.keeps_state else "memory or threads did not allow one"
+            why = "memory did not allow one"
+            if self.needs_threads:
+                why = "the model changes autocast or the like around its layers, so each batch needs a thread"
+            if self.keeps_state:
+                why = "the model keeps values on its modules"
             notes.append(f"{self.passes} passes over the data: {why}")
         return Report(self.passes, self.bytes, tuple(notes), self.skipped)
 
@@ -120,6 +126,8 @@ class _Lockstep:
     def _go(self, run: Run) -> _Arrival:
         try:
             run.go_on()
+        except NeedsThread:
+            raise
         except Refusal as error:
             raise ValueError(f"{self.who}: {error}") from None
         except Exception as error:
@@ -130,9 +138,13 @@ class _Lockstep:
         """Bring all batches to the next layer, and settle it; False at the end."""
         arrivals: list[_Arrival] | None = []
         if not self.is_over:
-            arrivals = self._go_on() if self.runs else None
-            if arrivals is None:
-                arrivals = self._begin_anew() if self._remaining() else self._look_at_the_rest()
+            try:
+                arrivals = self._go_all()
+            except NeedsThread:
+                self._check_repeatable()
+                self._release()
+                self.kind, self.needs_threads = Threaded, True
+                arrivals = self._go_all()
             arrivals = self._without_nonfinite(arrivals)
             self.is_over = not arrivals
         at = self._common(arrivals or [])
@@ -143,6 +155,13 @@ class _Lockstep:
         at = self.settle(at, whole)
         self.settled.add(at)
         return at != END
+
+    def _go_all(self) -> list[_Arrival]:
+        """All batches go to the next layer, from where they wait or from the start."""
+        arrivals = self._go_on() if self.runs else None
+        if arrivals is None:
+            arrivals = self._begin_anew() if self._remaining() else self._look_at_the_rest()
+        return arrivals
 
     def _go_on(self) -> list[_Arrival] | None:
         """All runs go to their next layer; None where they may not be held there, and have to begin anew."""
@@ -174,7 +193,7 @@ class _Lockstep:
         holds, changed = not self.keeps_state, False
         first: Run | None = None
         for batch in self.batches:
-            run = Run(batch, self.settings, None if first else Storages(self.own))
+            run = self.kind(batch, self.settings, None if first else Storages(self.own))
             self.runs.append(run)
             arrival = self._go(run) if first else self._measured(run)
             if run.has_left:
@@ -216,7 +235,7 @@ class _Lockstep:
     def _look_at_the_rest(self) -> list[_Arrival]:
         """All layers are settled, and no batch is held: let the first go through, for a layer may be called again."""
         assert self.first is not None
-        self.runs = [Run(self.first, self.settings)]
+        self.runs = [self.kind(self.first, self.settings)]
         return [self._go(self.runs[0])]
 
     def _remaining(self) -> int:
@@ -228,7 +247,6 @@ class _Lockstep:
         """Let the first batch go on, and see what it holds."""
         self.memory = run.memory
         assert self.memory is not None
-        self.state.remember()
         self.before, self.memory.peak = self.memory.now, self.memory.now
         return self._go(run)
 
@@ -243,7 +261,8 @@ class _Lockstep:
     def _fits(self, first: Run, samples: int) -> bool:
         """Whether so many samples may be held where the first batch is."""
         need = self._need(first, samples)
-        fits = len(self.runs) == 1 or (need <= self.limits.bytes and len(self.runs) <= self.limits.threads)
+        threads = len(self.runs) if self.kind is Threaded else 1
+        fits = len(self.runs) == 1 or (need <= self.limits.bytes and threads <= self.limits.threads)
         if fits:
             self.bytes = max(self.bytes, need)
         return fits
