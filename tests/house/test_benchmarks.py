@@ -204,6 +204,19 @@ def test_what_pytorch_gets_wrong_is_right_here_and_shown() -> None:
         assert stock > 1000 * ours, row["what"]
 
 
+def test_what_docs_say_of_the_experiments_is_what_their_results_say() -> None:
+    why = part("why")
+    text = why.PAGE.read_text(encoding="utf-8")
+    document = why.told(why.read_results(why.RESULTS), why.ENGLISH)
+    assert why.page(document, text) == text, "run python docs/figures/why.py"
+    for experiment in document["experiments"]:
+        drawn = (FIGURES / f"why_{experiment['name']}.svg").read_text(encoding="utf-8")
+        for panel in experiment["panels"]:
+            assert f">{panel['title']}</text>" in drawn
+            for series in panel["series"]:
+                assert f">{series['name']}</text>" in drawn
+
+
 @pytest.mark.slow
 def test_two_processes_are_verified_and_shown() -> None:
     (line,) = shown("sync", [Problem((5, 4, 3, 5))])["sync"]

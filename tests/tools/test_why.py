@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,14 @@ import torch
 
 from batchnorm.tools.cli import main
 from batchnorm.tools.files import Refused
+from batchnorm.tools.text.language import ENGLISH, LANGUAGES, Words
+from batchnorm.tools.text.lines import cells
 from batchnorm.tools.why import statistics as st
 from batchnorm.tools.why.catalogue import ENTRIES, NAMES, experiment
 from batchnorm.tools.why.data import Data, load
 from batchnorm.tools.why.experiment import Run, Runs, Summary
+from batchnorm.tools.why.report import found, read
+from batchnorm.tools.why.sentences import Sentence, told
 from batchnorm.tools.why.workers import Task, do
 
 Capture = pytest.CaptureFixture[str]
@@ -55,8 +61,8 @@ def test_the_same_bits_on_a_second_run_and_for_any_number_of_jobs(capsys: Captur
     assert Path("1.json").read_bytes() == Path("2.json").read_bytes()
     assert Path("1.html").read_bytes() == Path("2.html").read_bytes()
     out = capsys.readouterr().out
-    assert "Results in 2.json, the report in 2.html." in out
-    assert "A quick run" in out
+    assert "The command wrote 2.json and 2.html." in out
+    assert "This was a quick run" in out
     assert listing() == ["1.html", "1.json", "2.html", "2.json"]
 
 
@@ -227,7 +233,7 @@ def small(batch: float, group: float, variants: float = 70.0) -> Maker:
 
 
 def smoother(with_: float, without: float) -> Maker:
-    return by_net({"with": smooth(with_), "without": smooth(without)})
+    return by_net({"with": smooth(with_) | {"accuracy": 90}, "without": smooth(without) | {"accuracy": 90}})
 
 
 def after_noise(accuracy: float, shift: float) -> Maker:
@@ -237,42 +243,41 @@ def after_noise(accuracy: float, shift: float) -> Maker:
 
 
 CASES: list[tuple[str, Maker, str, list[str]]] = [
-    ("faster", faster([10, 95, 97], [10, 20, 92]), st.CONFIRMS, ["with, 20 steps without: faster", ": higher"]),
-    ("faster", faster([10, 20, 92], [10, 95, 97]), st.CONTRADICTS, [": slower", ": lower"]),
-    ("faster", faster([10, 95, 97], [10, 95, 97]), st.TIE, [": no clear difference; after"]),
-    ("faster", faster([10, 95, 97], [10, 95, 92]), st.PARTLY, [": no clear difference; after", ": higher"]),
-    ("faster", faster([10, 95, 97], [10, 20, 30]), st.CONFIRMS, ["no number of steps without: faster"]),
-    ("learning-rates", rates(10, 0.1), st.CONFIRMS, ["a rate of 10 with, 0.1 without: larger rates"]),
-    ("learning-rates", rates(0.1, 10), st.CONTRADICTS, ["a rate of 0.1 with, 10 without: smaller rates"]),
-    ("learning-rates", rates(1, 1), st.TIE, ["a rate of 1 with, 1 without: no clear difference"]),
-    ("smoother-loss", smoother(1, 9), st.CONFIRMS, [": smoother"]),
-    ("smoother-loss", smoother(9, 1), st.CONTRADICTS, [": rougher"]),
-    ("smoother-loss", smoother(1, 1), st.TIE, [": no clear difference"]),
-    ("noise", after_noise(96, 9), st.CONFIRMS,
-     [": less steady", ": the gain stays"]),
-    ("noise", after_noise(80, 1), st.CONTRADICTS,
-     [": steadier", ": the gain is gone"]),
-    ("noise", after_noise(90, 4), st.TIE,
-     [": no clear difference; right"]),
-    ("scale", scale(2, 60), st.CONFIRMS, ["within 1e-09", ": matters less"]),
-    ("scale", scale(60, 2), st.PARTLY, [": matters more"]),
-    ("scale", scale(60, 2, error=0.1), st.CONTRADICTS, ["within 1e-01", ": matters more"]),
-    ("scale", scale(5, 5, error=0.1), st.CONTRADICTS, [": no clear difference; of the inputs"]),
-    ("small-batches", small(50, 80),
-     st.CONFIRMS, ["group norm is better", "group norm is clearly better at 1, 4, 32, batch norm at none"]),
-    ("small-batches", small(80, 50),
-     st.CONTRADICTS, ["batch norm is better", "group norm is clearly better at none, batch norm at 1, 4, 32"]),
-    ("small-batches", small(80, 80),
-     st.TIE, [": no clear difference"]),
-    ("running-statistics", running(1), st.CONFIRMS, ["recalibrating helps"]),
-    ("running-statistics", running(-1), st.CONTRADICTS, ["recalibrating hurts"]),
-    ("running-statistics", running(0), st.TIE, [": no clear difference"]),
-    ("shifted-test", shifted(20), st.CONFIRMS, ["clearly better for 4 of 4, worse for 0"]),
-    ("shifted-test", shifted(-20), st.CONTRADICTS, ["clearly better for 0 of 4, worse for 4"]),
-    ("shifted-test", shifted(0), st.TIE, ["clearly better for 0 of 4, worse for 0"]),
-    ("padding", padding(90, 60), st.CONFIRMS, ["the mask helps"]),
-    ("padding", padding(60, 90), st.PARTLY, ["the mask hurts"]),
-    ("padding", padding(60, 90, moved=0.0), st.CONTRADICTS, ["the mask hurts"]),
+    ("faster", faster([10, 95, 97], [10, 20, 92]), st.CONFIRMS,
+     ["right after 10 steps, and without it after 20 steps.", "At the end, after 100 steps, it had 97.1"]),
+    ("faster", faster([10, 20, 92], [10, 95, 97]), st.CONTRADICTS, ["after 20 steps, and without it after 10 st"]),
+    ("faster", faster([10, 95, 97], [10, 95, 97]), st.TIE, ["after 10 steps. The seeds do not agree on this"]),
+    ("faster", faster([10, 95, 97], [10, 95, 92]), st.PARTLY, ["steps. The seeds do not", "92.1 % (92.0–92.2) w"]),
+    ("faster", faster([10, 95, 97], [10, 20, 30]), st.CONFIRMS, ["and without it in none of its 100 steps. At"]),
+    ("learning-rates", rates(10, 0.1), st.CONFIRMS, ["was 10 with batch norm. Without it, the largest was 0.1."]),
+    ("learning-rates", rates(0.1, 10), st.CONTRADICTS, ["was 0.1 with batch norm. Without it, the largest was 10."]),
+    ("learning-rates", rates(1, 1), st.TIE, ["the largest was 1. The seeds do not agree"]),
+    ("learning-rates", rates(1, 0), st.CONFIRMS, ["the largest was none."]),
+    ("smoother-loss", smoother(1, 9), st.CONFIRMS, ["ranged over 1.10 (1.00–1.20) with batch norm, and over 9.10"]),
+    ("smoother-loss", smoother(9, 1), st.CONTRADICTS, ["ranged over 9.10"]),
+    ("smoother-loss", smoother(1, 1), st.TIE, ["The seeds do not agree"]),
+    ("noise", after_noise(96, 9), st.CONFIRMS, ["moved by 9.10 (9.00–9.20) standard dev", "with the noise, and 90.1"]),
+    ("noise", after_noise(80, 1), st.CONTRADICTS, ["moved by 1.10", "had 80.1"]),
+    ("noise", after_noise(90, 4), st.TIE, ["4.10 (4.00–4.20). The seeds do not agree"]),
+    ("scale", scale(2, 60), st.CONFIRMS, ["equal within 1e-09", "cost 1.9 (1.8–2.0) points of accuracy with"]),
+    ("scale", scale(60, 2), st.PARTLY, ["cost 59.9"]),
+    ("scale", scale(60, 2, error=0.1), st.CONTRADICTS, ["within 1e-01"]),
+    ("scale", scale(5, 5, error=0.1), st.CONTRADICTS, ["points without it. The seeds do not agree"]),
+    ("small-batches", small(50, 80), st.CONFIRMS,
+     ["had 50.1 % (50.0–50.2) right with batch norm, 80.1", "at 1, 4 and 32, and batch norm was clearly better at no"]),
+    ("small-batches", small(80, 50), st.CONTRADICTS, ["at none, and batch norm was clearly better at 1, 4 and 32."]),
+    ("small-batches", small(80, 80), st.TIE, ["frozen. The seeds do not agree"]),
+    ("running-statistics", running(1), st.CONFIRMS, ["running statistics, and 81.5"]),
+    ("running-statistics", running(-1), st.CONTRADICTS, ["running statistics, and 79.5"]),
+    ("running-statistics", running(0), st.TIE, ["The seeds do not agree"]),
+    ("shifted-test", shifted(20), st.CONFIRMS,
+     ["“negative”, the network had 50.1", "better for 4 of 4 shifts, and clearly worse for 0"]),
+    ("shifted-test", shifted(-20), st.CONTRADICTS, ["better for 0 of 4 shifts, and clearly worse for 4"]),
+    ("shifted-test", shifted(0), st.TIE,
+     ["better for 0 of 4 shifts, and clearly worse for 0", "The seeds do not agree"]),
+    ("padding", padding(90, 60), st.CONFIRMS, ["padded to another length, the network had 90.1", "60.1"]),
+    ("padding", padding(60, 90), st.PARTLY, ["padded to another length, the network had 60.1"]),
+    ("padding", padding(60, 90, moved=0.0), st.CONTRADICTS, ["padded to another length, the network had 60.1"]),
 ]  # fmt: skip
 
 
@@ -282,31 +287,81 @@ def summary_of(name: str, numbers: Maker, seeds: int = 3) -> Summary:
     return experiment(name).summarize(Runs(runs))
 
 
+def text_of(sentences: list[Sentence], language: str = "en") -> str:
+    """What a report says."""
+    words = Words(language)
+    return words.sentences(told(sentences, words))
+
+
 @pytest.mark.parametrize(("name", "numbers", "verdict", "parts"), CASES, ids=lambda value: str(value)[:24])
 def test_the_finding_follows_the_numbers(name: str, numbers: Maker, verdict: str, parts: list[str]) -> None:
     summary = summary_of(name, numbers)
     assert summary.verdict == verdict
     for part in parts:
-        assert part in summary.finding
-    assert "3 seeds" in summary.finding
-    assert "\n" not in summary.finding
-    assert len(summary.reading) == 2
-    assert all(sentence.endswith(".") for sentence in summary.reading)
+        assert part in text_of(summary.finding)
+    for sentence in (*summary.finding, *summary.reading):
+        english, chinese = text_of([sentence]), text_of([sentence], "zh")
+        assert re.fullmatch(r"[A-Z].*\.", english), english
+        assert chinese.endswith("。"), chinese
+        assert "{" not in english + chinese
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_figures_speak_both_languages(name: str, seeds: int) -> None:
+    for numbers in (numbers for other, numbers, *_ in CASES if other == name):
+        for panel in summary_of(name, numbers, seeds).panels:
+            for words in map(Words, LANGUAGES):
+                assert "say" not in str(told(asdict(panel), words))
+            chinese = told([panel.title, panel.x_label, *(s.name for s in panel.series)], Words("zh"))
+            assert all(re.search(r"[\u4e00-\u9fff]", text) for text in chinese)
 
 
 @pytest.mark.parametrize(
     ("variants", "said"),
-    [
-        (90, ("it helped", "ghosts are better")),
-        (50, ("it made it worse", "ghosts are worse")),
-        (70, ("no clear difference", "no clear difference")),
-    ],
+    [(90, "That is clearly better."), (50, "That is clearly worse."), (70, "That is no clear difference.")],
 )
-def test_what_is_said_of_the_variants_follows_the_numbers(variants: float, said: tuple[str, str]) -> None:
-    seen = summary_of("small-batches", small(70, 70, variants)).reading[0]
-    renorm, ghosts = seen.split("Of the variants, ")[1].split("; ghosts")
-    assert said[0] in renorm
-    assert said[1] in f"ghosts{ghosts}"
+def test_what_is_said_of_the_variants_follows_the_numbers(variants: float, said: str) -> None:
+    seen = text_of(summary_of("small-batches", small(70, 70, variants)).reading)
+    for sentence in (
+        "batch renormalization had {0} right. {1} With",
+        "ghosts of 4, and 70.1 % (70.0–70.2) with the whole batch. {1} What",
+    ):
+        number = f"{variants + 0.1:.1f} % ({variants:.1f}–{variants + 0.2:.1f})"
+        assert sentence.format(number, said) in seen
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "who", "right"),
+    [
+        ("faster", faster([10, 95, 97], [10, 9, 9]), "without batch norm", "9.1 % (9.0–9.2)"),
+        ("learning-rates", rates(10, 0), "without batch norm", "0.0 %"),
+        ("noise", by_net({n: {"accuracy": [a, a], "shift": [1, 1]} for n, a in
+                          {"with": 97, "with, then noise": 96, "without": 12}.items()}), "without batch norm", "12.1"),
+        ("small-batches", small(15, 80), "with batch norm", "15.1"),
+        ("small-batches", small(80, 15), "with group norm", "15.1"),
+        ("padding", padding(90, 11), "without a mask", "11.1"),
+    ],
+)  # fmt: skip
+def test_nothing_is_compared_with_a_network_that_learned_nothing_without_a_word(
+    name: str, numbers: Maker, who: str, right: str
+) -> None:
+    finding = text_of(summary_of(name, numbers).finding)
+    assert f"Beware: the network {who} learned next to nothing. It had {right}" in finding
+    assert "guessing has 10 %" in finding
+    for other, fine, *_ in CASES[:1] + CASES[9:10]:
+        assert "Beware" not in text_of(summary_of(other, fine).finding)
+
+
+def test_a_repair_that_only_guesses_is_none() -> None:
+    def numbers(s: dict[str, Any], jitter: float) -> dict[str, Any]:
+        of = shifted(1)(s, jitter)["accuracy"]
+        low = {net: value - 42 for net, value in of["negative"].items()}
+        return {"accuracy": of | {"negative": low}}
+
+    finding = text_of(summary_of("shifted-test", numbers).finding)
+    assert "and 9.1 % (9.0–9.2) with new ones. That is no better than guessing, which has 10 %" in finding
+    assert finding.count("guessing") == 1
 
 
 def test_there_are_synthetic_numbers_for_every_experiment() -> None:
@@ -318,18 +373,32 @@ def test_there_are_synthetic_numbers_for_every_experiment() -> None:
 def test_one_seed_is_no_evidence() -> None:
     summary = summary_of("learning-rates", rates(10, 0.1), seeds=1)
     assert summary.verdict == st.ONE_SEED
-    assert "one seed, so no judgement" in summary.finding
+    assert "do not agree" not in text_of(summary.finding)
+    for quick in (False, True):
+        said = {"verdict": summary.verdict, "finding": summary.finding}
+        assert found(said, {"quick": quick}, ENGLISH).endswith("One seed allows no judgement.")
+
+
+@pytest.mark.parametrize("verdict", [st.CONFIRMS, st.PARTLY, st.CONTRADICTS, st.TIE])
+def test_a_quick_run_only_suggests(verdict: str) -> None:
+    said = {"verdict": verdict, "finding": [], "reading": []}
+    whole, quick = (found(said, {"quick": quick}, ENGLISH) for quick in (False, True))
+    assert "suggest" not in whole
+    assert quick.startswith("This suggests ")
+    assert "confirm" not in quick
+    assert "contradict" not in quick
+    assert read(said, {"quick": True}, ENGLISH) == "If a full run agrees, this is how to read it:"
 
 
 def test_a_network_that_diverged_everywhere_is_reported() -> None:
     nothing = {name: [None, None] for name in ("loss_range", "gradient_change", "relative_change")}
 
     def numbers(s: dict[str, Any], jitter: float) -> dict[str, Any]:
-        return {"steps": [10, 20], **(smooth(1 + jitter) if s["net"] == "with" else nothing)}
+        return {"steps": [10, 20], "accuracy": 90.0, **(smooth(1 + jitter) if s["net"] == "with" else nothing)}
 
     summary = summary_of("smoother-loss", numbers)
     assert summary.verdict == st.CONFIRMS
-    assert "∞ without: smoother" in summary.finding
+    assert "over ∞ without it" in text_of(summary.finding)
     assert summary.panels[0].series[1].mean == [None, None]
 
 
@@ -353,6 +422,77 @@ def test_spreads_in_words() -> None:
     assert st.spread([2.0, 2.0]).text(0) == "2"
     assert st.number(1.5e-7) == "1.5e-7"
     assert st.number(0.0) == "0.0"
+
+
+# Files that nobody named
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, answer: str | None, *options: str) -> str:
+    """Draw saved results, on a terminal where there is an answer; what is printed."""
+    Path("saved").mkdir(exist_ok=True)
+    summary = summary_of("learning-rates", rates(10, 0.1))
+    entry = ENTRIES[1]
+    one = {"name": entry.name, "title": entry.title, "question": entry.question, "paper": asdict(entry.paper),
+           **asdict(summary), "settings": {}, "runs": []}  # fmt: skip
+    document = {"format": "batchnorm why", "version": 2, "versions": {"batchnorm": "1"}, "quick": False,
+                "data": {"name": "digits", "image": [8, 8], "train": 1, "test": 1}, "seeds": [0, 1, 2],
+                "experiments": [one]}  # fmt: skip
+    Path("saved/all.json").write_text(json.dumps(document), encoding="utf-8")
+    out = io.StringIO() if answer is None else Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stdin", io.StringIO() if answer is None else Terminal(answer))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["why", "--from", "saved/all.json", *options]) == 0
+    return out.getvalue()
+
+
+def test_no_file_is_written_that_was_not_named_nor_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = "Do you want the report with figures in why.html? [y/N]"
+    out = drawn(monkeypatch, None)
+    assert question not in out
+    assert "No file was written." in out
+    assert "with --html why.html." in " ".join(out.split())
+    for answer in ("n\n", "\n", ""):
+        out = drawn(monkeypatch, answer)
+        assert question in out
+        assert "No file was written." in out
+        assert listing() == ["saved"]
+    for answer, options in (("y\n", ()), ("Yes\n", ()), ("", ("--html", "other.html"))):
+        assert "The command wrote " in drawn(monkeypatch, answer, *options)
+    assert listing() == ["other.html", "saved", "why.html"]
+    assert "why.html exists already; a yes replaces it." in drawn(monkeypatch, "n\n")
+
+
+def test_a_whole_run_asks_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ran(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchnorm.tools.why.study.do", ran)
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["why", "noise", "--quick"]) == 130
+    assert out.getvalue() == "Do you want the report with figures in why.html, and all numbers in why.json? [y/N] "
+    assert listing() == []
+
+
+def test_the_report_speaks_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = drawn(monkeypatch, None, "--lang", "zh", "--html", "zh.html")
+    assert "网络能答对 90 % 的最大学习率，有批归一化时是 10" in out
+    assert "这证实了论文的说法。" in "".join(out.split())
+    page = Path("zh.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page
+    assert "更大的学习率" in page
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+    assert drawn(monkeypatch, None, "--html", "zh.html") == out
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(cells, drawn(monkeypatch, None).splitlines())) <= 60
 
 
 # The data
@@ -400,7 +540,9 @@ def test_mnist_is_read_raw_and_gzipped() -> None:
 
 def test_why_runs_on_mnist(capsys: Capture) -> None:
     folder = mnist()
-    assert main(["why", "smoother-loss", "--quick", "--jobs", "1", "--data", f"mnist:{folder}"]) == 0
+    command = ["why", "smoother-loss", "--quick", "--jobs", "1", "--data", f"mnist:{folder}"]
+    assert main([*command, "--json", "why.json"]) == 0
+    assert "on the data set mnist" in capsys.readouterr().out
     assert json.loads(Path("why.json").read_text())["data"] == {
         "name": "mnist",
         "image": [8, 8],
@@ -472,6 +614,7 @@ def refused(argv: list[str], parts: list[str], capsys: Capture, monkeypatch: pyt
         (["--json", "nowhere/x.json"], ["does not exist", "Create it first"]),
         (["--html", "folder"], ["folder is a directory"]),
         (["--html", "a", "--json", "a"], ["cannot both be"]),
+        (["--from", "text.json", "--html", "folder"], ["folder is a directory"]),
         (["--from", "missing.json"], ["missing.json cannot be read"]),
         (["--from", "text.json"], ["is not JSON"]),
         (["--from", "other.json"], ['"format" must be "batchnorm why"']),
@@ -486,17 +629,24 @@ def test_refusals(argv: list[str], parts: list[str], capsys: Capture, monkeypatc
     Path("text.json").write_text("{")
     Path("other.json").write_text("[]")
     Path("newer.json").write_text('{"format": "batchnorm why", "version": 99}')
-    Path("damaged.json").write_text('{"format": "batchnorm why", "version": 1}')
+    Path("damaged.json").write_text('{"format": "batchnorm why", "version": 2}')
     refused(argv, parts, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("package", "name"),
-    [("torch", "PyTorch"), ("sklearn", "scikit-learn"), ("matplotlib", "matplotlib"), ("rich", "rich")],
+    ("package", "name", "distribution"),
+    [
+        ("torch", "PyTorch", "torch"),
+        ("sklearn", "scikit-learn", "scikit-learn"),
+        ("matplotlib", "matplotlib", "matplotlib"),
+        ("rich", "rich", "rich"),
+    ],
 )
-def test_what_is_missing_is_named(package: str, name: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(
+    package: str, name: str, distribution: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    refused([], [f"needs {name}", 'pip install "batchnorm[why]"'], capsys, monkeypatch)
+    refused([], [f"needs {name}", f"pip install {distribution}"], capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("option", ["--seeds", "--jobs"])

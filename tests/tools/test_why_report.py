@@ -15,8 +15,10 @@ from chromium import Watched
 from playwright.sync_api import Browser
 
 from batchnorm.tools.cli import main
+from batchnorm.tools.text.language import ENGLISH
 from batchnorm.tools.why import figures, report, study
 from batchnorm.tools.why.catalogue import ENTRIES, NAMES
+from batchnorm.tools.why.sentences import told
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +83,7 @@ def page(results: Path) -> Strict:
 
 def test_the_report_is_drawn_from_the_json(results: Path, document: dict[str, Any], tmp_path: Path) -> None:
     page = (results / "why.html").read_text(encoding="utf-8")
-    assert report.html(document) == page
+    assert report.html(document, ENGLISH) == page
     assert main(["why", "--from", str(results / "why.json"), "--html", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
@@ -101,8 +103,9 @@ def test_findings_are_printed_one_a_paragraph(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     said = " ".join(out.split())
+    assert said.startswith("Each experiment ran with 2 seeds on the data set digits.")
     for e in document["experiments"]:
-        assert f"{e['name']} {e['verdict']}. {e['finding']}." in said
+        assert f"{e['name']} {report.found(e, document, ENGLISH)}" in said
 
 
 def test_every_figure_shows_the_numbers_of_the_json(document: dict[str, Any], page: Strict) -> None:
@@ -110,7 +113,7 @@ def test_every_figure_shows_the_numbers_of_the_json(document: dict[str, Any], pa
     assert len(page.images) == len(panels)
     for image, panel in zip(page.images, panels, strict=True):
         text = base64.b64decode(str(image["src"]).removeprefix("data:image/svg+xml;base64,")).decode()
-        assert text == figures.svg([panel])
+        assert text == figures.svg([told(panel, ENGLISH)])
         ElementTree.fromstring(text)
         for series in panel["series"]:
             assert len(series["x"]) == len(series["mean"]) == len(series["low"]) == len(series["high"])
@@ -118,8 +121,8 @@ def test_every_figure_shows_the_numbers_of_the_json(document: dict[str, Any], pa
                 assert (mean is None) == (low is None) == (high is None)
                 assert mean is None or low <= mean + 1e-12
                 assert mean is None or mean <= high + 1e-12
-            assert f">{series['name']}</text>" in text  # the legend
-        assert panel["title"] in str(image["alt"])
+            assert f">{told(series['name'], ENGLISH)}</text>" in text  # the legend
+        assert told(panel["title"], ENGLISH) in str(image["alt"])
 
 
 def test_curves_are_means_and_ranges_of_the_runs(document: dict[str, Any]) -> None:
@@ -127,7 +130,7 @@ def test_curves_are_means_and_ranges_of_the_runs(document: dict[str, Any]) -> No
     rates = next(e for e in document["experiments"] if e["name"] == "learning-rates")
     for series in rates["panels"][0]["series"]:
         for i, rate in enumerate(series["x"]):
-            setting = {"net": series["name"], "rate": rate}
+            setting = {"net": series["style"], "rate": rate}
             each = [run["numbers"]["accuracy"] for run in rates["runs"] if run["setting"] == setting]
             assert len(each) == len(document["seeds"])
             assert series["mean"][i] == pytest.approx(sum(each) / len(each))
@@ -149,9 +152,10 @@ def test_drawn_points_stand_where_the_numbers_are() -> None:
 def test_the_page_says_everything(document: dict[str, Any], page: Strict) -> None:
     text = " ".join("".join(page.text).split())
     assert page.ids == list(NAMES)
-    assert "A quick run:" in text
+    assert "This was a quick run" in text
     for entry, e in zip(ENTRIES, document["experiments"], strict=True):
-        for said in (entry.title, entry.question, entry.paper.title, e["finding"], *e["reading"]):
+        told_ones = told([entry.title, entry.question, *e["finding"], *e["reading"]], ENGLISH)
+        for said in (*told_ones, entry.paper.title):
             assert " ".join(said.split()) in text
         assert f"https://arxiv.org/abs/{entry.paper.arxiv}" in page.links
     assert set(page.links) == {f"#{name}" for name in NAMES} | {
@@ -161,9 +165,9 @@ def test_the_page_says_everything(document: dict[str, Any], page: Strict) -> Non
 
 def test_text_is_escaped(document: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(document))
-    changed["experiments"][0]["finding"] = "<script>alert(1)</script> & more"
+    changed["experiments"][0]["finding"] = ["<script>alert(1)</script> & more"]
     changed["experiments"][0]["panels"][0]["series"][0]["name"] = '"><b>'
-    page = report.html(changed)
+    page = report.html(changed, ENGLISH)
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
     assert '"><b>' not in page

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from ..files import Refused
+from .sentences import Sentence, say
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -29,9 +30,17 @@ class Entry:
     """An experiment. Its module in ``why.experiments`` has its name, with underscores."""
 
     name: str
-    title: str
-    question: str
     paper: Paper
+
+    @property
+    def title(self) -> Sentence:
+        """What it is about, in a few words."""
+        return say(f"{self.name}.title")
+
+    @property
+    def question(self) -> Sentence:
+        """What it asks."""
+        return say(f"{self.name}.question")
 
 
 IOFFE = Paper(
@@ -65,20 +74,15 @@ LAURENT = Paper(
 )
 
 ENTRIES = (
-    Entry("faster", "Faster and higher", "Does a network with it learn in fewer steps, and end higher?", IOFFE),
-    Entry("learning-rates", "Larger learning rates", "Does it allow larger learning rates?", BJORCK),
-    Entry("smoother-loss", "A smoother loss", "Is the loss along the gradient smoother with it?", SANTURKAR),
-    Entry("noise", "Noise after it", "Is it a steadier distribution that helps? Noise takes that away.", SANTURKAR),
-    Entry("scale", "What it makes irrelevant", "Do the scales of weights and inputs stop mattering?", IOFFE),
-    Entry("small-batches", "Small batches", "Where do batches become too small for it?", WU_HE),
-    Entry(
-        "running-statistics",
-        "Training or running statistics",
-        "Do the running statistics stand for those it was trained with?",
-        WU_JOHNSON,
-    ),
-    Entry("shifted-test", "Other data than in training", "Do new statistics repair a shifted test set?", SCHNEIDER),
-    Entry("padding", "Padding", "Does padding without a mask spoil the statistics?", LAURENT),
+    Entry("faster", IOFFE),
+    Entry("learning-rates", BJORCK),
+    Entry("smoother-loss", SANTURKAR),
+    Entry("noise", SANTURKAR),
+    Entry("scale", IOFFE),
+    Entry("small-batches", WU_HE),
+    Entry("running-statistics", WU_JOHNSON),
+    Entry("shifted-test", SCHNEIDER),
+    Entry("padding", LAURENT),
 )
 NAMES = tuple(entry.name for entry in ENTRIES)
 

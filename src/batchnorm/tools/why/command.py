@@ -10,11 +10,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..text.language import add_language
+
 if TYPE_CHECKING:
+    from ..text.language import Words
+    from ..text.lines import Line
+    from .catalogue import Entry
     from .study import Document
 
 SEEDS, QUICK_SEEDS = 5, 2
-PACKAGES = {"torch": "PyTorch", "sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
+#: What is needed: as people call it, and as pip does.
+PACKAGES = {
+    "torch": ("PyTorch", "torch"),
+    "sklearn": ("scikit-learn", "scikit-learn"),
+    "matplotlib": ("matplotlib", "matplotlib"),
+    "rich": ("rich", "rich"),
+}
+#: Where the report and the numbers go if nobody names another place.
+PAGE, NUMBERS = Path("why.html"), Path("why.json")
+NARROW = 72  # columns of a terminal
+YES = ("y", "yes", "是", "好")
 
 
 def add_why(commands: Any) -> None:
@@ -23,8 +38,9 @@ def add_why(commands: Any) -> None:
         "why",
         help="run experiments that show what batch normalization is good for",
         description="Train small networks with and without batch normalization on real data, and report what came out, "
-        "for the papers' claims and against them: a finding a line here, figures and readings in an HTML page, all "
-        "numbers as JSON. Takes two to three minutes on two cores; a second run gives the same bits.",
+        "for the papers' claims and against them. What came out is printed; a page with figures, and all numbers as "
+        "JSON, are written if you name the files or say yes. Takes two to three minutes on two cores; a second run "
+        "gives the same bits.",
     )
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="which to run, see --list; default all")
     parser.add_argument("--list", action="store_true", help="list the experiments and their papers, and run nothing")
@@ -42,15 +58,12 @@ def add_why(commands: Any) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer steps, settings and seeds: a try, not evidence")
     parser.add_argument("--jobs", type=_positive, metavar="N", help="processes; default the processors there are")
-    parser.add_argument(
-        "--html", type=Path, default=Path("why.html"), metavar="FILE", help="the report; default why.html"
-    )
-    parser.add_argument(
-        "--json", type=Path, default=Path("why.json"), metavar="FILE", help="the results; default why.json"
-    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument(
         "--from", type=Path, dest="saved", metavar="FILE", help="draw the report of these results, and run nothing"
     )
+    add_language(parser)
     parser.set_defaults(run=run_why)
 
 
@@ -62,19 +75,27 @@ def _positive(text: str) -> int:
 
 def run_why(options: argparse.Namespace) -> None:
     """Do what the options say."""
+    from ..text.language import Words, language_of
     from .catalogue import chosen
 
+    words = Words(language_of(options.lang))
     entries = chosen(options.experiments)
     if options.list:
-        _print([(entry.name, f"{entry.question} {entry.paper.authors} {entry.paper.year}, arXiv:{entry.paper.arxiv}")
-                for entry in entries])  # fmt: skip
+        _print([(entry.name, _listed(entry, words)) for entry in entries])
     elif options.saved is not None:
-        _draw_saved(options)
+        _draw_saved(options, words)
     else:
-        _run(options)
+        _run(options, words)
 
 
-def _draw_saved(options: argparse.Namespace) -> None:
+def _listed(entry: Entry, words: Words) -> str:
+    from .sentences import told
+
+    paper = f"{entry.paper.authors} {entry.paper.year}, arXiv:{entry.paper.arxiv}"
+    return words.sentences([told(entry.question, words), paper + "."])
+
+
+def _draw_saved(options: argparse.Namespace, words: Words) -> None:
     from ..files import Refused
     from ..files.atomic import check_output
 
@@ -83,23 +104,29 @@ def _draw_saved(options: argparse.Namespace) -> None:
     _need("matplotlib")
     from .study import read
 
-    _distinct(check_output(options.html), options.saved.resolve())
+    if options.html is not None:
+        _distinct(check_output(options.html), options.saved.resolve())
     document = read(options.saved)
     try:
-        page = _page(document)
+        page = _page(document, words)
+        findings = _findings(document, words)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise Refused(f"{options.saved} is damaged: {error!r}. Run batchnorm why again.") from error
-    _write({options.html: page})
-    _print_findings(document)
+    html = options.html or _asked(words("why.ask_page", html=PAGE), [PAGE], words)
+    _show(document, findings, words)
+    _tell(_write({html: page} if html else {}), words("why.unasked_page", options=f"--html {PAGE}"), words)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, words: Words) -> None:
     from ..files.atomic import check_output
     from ..files.progress import progress_on
     from .catalogue import chosen
 
     _need("torch", "matplotlib", "rich", *(["sklearn"] if options.data == "digits" else []))
-    _distinct(check_output(options.html), check_output(options.json))
+    if options.html is not None and options.json is not None:
+        _distinct(check_output(options.html), check_output(options.json))
+    for path in filter(None, (options.html, options.json)):
+        check_output(path)
     from .data import load
     from .study import Request, study, written
     from .workers import available
@@ -111,22 +138,56 @@ def _run(options: argparse.Namespace) -> None:
         quick=options.quick,
         jobs=options.jobs or available(),
     )
+    html, json = options.html, options.json
+    if html is None and json is None and _asked(words("why.ask", html=PAGE, json=NUMBERS), [PAGE, NUMBERS], words):
+        html, json = PAGE, NUMBERS
     with progress_on(sys.stderr) as progress:
         document = study(request, progress)
-    _write({options.json: written(document), options.html: _page(document)})
-    _print_findings(document)
-    print(f"\nResults in {options.json}, the report in {options.html}.")
+    texts = {json: written(document)} if json else {}
+    done = _write(texts | ({html: _page(document, words)} if html else {}))
+    _show(document, _findings(document, words), words)
+    _tell(done, words("why.unasked", options=f"--html {PAGE} --json {NUMBERS}"), words)
+
+
+def _asked(question: str, files: list[Path], words: Words) -> Path | None:
+    """Ask on a terminal whether to write files that nobody named; the first of them if yes."""
+    from ..files.atomic import check_output
+    from ..text.terminal import writable
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return None
+    if there := tuple(str(path) for path in files if path.exists()):
+        print(writable(words("why.replaces", files=there), sys.stdout))
+    try:
+        answer = input(writable(question, sys.stdout))
+    except EOFError:
+        return None
+    if answer.strip().lower() not in YES:
+        return None
+    for path in files:
+        check_output(path)
+    return files[0]
+
+
+def _tell(written: list[Path], otherwise: str, words: Words) -> None:
+    """Say which files were written, or else how to have them."""
+    from ..text.lines import EMPTY, paragraph
+    from ..text.terminal import columns_of, show
+
+    names = tuple(map(str, written))
+    text = words("why.wrote", files=names) if names else otherwise
+    show([EMPTY, *paragraph(text, columns_of(sys.stdout), first=EMPTY)], sys.stdout)
 
 
 def _need(*names: str) -> None:
     """Refuse to begin where a package is missing."""
     from ..files import Refused
 
-    missing = [PACKAGES[name] for name in names if find_spec(name) is None]
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise Refused(
-            f"batchnorm why needs {', '.join(missing)}, which is not installed. Install what it needs with: "
-            'pip install "batchnorm[why]".'
+            f"batchnorm why needs {', '.join(PACKAGES[name][0] for name in missing)}, which is not installed. Install "
+            f"it with: pip install {' '.join(PACKAGES[name][1] for name in missing)}"
         )
 
 
@@ -137,33 +198,52 @@ def _distinct(one: Path, other: Path) -> None:
         raise Refused(f"The report and the results cannot both be {one}. Name another file with --html or --json.")
 
 
-def _page(document: Document) -> str:
+def _page(document: Document, words: Words) -> str:
     from .report import html
 
-    return html(document)
+    return html(document, words)
 
 
-def _write(texts: dict[Path, str]) -> None:
+def _write(texts: dict[Path, str]) -> list[Path]:
     """Write all files, or none of them."""
     from ..files.atomic import replacing
 
     with ExitStack() as files:
         for path, text in texts.items():
             files.enter_context(replacing(path)).write_text(text, encoding="utf-8")
+    return list(texts)
 
 
-def _print_findings(document: Document) -> None:
-    if document["quick"]:
-        print("A quick run, with fewer steps, settings and seeds: a try, not evidence.\n")
-    _print([(e["name"], f"{e['verdict']}. {e['finding']}.") for e in document["experiments"]])
+def _findings(document: Document, words: Words) -> list[tuple[str, str]]:
+    from .report import found
+
+    return [(experiment["name"], found(experiment, document, words)) for experiment in document["experiments"]]
 
 
-def _print(entries: Sequence[tuple[str, str]]) -> None:
-    """Print names and, beside them, what is said of each."""
-    from ..text.lines import fit, line, paragraph, printable
+def _show(document: Document, findings: list[tuple[str, str]], words: Words) -> None:
+    """Print what came out, and before it what its numbers are."""
+    from ..text.lines import EMPTY, paragraph
+    from ..text.terminal import columns_of
+    from .sentences import told
+    from .statistics import count
+
+    head = [words("why.ran", name=document["data"]["name"], seeds=told(count(document["seeds"]), words))]
+    head += [words("why.numbers")] if len(document["seeds"]) > 1 else []
+    head += [words("why.quick")] if document["quick"] else []
+    _print(findings, paragraph(words.sentences(head), columns_of(sys.stdout), first=EMPTY))
+
+
+def _print(entries: Sequence[tuple[str, str]], head: Sequence[Line] = ()) -> None:
+    """Print names and what is said of each: beside the name, or below it where there is little room."""
+    from ..text.lines import EMPTY, INDENT, fit, line, paragraph, printable
     from ..text.terminal import columns_of, show
 
     columns, margin = columns_of(sys.stdout), max(len(name) for name, _ in entries) + 2
+    lines: list[Line] = [*head, EMPTY] if head else []
     for name, text in entries:
-        first = line((fit(printable(name), margin), "heading"))
-        show(paragraph(printable(text), columns, first=first), sys.stdout)
+        if columns < NARROW:
+            lines += [line((printable(name), "heading")), *paragraph(printable(text), columns, first=line(INDENT))]
+        else:
+            first = line((fit(printable(name), margin), "heading"))
+            lines += paragraph(printable(text), columns, first=first)
+    show(lines, sys.stdout)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import statistics
+from .sentences import Sentence
 
 if TYPE_CHECKING:
     from .data import Data
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 Setting = dict[str, Any]
 Numbers = dict[str, Any]
 #: What stands on an axis: a number, or the name of a category.
-Place = float | str
+Place = float | Sentence
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Runs:
 class Series:
     """A curve: the mean over seeds at each place, and the smallest and largest; None where there is no number."""
 
-    name: str
+    name: Sentence
     style: str
     x: list[Any]
     mean: list[float | None]
@@ -85,7 +86,9 @@ class Series:
     high: list[float | None]
 
     @classmethod
-    def over_seeds(cls, name: str, style: str, x: Sequence[Place], values: Iterable[Sequence[float | None]]) -> Series:
+    def over_seeds(
+        cls, name: Sentence, style: str, x: Sequence[Place], values: Iterable[Sequence[float | None]]
+    ) -> Series:
         """Make a curve of ``values``: for each place, a number for each seed; None if one of them has none."""
         spreads = [None if None in of else statistics.spread([v for v in of if v is not None]) for of in values]
         parts = [[None if s is None else getattr(s, part) for s in spreads] for part in ("mean", "low", "high")]
@@ -96,9 +99,9 @@ class Series:
 class Panel:
     """One set of axes. ``x_scale``: "linear", "log" or "category"; ``decimals`` is for the table of its numbers."""
 
-    title: str
-    x_label: str
-    y_label: str
+    title: Sentence
+    x_label: Sentence
+    y_label: Sentence | None
     series: list[Series]
     x_scale: str = "linear"
     y_scale: str = "linear"
@@ -109,11 +112,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came out: one line, two sentences, the verdict on the paper's claim, and the figure's numbers."""
+    """What came out: the verdict on the paper's claim, what was found, how to read it, and the figure's numbers."""
 
     verdict: str
-    finding: str
-    reading: tuple[str, str]
+    finding: list[Sentence]
+    reading: list[Sentence]
     panels: list[Panel] = field(default_factory=list)
 
 

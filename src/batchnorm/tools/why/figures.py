@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,7 +59,8 @@ def svg(panels: Sequence[Panel]) -> str:
     """Return one picture of the panels, in rows of three."""
     columns = min(len(panels), ROW)
     rows = -(-len(panels) // ROW)
-    with matplotlib.rc_context(LOOK):
+    with matplotlib.rc_context(LOOK), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # text stays text: the browser's fonts have it
         figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained", facecolor="white")
         for i, panel in enumerate(panels):
             _draw(figure.add_subplot(rows, columns, i + 1), panel)

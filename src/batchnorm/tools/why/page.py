@@ -4,12 +4,12 @@ from __future__ import annotations
 
 #: Filled by ``str.format``, which is why the braces of the style sheet are doubled.
 FRAME = """<!DOCTYPE html>
-<html lang="en">
+<html lang="{lang}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Why batch normalization?</title>
+<title>{title}</title>
 <style>
 :root {{
   --paper: #ffffff; --ink: #22303c; --quiet: #5a6874; --line: #d9e0e6; --pale: #f4f7f9; --link: #1f6fb4;
@@ -59,17 +59,12 @@ code {{ font-size: .9em; background: var(--pale); padding: .1em .3em; border-rad
 </head>
 <body>
 <header>
-<h1>Why batch normalization?</h1>
+<h1>{title}</h1>
 {facts}
-<p>Each experiment trains small networks with the layers of batchnorm, asks one question of a paper, and says what came
-out. Numbers are means over the seeds, with the smallest and the largest in parentheses, as bars, or as a band. Networks
-that are compared share their initial weights (where they have the same), their batches and their number of steps. A
-difference is called clear when every seed says the same; with five seeds, chance alone does that one time in sixteen.
-Settings were found in trials on the digits, partly with the first of these seeds: --seeds 10 adds five that had no part
-in it. A diverged network answers nothing right.</p>
+<p>{intro}</p>
 </header>
 <main>
-<nav aria-label="Experiments">{contents}</nav>
+<nav aria-label="{label}">{contents}</nav>
 {sections}
 </main>
 </body>

@@ -10,6 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .sentences import Sentence, say
+
+GUESSING = 10.0  # per cent right, of ten classes
 CONFIRMS, TIE, CONTRADICTS = "confirms", "no clear difference", "contradicts"
 PARTLY, ONE_SEED = "confirms in part", "one seed"
 
@@ -68,12 +71,23 @@ def together(verdicts: Sequence[str]) -> str:
     return CONTRADICTS if CONTRADICTS in kinds else TIE
 
 
-def judged(of: str, confirmed: str, contradicted: str, tie: str = TIE) -> str:
-    """Return the words for a verdict."""
-    words = {CONFIRMS: confirmed, CONTRADICTS: contradicted, TIE: tie}
-    return words.get(of, "one seed, so no judgement")
+def judged(of: str, confirmed: str, contradicted: str, tie: str) -> list[Sentence]:
+    """Return the sentence of these keys for a verdict; of one seed there is none."""
+    keys = {CONFIRMS: confirmed, CONTRADICTS: contradicted, TIE: tie}
+    return [say(keys[of])] if of in keys else []
 
 
-def count(seeds: Sequence[object]) -> str:
+def unclear(of: str) -> list[Sentence]:
+    """Return what is said behind the numbers of a comparison if the seeds do not agree on it."""
+    return [say("unclear")] if of == TIE else []
+
+
+def warned(who: str, right: Sequence[float]) -> list[Sentence]:
+    """Return what is said of a side that knows little more than chance; ``who`` is the key of its name."""
+    little = spread(right).mean < 2 * GUESSING
+    return [say("nothing", who=say(f"net {who}"), right=percent(right))] if little else []
+
+
+def count(seeds: Sequence[object]) -> Sentence:
     """Return, for instance, ``5 seeds``."""
-    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+    return say("seed") if len(seeds) == 1 else say("seeds", n=len(seeds))

@@ -17,7 +17,7 @@ from .data import Data
 from .experiment import Numbers, Run, Runs
 from .workers import Task, do
 
-FORMAT, VERSION = "batchnorm why", 1
+FORMAT, VERSION = "batchnorm why", 2
 Document = dict[str, Any]
 
 
@@ -79,6 +79,8 @@ def _read(entry: Entry, tasks: Sequence[Task], numbers: Sequence[Numbers | None]
     plan = module.plan(quick)
     return {
         **asdict(entry),
+        "title": entry.title,
+        "question": entry.question,
         **asdict(module.summarize(Runs(runs))),
         "settings": plan.common,
         "runs": [

@@ -4,8 +4,9 @@ from .explain import EXPLAIN
 from .page import PAGE
 from .remarks import REMARKS
 from .shared import SHARED
+from .why import WHY
 
 #: The sentences by their keys, in the order of ``language.LANGUAGES``. ``{name}`` is filled in.
-WORDS: dict[str, tuple[str, str]] = SHARED | REMARKS | EXPLAIN | PAGE
+WORDS: dict[str, tuple[str, str]] = SHARED | REMARKS | EXPLAIN | PAGE | WHY
 
-__all__ = ["EXPLAIN", "PAGE", "REMARKS", "SHARED", "WORDS"]
+__all__ = ["EXPLAIN", "PAGE", "REMARKS", "SHARED", "WHY", "WORDS"]

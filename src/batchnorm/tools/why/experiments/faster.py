@@ -11,8 +11,10 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import batch_norm_1d, nothing, perceptron
+from ..sentences import Sentence, label, say
 from ..training import Tensors, accuracy, finite, mean_loss, outputs, train
 
+NETS = {"with": "with batch norm", "without": "without it"}
 GOAL = 90.0  # per cent of the test images
 PERCENTILES = (15, 50, 85)  # the paper's
 UNIT = 0  # of the last hidden layer; chosen before anything was run
@@ -62,11 +64,14 @@ def summarize(runs: Runs) -> Summary:
     faster = st.verdict([-s for s in reached["with"]], [-s for s in reached["without"]])
     higher = st.verdict(final["with"], final["without"])
     steps = runs.runs[0].setting["steps"]
-    finding = (
-        f"{GOAL:.0f} % right after {_steps(reached['with'])} with, {_steps(reached['without'])} without: "
-        f"{st.judged(faster, 'faster', 'slower')}; after {steps} steps {st.percent(final['with'])} with, "
-        f"{st.percent(final['without'])} without: {st.judged(higher, 'higher', 'lower')} ({st.count(runs.seeds)})"
-    )
+    sides = {net: _reached(of, steps) for net, of in reached.items()}
+    finding = [
+        say("faster.reached", goal=f"{GOAL:.0f}", **sides),
+        *st.unclear(faster),
+        say("faster.final", steps=steps, **{net: st.percent(of) for net, of in final.items()}),
+        *st.unclear(higher),
+        *(sentence for net, of in final.items() for sentence in st.warned(net, of)),
+    ]
     reading = _reading(faster, higher, best, _rising(runs, "without", best["without"]))
     return Summary(st.together([faster, higher]), finding, reading, _panels(runs, best))
 
@@ -83,26 +88,21 @@ def _steps_to_goal(numbers: Numbers) -> float:
     return next((float(steps) for steps, accuracy in pairs if accuracy >= GOAL), math.inf)
 
 
-def _steps(reached: list[float]) -> str:
-    if math.inf not in reached:
-        return st.spread(reached).text(0) + " steps"
+def _reached(reached: list[float], steps: int) -> Sentence:
     done = [steps for steps in reached if steps < math.inf]
-    return f"{st.spread(done).text(0)} steps in {len(done)} of {len(reached)} seeds" if done else "no number of steps"
+    if not done:
+        return say("faster.never", steps=steps)
+    after = st.spread(done).text(0)
+    if len(done) == len(reached):
+        return say("faster.after", steps=after)
+    return say("faster.after_some", steps=after, n=len(done), of=len(reached))
 
 
-def _reading(faster: str, higher: str, best: dict[str, float], climbing: bool) -> tuple[str, str]:
-    seen = {
-        (st.CONFIRMS, st.CONFIRMS): "The network with batch normalization was sooner there and ended higher",
-        (st.CONFIRMS, st.TIE): "The network with batch normalization was sooner there, but did not end clearly higher",
-    }.get((faster, higher), "The paper's picture did not come out whole in these runs")  # fmt: skip
-    rising = "The network without it was still rising, so its last number is not its best; s"
-    return (
-        f"{seen}, each side at the best of three learning rates ({best['with']:g} with, {best['without']:g} without, "
-        "chosen by the loss on the training images).",
-        f"{rising if climbing else 'S'}igmoids behind small Gaussian weights are slow at first, a network of ReLUs "
-        "with weights drawn to fit (see learning-rates) gains less, and a step with batch normalization takes longer: "
-        "steps are not seconds.",
-    )
+def _reading(faster: str, higher: str, best: dict[str, float], climbing: bool) -> list[Sentence]:
+    seen = {(st.CONFIRMS, st.CONFIRMS): "both", (st.CONFIRMS, st.TIE): "sooner"}.get((faster, higher), "neither")
+    rates = {net: f"{rate:g}" for net, rate in best.items()}
+    rising = [say("faster.rising")] if climbing else []
+    return [say(f"faster.{seen}"), say("faster.rates", **rates), *rising, say("faster.but")]
 
 
 def _panels(runs: Runs, best: dict[str, float]) -> list[Panel]:
@@ -110,16 +110,18 @@ def _panels(runs: Runs, best: dict[str, float]) -> list[Panel]:
     for net, rate in best.items():
         numbers = runs.numbers(net=net, rate=rate)
         accuracies = zip(*(n["accuracy"] for n in numbers), strict=True)
-        curves.append(Series.over_seeds(f"{net}, rate {rate:g}", net, numbers[0]["steps"], accuracies))
-    panels = [Panel("Test images right", "steps", "%", curves, band=True, y_range=(0, 100))]
+        curves.append(
+            Series.over_seeds(
+                label(f"{NETS[net]}, rate {{rate}}", rate=f"{rate:g}"), net, numbers[0]["steps"], accuracies
+            )
+        )
+    panels = [Panel(label("Test images right"), label("steps"), label("%"), curves, band=True, y_range=(0, 100))]
     for net, rate in best.items():
         first = runs.numbers(net=net, rate=rate)[0]
         lines = [
-            Series(
-                f"{p}th percentile", f"percentile{p}", first["steps"], first[f"p{p}"], first[f"p{p}"], first[f"p{p}"]
-            )
+            Series(label(f"{p}th percentile"), f"percentile{p}", first["steps"], *[first[f"p{p}"]] * 3)
             for p in reversed(PERCENTILES)
         ]
-        title = f"Input of one sigmoid, {net} (seed {runs.seeds[0]})"
-        panels.append(Panel(title, "steps", "input", lines, decimals=2, band=True))
+        title = label(f"Input of one sigmoid, {NETS[net]} (seed {{seed}})", seed=runs.seeds[0])
+        panels.append(Panel(title, label("steps"), label("input"), lines, decimals=2, band=True))
     return panels

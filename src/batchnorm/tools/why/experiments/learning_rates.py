@@ -10,8 +10,10 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import batch_norm_1d, nothing, perceptron
+from ..sentences import Sentence, label, say
 from ..training import Tensors, accuracy, mean_loss, train
 
+NETS = {"with": "with batch norm", "without": "without it"}
 GOAL = 90.0  # per cent of the test images: a rate that every seed reaches this with is one that works
 GUESSING = math.log(10)  # the loss of a network that knows nothing
 
@@ -41,18 +43,20 @@ def run(setting: Setting, seed: int, data: Data) -> Numbers:
 
 def summarize(runs: Runs) -> Summary:
     """Compare the largest rate that works, seed by seed, and the best accuracy of each side."""
-    nets = ("with", "without")
-    largest = {net: [_largest(runs, net, i) for i in range(len(runs.seeds))] for net in nets}
+    largest = {net: [_largest(runs, net, i) for i in range(len(runs.seeds))] for net in NETS}
     wider = st.verdict(largest["with"], largest["without"])
-    best = {net: _best(runs, net) for net in nets}
-    higher = st.verdict(best["with"][1], best["without"][1])
-    finding = (
-        f"{GOAL:.0f} % reached up to a rate of {_rate(largest['with'])} with, {_rate(largest['without'])} without: "
-        f"{st.judged(wider, 'larger rates', 'smaller rates')}; at the best rate of each "
-        f"{st.percent(best['with'][1])} with ({best['with'][0]:g}), {st.percent(best['without'][1])} without "
-        f"({best['without'][0]:g}): {st.judged(higher, 'higher', 'lower')} ({st.count(runs.seeds)})"
-    )
-    return Summary(wider, finding, _reading(runs, wider, higher), _panels(runs))
+    best = {net: _best(runs, net) for net in NETS}
+    right = {net: accuracies for net, (_, accuracies) in best.items()}
+    higher = st.verdict(right["with"], right["without"])
+    rates = {f"rate_{net}": f"{rate:g}" for net, (rate, _) in best.items()}
+    finding = [
+        say("learning-rates.reached", goal=f"{GOAL:.0f}", **{net: _rate(of) for net, of in largest.items()}),
+        *st.unclear(wider),
+        say("learning-rates.best", **{net: st.percent(of) for net, of in right.items()}, **rates),
+        *st.unclear(higher),
+        *(sentence for net, of in right.items() for sentence in st.warned(net, of)),
+    ]
+    return Summary(wider, finding, _reading(runs, wider), _panels(runs))
 
 
 def _largest(runs: Runs, net: str, seed: int) -> float:
@@ -67,44 +71,38 @@ def _best(runs: Runs, net: str) -> tuple[float, list[float]]:
     return float(rate), runs.each("accuracy", net=net, rate=rate)
 
 
-def _rate(of: list[float]) -> str:
-    low, high = min(of), max(of)
-    return f"{low:g}" if low == high else f"{low:g}–{high:g}"
+def _rate(of: list[float]) -> Sentence | str:
+    """The rates of all seeds; a seed that never reached the goal has 0."""
+    done = [rate for rate in of if rate]
+    if not done:
+        return say("none")
+    low, high = min(done), max(done)
+    rate = f"{low:g}" if low == high else f"{low:g}–{high:g}"
+    return rate if len(done) == len(of) else say("learning-rates.some", rate=rate, n=len(done), of=len(of))
 
 
 def _diverged(runs: Runs, net: str) -> list[int]:
     return [sum(runs.each("diverged", net=net, rate=rate)) for rate in runs.values("rate")]
 
 
-def _reading(runs: Runs, wider: str, higher: str) -> tuple[str, str]:
-    seen = st.judged(
-        wider,
-        "Batch normalization trained at rates that ruin the same network without it",
-        "Batch normalization narrowed the rates that work",
-        "Both networks trained up to the same rates",
-    )
-    ruined = {net: sum(_diverged(runs, net)) for net in ("with", "without")}
+def _reading(runs: Runs, wider: str) -> list[Sentence]:
+    seen = st.judged(wider, "learning-rates.wider", "learning-rates.narrower", "learning-rates.same")
+    ruined = {net: sum(_diverged(runs, net)) for net in NETS}
     total = len(runs.values("rate")) * len(runs.seeds)
-    end = st.judged(higher, "higher with it", "lower with it", "not clearly different")
-    return (
-        f"{seen}; {ruined['with']} of {total} runs diverged with it and {ruined['without']} without.",
-        f"At the best rate of each side accuracy was {end}; how much of a gain is the larger rate's, and not the "
-        "normalization's own, depends on the network, and a few hundred steps of a small one cannot settle it.",
-    )
+    return [*seen, say("learning-rates.diverged", total=total, **ruined), say("learning-rates.but")]
 
 
 def _panels(runs: Runs) -> list[Panel]:
-    rates = runs.values("rate")
-
-    def series(key: str) -> list[Series]:
-        nets = ("with", "without")
-        return [Series.over_seeds(n, n, rates, [runs.each(key, net=n, rate=r) for r in rates]) for n in nets]
-
+    rates, where = runs.values("rate"), label("learning rate")
+    right = [
+        Series.over_seeds(label(name), net, rates, [runs.each("accuracy", net=net, rate=r) for r in rates])
+        for net, name in NETS.items()
+    ]
     shares = [
-        Series.over_seeds(net, net, rates, [[100.0 * count / len(runs.seeds)] for count in _diverged(runs, net)])
-        for net in ("with", "without")
+        Series.over_seeds(label(name), net, rates, [[100.0 * n / len(runs.seeds)] for n in _diverged(runs, net)])
+        for net, name in NETS.items()
     ]
     return [
-        Panel("Test images right", "learning rate", "%", series("accuracy"), x_scale="log", y_range=(0, 100)),
-        Panel("Runs that diverged", "learning rate", "% of seeds", shares, x_scale="log", y_range=(0, 100)),
+        Panel(label("Test images right"), where, label("%"), right, x_scale="log", y_range=(0, 100)),
+        Panel(label("Runs that diverged"), where, label("% of seeds"), shares, x_scale="log", y_range=(0, 100)),
     ]

@@ -11,10 +11,16 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import NOISE, Between, batch_norm_1d, generator, nothing, perceptron
+from ..sentences import Sentence, label, say
 from ..training import Tensors, accuracy, finite, train
 
 Tensor = torch.Tensor
-NETS = ("with", "with, then noise", "without")
+#: In the results, and how they are drawn.
+NETS = {
+    "with": ("with", "with batch norm"),
+    "with, then noise": ("other", "with noise after it"),
+    "without": ("without", "without it"),
+}
 
 
 def plan(quick: bool) -> Plan:
@@ -106,18 +112,15 @@ def summarize(runs: Runs) -> Summary:
     unsteady = st.verdict(shifts[noisy], shifts[without])
     better = st.verdict(accuracies[noisy], accuracies[without])
     cost = st.verdict(accuracies[plain], accuracies[noisy])
-    finding = (
-        f"units shift by {st.spread(shifts[noisy]).text(2)} standard deviations a step with noise after it, by "
-        f"{st.spread(shifts[without]).text(2)} without batch norm: {st.judged(unsteady, 'less steady', 'steadier')}; "
-        f"right on the way {st.percent(accuracies[noisy])} with noise, {st.percent(accuracies[without])} without batch "
-        f"norm: {st.judged(better, 'the gain stays', 'the gain is gone')} ({st.count(runs.seeds)})"
-    )
-    return Summary(
-        st.together([unsteady, better]),
-        finding[0].upper() + finding[1:],
-        _reading(unsteady, better, cost),
-        _panels(runs),
-    )
+    finding = [
+        say("noise.shift", noisy=st.spread(shifts[noisy]).text(2), without=st.spread(shifts[without]).text(2)),
+        *st.unclear(unsteady),
+        say("noise.right", noisy=st.percent(accuracies[noisy]), without=st.percent(accuracies[without])),
+        *st.unclear(better),
+        *st.warned("without", accuracies[without]),
+    ]
+    verdict = st.together([unsteady, better])
+    return Summary(verdict, finding, _reading(unsteady, better, cost), _panels(runs))
 
 
 def _mean(of: list[float | None]) -> float:
@@ -125,19 +128,10 @@ def _mean(of: list[float | None]) -> float:
     return math.fsum(math.inf if value is None else value for value in of) / len(of)
 
 
-def _reading(unsteady: str, better: str, cost: str) -> tuple[str, str]:
-    told = {
-        (st.CONFIRMS, st.CONFIRMS): "The noisy network had the least steady distributions and still did better than "
-        "the one without batch normalization, so steadiness cannot be what helped",
-        (st.CONFIRMS, st.CONTRADICTS): "The noise made the distributions less steady and cost more than the gain",
-    }
-    seen = told.get((unsteady, better), "These runs do not separate the steadiness of the distributions from the gain")
-    price = st.judged(cost, "it cost some accuracy", "it even added accuracy", "it cost no clear accuracy")
-    return (
-        f"{seen}; against batch normalization alone, {price}.",
-        "Steady is meant of the means of units from one batch to the next, which without batch normalization include "
-        "the chance of the batch; another kind of shift, or more noise, may do otherwise.",
-    )
+def _reading(unsteady: str, better: str, cost: str) -> list[Sentence]:
+    kinds = {(st.CONFIRMS, st.CONFIRMS): "stays", (st.CONFIRMS, st.CONTRADICTS): "gone"}
+    seen = say(f"noise.{kinds.get((unsteady, better), 'open')}")
+    return [seen, *st.judged(cost, "noise.cost", "noise.gain", "noise.free"), say("noise.but")]
 
 
 def _panels(runs: Runs) -> list[Panel]:
@@ -147,9 +141,9 @@ def _panels(runs: Runs) -> list[Panel]:
         ("shift", "Shift of the units from batch to batch", "standard deviations", 2),
     ):
         curves = []
-        for net, style in zip(NETS, ("with", "other", "without"), strict=True):
+        for net, (style, name) in NETS.items():
             numbers = runs.numbers(net=net)
             each = zip(*(n[key] for n in numbers), strict=True)
-            curves.append(Series.over_seeds(net, style, numbers[0]["steps"], each))
-        panels.append(Panel(title, "steps", unit, curves, decimals=decimals, band=True))
+            curves.append(Series.over_seeds(label(name), style, numbers[0]["steps"], each))
+        panels.append(Panel(label(title), label("steps"), label(unit), curves, decimals=decimals, band=True))
     return panels

@@ -11,6 +11,7 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import CLASSES, SHIFT, WEIGHTS, drawn, generator, normalizations
+from ..sentences import Sentence, label, say
 from ..training import Tensors, batches, finite, right, step
 
 Tensor = torch.Tensor
@@ -111,18 +112,16 @@ def summarize(runs: Runs) -> Summary:
     moved = {net: _moved(runs, net, paddings[-1]) for net in STYLES}
     exact = st.verdict(moved[PLAIN], moved[MASKED])
     verdicts = {p: st.verdict(best[MASKED][p], best[PLAIN][p]) for p in paddings[1:]}
-    parts = "; ".join(
-        f"{_words(p)} {st.percent(best[MASKED][p])} right with, {st.percent(best[PLAIN][p])} without: "
-        f"{st.judged(verdicts[p], 'the mask helps', 'the mask hurts')}"
-        for p in verdicts
-    )
     longest = runs.runs[0].setting["times"][-1]
-    finding = (
-        f"padded to {longest} times its length, a batch's outputs move by {st.spread(moved[MASKED]).text(2)} of the "
-        f"largest with a mask, by {st.spread(moved[PLAIN]).text(2)} without; {parts} ({st.count(runs.seeds)})"
-    )
+    moves = {"mask": st.spread(moved[MASKED]).text(2), "plain": st.spread(moved[PLAIN]).text(2)}
+    finding = [say("padding.moved", times=longest, **moves), *st.unclear(exact)]
+    for p, verdict in verdicts.items():
+        right_ones = {"mask": st.percent(best[MASKED][p]), "plain": st.percent(best[PLAIN][p])}
+        finding.append(say("padding.mixed" if p == MIXED else "padding.after", times=p, **right_ones))
+        finding += st.unclear(verdict)
+        finding += [sentence for net in STYLES for sentence in st.warned(net, best[net][p])]
     verdict = st.together([exact, *verdicts.values()])
-    return Summary(verdict, finding[0].upper() + finding[1:], _reading(moved, verdicts), _panels(runs, best, paddings))
+    return Summary(verdict, finding, _reading(moved, verdicts), _panels(runs, best, paddings))
 
 
 def _best(runs: Runs, net: str, padded: int | str) -> list[float]:
@@ -136,40 +135,27 @@ def _moved(runs: Runs, net: str, padded: int | str) -> list[float]:
     return [of[-1] for of in runs.each("output_change", net=net, padded=padded, rate=rate)]
 
 
-def _words(padded: int | str) -> str:
-    if padded == MIXED:
-        return "after mixed padding"
-    return "without padding" if padded == 1 else f"after training padded {padded} times"
-
-
-def _reading(moved: dict[str, list[float]], verdicts: dict[int | str, str]) -> tuple[str, str]:
-    still = "changes nothing" if max(moved[MASKED]) < 1e-6 else "changes the outputs, too"
+def _reading(moved: dict[str, list[float]], verdicts: dict[int | str, str]) -> list[Sentence]:
+    still = say("padding.still" if max(moved[MASKED]) < 1e-6 else "padding.moves")
     helped = [p for p, verdict in verdicts.items() if verdict == st.CONFIRMS]
-    cost = {
-        0: "and yet no kind of padded training tested clearly worse without the mask",
-        len(verdicts): "and after every kind of padded training the test was clearly worse without it",
-    }.get(
-        len(helped),
-        f"and the test was clearly worse without it after {len(helped)} of {len(verdicts)} kinds of training",
-    )
-    return (
-        f"With a mask, more padding {still}; without one, zeros that are no data enter means and variances, {cost}.",
-        "Everything else in this network leaves the padding out, so this is the part of batch normalization alone; "
-        "where all batches are padded alike, running statistics can fit that padding, but that one only.",
-    )
+    cost = say("padding.worse", n=len(helped), all=len(verdicts)) if helped else say("padding.harmless")
+    return [still, say("padding.zeros"), cost, say("padding.but")]
 
 
 def _panels(runs: Runs, best: dict[str, dict[int | str, list[float]]], paddings: list[int | str]) -> list[Panel]:
-    places = ["none" if p == 1 else f"{p} times" if p != MIXED else "mixed" for p in paddings]
+    places = [
+        label("no padding") if p == 1 else label("mixed") if p == MIXED else label("{n} times", n=p) for p in paddings
+    ]
     right_ones = [
-        Series.over_seeds(net, style, places, [best[net][p] for p in paddings]) for net, style in STYLES.items()
+        Series.over_seeds(label(net), style, places, [best[net][p] for p in paddings]) for net, style in STYLES.items()
     ]
     times = runs.runs[0].setting["times"]
     moves = []
     for net, style in STYLES.items():
         each = runs.each("output_change", net=net, padded=MIXED, rate=runs.best("rate", net=net, padded=MIXED))
-        moves.append(Series.over_seeds(net, style, times, list(zip(*each, strict=True))))
+        moves.append(Series.over_seeds(label(net), style, times, list(zip(*each, strict=True))))
+    where = label("length padded to, in lengths")
     return [
-        Panel("Test images right", "padding in training", "%", right_ones, "category"),
-        Panel("Change of the outputs", "length padded to, in lengths", "relative", moves, "log2", decimals=2),
+        Panel(label("Test images right"), label("padding in training"), label("%"), right_ones, "category"),
+        Panel(label("Change of the outputs"), where, label("relative"), moves, "log2", decimals=2),
     ]

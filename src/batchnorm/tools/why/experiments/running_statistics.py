@@ -11,6 +11,7 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import batch_norm_2d, convolutional
+from ..sentences import Sentence, label, say
 from ..training import Tensors, accuracy, recalibrate, right, train
 
 RUNNING, RECALIBRATED, BATCH, WHOLE = "running", "recalibrated", "test batch", "whole test set"
@@ -67,57 +68,46 @@ def summarize(runs: Runs) -> Summary:
     end = {s: [of[-1] for of in runs.each(s, batch=smallest)] for s in STYLES}
     soon, late = (st.verdict(of[RECALIBRATED], of[RUNNING]) for of in (early, end))
     noisy = st.verdict(end[RUNNING], end[BATCH])
-    better = ("recalibrating helps", "recalibrating hurts")
-    finding = (
-        f"on the way with batches of {largest} {st.percent(early[RUNNING])} right with running statistics, "
-        f"{st.percent(early[RECALIBRATED])} recalibrated: {st.judged(soon, *better)}; at the end, with batches of "
-        f"{smallest}, {st.percent(end[RUNNING])} running, {st.percent(end[RECALIBRATED])} recalibrated: "
-        f"{st.judged(late, *better)} ({st.count(runs.seeds)})"
-    )
-    return Summary(
-        st.together([soon, late]), finding[0].upper() + finding[1:], _reading(soon, late, noisy, smallest, largest),
-        _panels(runs, smallest, largest),
-    )  # fmt: skip
+    way = {"running": st.percent(early[RUNNING]), "fresh": st.percent(early[RECALIBRATED])}
+    last = {"running": st.percent(end[RUNNING]), "fresh": st.percent(end[RECALIBRATED])}
+    finding = [
+        say("running-statistics.way", size=largest, **way),
+        *st.unclear(soon),
+        say("running-statistics.end", size=smallest, **last),
+        *st.unclear(late),
+        *st.warned("with", end[RECALIBRATED]),
+    ]
+    reading = _reading(soon, late, noisy, smallest)
+    return Summary(st.together([soon, late]), finding, reading, _panels(runs, smallest, largest))
 
 
-def _reading(soon: str, late: str, noisy: str, smallest: int, largest: int) -> tuple[str, str]:
-    lag = st.judged(
-        soon,
-        "On the way the running statistics lag behind the network they belong to",
-        "On the way the running statistics did better than fresh ones",
-        "On the way the running statistics were not clearly behind the network they belong to",
-    )
-    small = st.judged(
-        late,
-        "at the end of small batches they were too noisy",
-        "at the end of small batches they were the better ones",
-        "at the end of small batches they were no clear problem",
-    )
-    chance = st.judged(
-        noisy,
-        "Statistics of the test batch make an answer depend on its neighbors, and were worse",
-        "Statistics of the test batch make an answer depend on its neighbors, yet were better",
-        "Statistics of the test batch make an answer depend on its neighbors, though not clearly for the worse",
-    )
-    return (
-        f"{lag}; {small}.",
-        f"{chance} with batches of {smallest}; with larger momentum or longer training the lag is another one, and the "
-        "training images' statistics are a good stand-in only while the test images are alike.",
-    )
+def _reading(soon: str, late: str, noisy: str, smallest: int) -> list[Sentence]:
+    def judged(verdict: str, *keys: str) -> list[Sentence]:
+        return st.judged(verdict, *(f"running-statistics.{key}" for key in keys))
+
+    chance = judged(noisy, "chance_worse", "chance_better", "chance")
+    return [
+        *judged(soon, "lag", "lead", "even"),
+        *judged(late, "noisy", "good", "fine"),
+        say("running-statistics.neighbors"),
+        *(sentence | {"size": smallest} for sentence in chance),
+        say("running-statistics.but"),
+    ]
 
 
 def _panels(runs: Runs, smallest: int, largest: int) -> list[Panel]:
     sizes = runs.values("batch")
     ends = [
-        Series.over_seeds(name, style, sizes, [[of[-1] for of in runs.each(name, batch=b)] for b in sizes])
+        Series.over_seeds(label(name), style, sizes, [[of[-1] for of in runs.each(name, batch=b)] for b in sizes])
         for name, style in STYLES.items()
     ]
-    panels = [Panel("Test images right, at the end", "batch size of training", "%", ends, x_scale="log2")]
+    title, where = label("Test images right, at the end"), label("batch size of training")
+    panels = [Panel(title, where, label("%"), ends, x_scale="log2")]
     images = runs.numbers(batch=largest)[0]["images"]
     way = [
         Series.over_seeds(
-            name, style, [i // largest for i in images], zip(*runs.each(name, batch=largest), strict=True)
+            label(name), style, [i // largest for i in images], zip(*runs.each(name, batch=largest), strict=True)
         )
         for name, style in STYLES.items()
     ]
-    return [*panels, Panel(f"On the way, batches of {largest}", "steps", "%", way)]
+    return [*panels, Panel(label("On the way, batches of {size}", size=largest), label("steps"), label("%"), way)]

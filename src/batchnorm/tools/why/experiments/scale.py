@@ -11,6 +11,7 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import batch_norm_1d, normalizations, nothing, perceptron
+from ..sentences import Sentence, label, say
 from ..training import Tensors, accuracy, batches, recalibrate, train
 
 NETS = ("with", "without")
@@ -98,17 +99,16 @@ def summarize(runs: Runs) -> Summary:
     inputs = {net: _lost(runs, net, "inputs", "inputs", "as they are") for net in NETS}
     verdicts = [st.verdict(of["without"], of["with"]) for of in (weights, inputs)]
     proven = st.CONFIRMS if max(output, gradient) < 1e-6 else st.CONTRADICTS
-    finding = (
-        f"one layer's weights times a: outputs equal within {output:.0e}, gradient 1/a within {gradient:.0e}; lost at "
-        f"the worst scale of the weights {_points(weights['with'])} with, {_points(weights['without'])} without: "
-        f"{st.judged(verdicts[0], 'matters less', 'matters more')}; of the inputs {_points(inputs['with'])} with, "
-        f"{_points(inputs['without'])} without: {st.judged(verdicts[1], 'matters less', 'matters more')} "
-        f"({st.count(runs.seeds)})"
-    )
+    finding = [
+        say("scale.exact", output=f"{output:.0e}", gradient=f"{gradient:.0e}"),
+        say("scale.weights", **{net: st.spread(of).text(1) for net, of in weights.items()}),
+        *st.unclear(verdicts[0]),
+        say("scale.inputs", **{net: st.spread(of).text(1) for net, of in inputs.items()}),
+        *st.unclear(verdicts[1]),
+        *(s for net in NETS for s in st.warned(net, runs.each("accuracy", net=net, part="weights", factor=1.0))),
+    ]
     verdict = st.together([proven, *verdicts])
-    return Summary(
-        verdict, finding[0].upper() + finding[1:], _reading(proven, verdicts, weights, inputs), _panels(runs)
-    )
+    return Summary(verdict, finding, _reading(proven, verdicts, weights, inputs), _panels(runs))
 
 
 def _lost(runs: Runs, net: str, part: str, key: str, usual: object) -> list[float]:
@@ -119,34 +119,25 @@ def _lost(runs: Runs, net: str, part: str, key: str, usual: object) -> list[floa
     return [usual - min(worst) for usual, *worst in zip(at_usual, *each, strict=True)]
 
 
-def _points(lost: list[float]) -> str:
-    return st.spread(lost).text(1) + " points"
-
-
 def _reading(
     proven: str, verdicts: list[str], weights: dict[str, list[float]], inputs: dict[str, list[float]]
-) -> tuple[str, str]:
-    exact = "is exact" if proven == st.CONFIRMS else "did not come out exact"
-    seen = st.judged(
-        st.together(verdicts),
-        "in training, scales that ruin the plain network cost the other one less",
-        "in training, scales cost the network with batch normalization more",
-        "in training, the two did not differ clearly everywhere",
-    )
-    if max(spread_of := [st.spread(of["with"]).mean for of in (weights, inputs)]) > 5:
-        worst = "weights" if spread_of[0] >= spread_of[1] else "inputs"
-        seen += f", but not nothing: up to {max(spread_of):.0f} points, with scaled {worst}"
-    return (
-        f"The invariance {exact} while eps is small beside the variance; {seen}.",
-        "Larger weights get smaller gradients, so they learn more slowly at the same rate; a shift of the inputs "
-        "drops out of every training step, but the running mean used in evaluation lags behind its jumps: gathering "
-        "the statistics anew (recalibrated) shows how much of a loss is that.",
-    )
+) -> list[Sentence]:
+    reading = [say("scale.proven" if proven == st.CONFIRMS else "scale.broken")]
+    reading += st.judged(st.together(verdicts), "scale.less", "scale.more", "scale.mixed") or [say("scale.mixed")]
+    cost = {"weights": st.spread(weights["with"]).mean, "inputs": st.spread(inputs["with"]).mean}
+    worst = max(cost, key=cost.__getitem__)
+    if cost[worst] > 5:
+        reading.append(say(f"scale.still {worst}", points=f"{cost[worst]:.0f}"))
+    return [*reading, say("scale.but")]
 
 
 def _panels(runs: Runs) -> list[Panel]:
     factors = runs.values("factor")
-    sides = (("with, eps 1e-12", "with", TINY), ("with, eps 1e-5", "other", 1e-5), ("without", "without", None))
+    sides = (
+        (label("with batch norm, eps 1e-12"), "with", TINY),
+        (label("with batch norm, eps 1e-5"), "other", 1e-5),
+        (label("without it"), "without", None),
+    )
     outputs_moved = [
         Series.over_seeds(name, style, factors, [_exactly(runs, "output_change", eps, f) for f in factors])
         for name, style, eps in sides
@@ -156,11 +147,12 @@ def _panels(runs: Runs) -> list[Panel]:
         for name, style, eps in sides
     ]
     weights, inputs = _trained(runs, "weights", "factor"), _trained(runs, "inputs", "inputs")
+    factor, right = label("factor on one layer"), label("Test images right")
     return [
-        Panel("Change of the outputs", "factor on one layer", "relative", outputs_moved, "log", "log", decimals=2),
-        Panel("Length of its gradient", "factor on one layer", "relative", gradients, "log", "log", decimals=2),
-        Panel("Test images right", "factor on the weights", "%", weights, "log", y_range=(0, 100)),
-        Panel("Test images right", "what was done to the inputs", "%", inputs, "category", y_range=(0, 100)),
+        Panel(label("Change of the outputs"), factor, label("relative"), outputs_moved, "log", "log", decimals=2),
+        Panel(label("Length of its gradient"), factor, label("relative"), gradients, "log", "log", decimals=2),
+        Panel(right, label("factor on the weights"), label("%"), weights, "log", y_range=(0, 100)),
+        Panel(right, label("what was done to the inputs"), label("%"), inputs, "category", y_range=(0, 100)),
     ]
 
 
@@ -170,10 +162,14 @@ def _exactly(runs: Runs, key: str, eps: float | None, factor: float) -> list[flo
 
 
 def _trained(runs: Runs, part: str, key: str) -> list[Series]:
-    places = runs.values(key)
-    sides = (("with", "with", "with", "accuracy"), ("with, recalibrated", "other", "with", "accuracy_recalibrated"),
-             ("without", "without", "without", "accuracy"))  # fmt: skip
+    values = runs.values(key)
+    places = [label(value) if isinstance(value, str) else value for value in values]
+    sides = (
+        (label("with batch norm"), "with", "with", "accuracy"),
+        (label("with batch norm, recalibrated"), "other", "with", "accuracy_recalibrated"),
+        (label("without it"), "without", "without", "accuracy"),
+    )
     return [
-        Series.over_seeds(name, style, places, [runs.each(number, part=part, net=net, **{key: p}) for p in places])
+        Series.over_seeds(name, style, places, [runs.each(number, part=part, net=net, **{key: v}) for v in values])
         for name, style, net, number in sides
     ]

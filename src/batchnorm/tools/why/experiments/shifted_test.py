@@ -10,10 +10,12 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import SHIFT, batch_norm_2d, convolutional, generator, group_norm, nothing
+from ..sentences import Sentence, label, say
 from ..training import Tensors, accuracy, recalibrate, train
 
 NETS = {"batch norm": batch_norm_2d, "group norm": group_norm, "none": nothing}
-SHIFTS = ("none", "contrast × 0.3", "brightness + 0.5", "noise 0.3", "negative")
+NO_SHIFT = "none"
+SHIFTS = (NO_SHIFT, "contrast × 0.3", "brightness + 0.5", "noise 0.3", "negative")
 RECALIBRATED, LOPSIDED = "batch norm, recalibrated", "recalibrated on two classes"
 STYLES = {"batch norm": "without", RECALIBRATED: "with", LOPSIDED: "other", "group norm": "fourth", "none": "fifth"}
 
@@ -63,15 +65,18 @@ def summarize(runs: Runs) -> Summary:
     kept = st.verdict(of["batch norm"][SHIFTS[0]], of[RECALIBRATED][SHIFTS[0]])
     repaired = [shift for shift, verdict in verdicts.items() if verdict == st.CONFIRMS]
     harmed = [shift for shift, verdict in verdicts.items() if verdict == st.CONTRADICTS]
-    parts = "; ".join(
-        f"{shift}: {st.percent(of['batch norm'][shift])} → {st.percent(of[RECALIBRATED][shift])}" for shift in verdicts
-    )
-    finding = (
-        f"right before → after recalibrating, {parts}: clearly better for {len(repaired)} of {len(verdicts)}, worse "
-        f"for {len(harmed)} ({st.count(runs.seeds)})"
-    )
+    finding = []
+    for shift in verdicts:
+        before, after = of["batch norm"][shift], of[RECALIBRATED][shift]
+        finding.append(
+            say("shifted-test.right", shift=label(shift), before=st.percent(before), after=st.percent(after))
+        )
+        guessing = max(st.spread(before).mean, st.spread(after).mean) <= st.GUESSING
+        finding += [say("shifted-test.guessing")] if guessing else st.unclear(verdicts[shift])
+    finding.append(say("shifted-test.count", all=len(verdicts), better=len(repaired), worse=len(harmed)))
+    finding += st.warned("with", of["batch norm"][NO_SHIFT])
     verdict = st.together(list(verdicts.values()))
-    return Summary(verdict, finding[0].upper() + finding[1:], _reading(of, repaired, harmed, kept), _panels(of))
+    return Summary(verdict, finding, _reading(of, repaired, harmed, kept), _panels(of))
 
 
 def _accuracies(runs: Runs, name: str, shift: str) -> list[float]:
@@ -81,34 +86,21 @@ def _accuracies(runs: Runs, name: str, shift: str) -> list[float]:
 
 def _reading(
     of: dict[str, dict[str, list[float]]], repaired: list[str], harmed: list[str], kept: str
-) -> tuple[str, str]:
-    seen = f"New statistics from {_names(repaired)} images, without a label, repaired part of what the shift had broken"
-    if not repaired:
-        seen = "New statistics from shifted images repaired nothing clearly"
-    if harmed:
-        seen += f", and did harm for {_names(harmed)}"
-    price = st.judged(kept, "at a cost", "even with a gain", "at no clear cost")
+) -> list[Sentence]:
+    names = [label(shift) for shift in repaired]
+    seen = say("shifted-test.repaired", names=names) if repaired else say("shifted-test.unrepaired")
+    harm = [say("shifted-test.harmed", names=[label(shift) for shift in harmed])] if harmed else []
     lopsided = [s for s in SHIFTS if st.verdict(of[RECALIBRATED][s], of[LOPSIDED][s]) == st.CONFIRMS]
-    warning = (
-        f"Images of two classes alone gave clearly worse statistics on {len(lopsided)} of {len(SHIFTS)} test sets, so "
-        "the mix of classes must be that of the test"
-        if lopsided
-        else "Images of two classes alone did as well, which cannot be counted on"
-    )
-    return (
-        f"{seen}; on images as in training they came {price}.",
-        f"{warning}; these shifts move whole images, which is what means and variances can undo, and nothing here "
-        "says anything of shifts that move what the classes look like.",
-    )
-
-
-def _names(shifts: list[str]) -> str:
-    return " and ".join([", ".join(shifts[:-1]), shifts[-1]]) if len(shifts) > 1 else "".join(shifts)
+    mix = say("shifted-test.lopsided", n=len(lopsided), all=len(SHIFTS)) if lopsided else say("shifted-test.mixed")
+    price = st.judged(kept, "shifted-test.cost", "shifted-test.gain", "shifted-test.free")
+    return [seen, *harm, *price, mix, say("shifted-test.but")]
 
 
 def _panels(of: dict[str, dict[str, list[float]]]) -> list[Panel]:
+    places = [label("no shift" if shift == NO_SHIFT else shift) for shift in SHIFTS]
     curves = [
-        Series.over_seeds("no normalization" if n == "none" else n, s, SHIFTS, [of[n][shift] for shift in SHIFTS])
+        Series.over_seeds(label("no normalization" if n == "none" else n), s, places, list(of[n].values()))
         for n, s in STYLES.items()
     ]
-    return [Panel("Test images right", "what was done to the test images", "%", curves, "category", y_range=(0, 100))]
+    where = label("what was done to the test images")
+    return [Panel(label("Test images right"), where, label("%"), curves, "category", y_range=(0, 100))]

@@ -13,11 +13,13 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import Between, batch_norm_2d, convolutional, group_norm, normalizations
+from ..sentences import Sentence, label, say
 from ..training import Tensors, accuracy, recalibrate, train
 
 BATCH, RENORM, GHOSTS = "batch norm", "batch renorm", "ghosts of 4"
 GROUP, FROZEN = "group norm", "frozen batch norm"
 STYLES = {BATCH: "with", RENORM: "fourth", GHOSTS: "fifth", GROUP: "without", FROZEN: "other"}
+APART = tuple(f"small-batches.{key}" for key in ("better", "worse", "equal"))
 USUAL = 32
 GHOST = 4
 CALIBRATION = 256  # training images that give a frozen network its statistics, before training
@@ -96,46 +98,48 @@ def summarize(runs: Runs) -> Summary:
     split = st.verdict(right[GHOSTS][USUAL], right[BATCH][USUAL])
     lost = [size for size in sizes if worse[size] == st.CONFIRMS]
     won = [size for size in sizes if worse[size] == st.CONTRADICTS]
-    finding = (
-        f"batches of {smallest}: {st.percent(right[BATCH][smallest])} right with batch norm, "
-        f"{st.percent(right[GROUP][smallest])} with group norm, {st.percent(right[FROZEN][smallest])} frozen: "
-        f"{st.judged(worse[smallest], 'group norm is better', 'batch norm is better')}; of the sizes {_listed(sizes)}, "
-        f"group norm is clearly better at {_listed(lost)}, batch norm at {_listed(won)} ({st.count(runs.seeds)})"
-    )
-    reading = _reading(worse[smallest], frozen[smallest], smallest)
-    variants = (
-        f"Of the variants, batch renormalization had {st.percent(right[RENORM][smallest])} right with batches of "
-        f"{smallest}: {st.judged(renormed, 'it helped', 'it made it worse')}; ghosts of {GHOST} in batches of {USUAL} "
-        f"had {st.percent(right[GHOSTS][USUAL])} right, the whole batch {st.percent(right[BATCH][USUAL])}: "
-        f"{st.judged(split, 'ghosts are better', 'ghosts are worse')}."
-    )
-    panels = _panels(right)
-    return Summary(worse[smallest], finding[0].upper() + finding[1:], (f"{reading[0]} {variants}", reading[1]), panels)
+    finding = [
+        say(
+            "small-batches.right",
+            size=smallest,
+            batch=st.percent(right[BATCH][smallest]),
+            group=st.percent(right[GROUP][smallest]),
+            frozen=st.percent(right[FROZEN][smallest]),
+        ),
+        *st.unclear(worse[smallest]),
+        say("small-batches.sizes", sizes=_listed(sizes), lost=_listed(lost), won=_listed(won)),
+        *st.warned("with", right[BATCH][smallest]),
+        *st.warned("group", right[GROUP][smallest]),
+    ]
+    reading = [
+        *st.judged(worse[smallest], *(f"small-batches.{key}" for key in ("poor", "enough", "open"))),
+        *st.judged(frozen[smallest], *(f"small-batches.{key}" for key in ("froze_well", "froze_badly", "froze"))),
+        say("small-batches.renorm", right=st.percent(right[RENORM][smallest]), size=smallest),
+        *st.judged(renormed, *APART),
+        say(
+            "small-batches.ghosts",
+            ghost=GHOST,
+            usual=USUAL,
+            ghosts=st.percent(right[GHOSTS][USUAL]),
+            whole=st.percent(right[BATCH][USUAL]),
+        ),
+        *st.judged(split, *APART),
+        say("small-batches.but"),
+    ]
+    for sentence in reading[:1]:
+        sentence["size"] = smallest
+    return Summary(worse[smallest], finding, reading, _panels(right))
 
 
-def _listed(sizes: list[int]) -> str:
-    return ", ".join(map(str, sizes)) or "none"
-
-
-def _reading(worse: str, frozen: str, smallest: int) -> tuple[str, str]:
-    seen = st.judged(
-        worse,
-        f"With batches of {smallest}, statistics of one batch are too poor to learn from and unlike the running ones",
-        f"Even batches of {smallest} were enough for batch normalization here",
-        f"With batches of {smallest}, batch and group normalization were not clearly apart",
-    )
-    ice = st.judged(frozen, "freezing helped", "freezing made it worse", "freezing made no clear difference")
-    return (
-        f"{seen}; {ice}.",
-        "What counts is the number of values behind each mean, and a batch of images brings many: in a fully connected "
-        "network a batch of 2 has two, where this network has 8 in its last layer on the digits and 128 in its first. "
-        "All saw the same few images, so large batches took few steps, and at one rule for the rate: a rate of its own "
-        "for each might move single points.",
-    )
+def _listed(sizes: list[int]) -> list[int] | Sentence:
+    return sizes or say("none")
 
 
 def _panels(right: dict[str, dict[int, list[float]]]) -> list[Panel]:
     curves = [
-        Series.over_seeds(net, style, list(right[net]), list(right[net].values())) for net, style in STYLES.items()
+        Series.over_seeds(label(net), style, list(right[net]), list(right[net].values()))
+        for net, style in STYLES.items()
     ]
-    return [Panel("Test images right", "batch size", "%", curves, x_scale="log2", y_range=(0, 100))]
+    return [
+        Panel(label("Test images right"), label("batch size"), label("%"), curves, x_scale="log2", y_range=(0, 100))
+    ]

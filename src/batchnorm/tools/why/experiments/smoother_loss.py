@@ -13,14 +13,15 @@ from .. import statistics as st
 from ..data import Data
 from ..experiment import Numbers, Panel, Plan, Runs, Series, Setting, Summary
 from ..networks import batch_norm_1d, nothing, perceptron
+from ..sentences import Sentence, label, say
 from ..training import Tensors, accuracy, batches, finite, step
 
-NETS = ("with", "without")
-#: What is measured at each point: its name in the results, and in words.
+NETS = {"with": "with batch norm", "without": "without it"}
+#: What is measured at each point: its name in the results, and in the figure.
 MEASURES = {
-    "loss_range": "range of the loss",
-    "gradient_change": "change of the gradient (l2)",
-    "relative_change": "relative change of the gradient",
+    "loss_range": "Range of the loss",
+    "gradient_change": "Change of the gradient (l2)",
+    "relative_change": "Relative change of the gradient",
 }
 
 
@@ -89,14 +90,13 @@ def summarize(runs: Runs) -> Summary:
     """Compare each measure's mean over the way of training."""
     means = {name: {net: [_mean(of) for of in runs.each(name, net=net)] for net in NETS} for name in MEASURES}
     verdicts = {name: st.verdict(of["without"], of["with"]) for name, of in means.items()}
-    parts = [
-        f"{MEASURES[name]} {st.spread(of['with']).text(2)} with, {st.spread(of['without']).text(2)} without: "
-        f"{st.judged(verdicts[name], 'smoother', 'rougher')}"
-        for name, of in means.items()
-    ]
+    finding = []
+    for name, of in means.items():
+        sides = {net: st.spread(values).text(2) for net, values in of.items()}
+        finding += [say(f"smoother-loss.{name}", **sides), *st.unclear(verdicts[name])]
+    finding += [sentence for net in NETS for sentence in st.warned(net, runs.each("accuracy", net=net))]
     verdict = st.together(list(verdicts.values()))
-    finding = "; ".join(parts) + f" ({st.count(runs.seeds)})"
-    return Summary(verdict, finding[0].upper() + finding[1:], _reading(verdicts), _panels(runs))
+    return Summary(verdict, finding, _reading(verdict), _panels(runs))
 
 
 def _mean(of: list[float | None]) -> float:
@@ -104,27 +104,18 @@ def _mean(of: list[float | None]) -> float:
     return math.fsum(math.inf if value is None else value for value in of) / len(of)
 
 
-def _reading(verdicts: dict[str, str]) -> tuple[str, str]:
-    seen = {
-        st.CONFIRMS: "On the way of training, loss and gradient changed less along a step with batch normalization",
-        st.CONTRADICTS: "On the way of training, loss and gradient changed more along a step with batch normalization",
-    }.get(st.together(list(verdicts.values())), "The measures did not all come out clearly on one side")  # fmt: skip
-    return (
-        f"{seen}; the curves show where: the first points, before anything is learned, need not look like the rest.",
-        "Both walk with the same step sizes, but each from points of its own path and with gradients of its own "
-        "length, which is why the relative change is measured as well; one line says nothing of other directions.",
-    )
+def _reading(verdict: str) -> list[Sentence]:
+    seen = {st.CONFIRMS: "less", st.CONTRADICTS: "more"}.get(verdict, "mixed")
+    return [say(f"smoother-loss.{key}") for key in (seen, "where", "but")]
 
 
 def _panels(runs: Runs) -> list[Panel]:
     panels = []
-    for name, words in MEASURES.items():
+    for name, title in MEASURES.items():
         curves = []
-        for net in NETS:
+        for net, words in NETS.items():
             numbers = runs.numbers(net=net)
-            curves.append(
-                Series.over_seeds(net, net, numbers[0]["steps"], zip(*(n[name] for n in numbers), strict=True))
-            )
-        title = words[0].upper() + words[1:]
-        panels.append(Panel(title, "steps", "", curves, y_scale="log", decimals=2, band=True))
+            each = zip(*(n[name] for n in numbers), strict=True)
+            curves.append(Series.over_seeds(label(words), net, numbers[0]["steps"], each))
+        panels.append(Panel(label(title), label("steps"), None, curves, y_scale="log", decimals=2, band=True))
     return panels
