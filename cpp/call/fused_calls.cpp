@@ -128,21 +128,20 @@ Counted count(const View& weights, int64_t first, int64_t samples) {
   return all;
 }
 
-std::string too_few(int64_t positions, int64_t g, int64_t groups, int64_t group) {
-  if (groups > 1)
-    return "every ghost batch needs at least two values per channel in training; ghost " + std::to_string(g) + " of " +
-           std::to_string(groups) + " (virtual_batch_size=" + std::to_string(group) + ") has " + std::to_string(positions) +
-           " that count" + (positions == 1 ? "s" : "") +
-           ", so its variance would be 0. Use another virtual_batch_size, or leave out the samples that remain";
-  return positions == 0 ? "mask and sample_weight select nothing: no position of any channel counts"
-                        : "one counted value per channel, so its variance is 0";
+// A refusal that `_refusals.py` says: a rule's name and its numbers.
+std::string by_rule(const char* rule, std::initializer_list<double> numbers) {
+  std::string refused = std::string("#") + rule;
+  for (const double n : numbers) {
+    char text[32];
+    std::snprintf(text, sizeof text, " %.17g", n);
+    refused += text;
+  }
+  return refused;
 }
 
-// A number in a message, as Python's format "g"; the sign of a NaN says nothing.
-std::string said(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", std::isnan(value) ? std::fabs(value) : value);
-  return text;
+std::string too_few(int64_t positions, int64_t g, int64_t groups, int64_t group) {
+  const auto number = [](int64_t n) { return static_cast<double>(n); };
+  return by_rule("too_few", {number(positions), number(g), number(groups), number(group)});
 }
 
 const char* name_of(DType dtype) {
@@ -270,7 +269,7 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t first = g * size, samples = N - first < size ? N - first : size;
     const Counted found = alike ? count(weights, 0, 1) : count(weights, first, samples);
-    if (!found.valid) return "sample_weight must be finite and non-negative; got " + std::to_string(found.bad);
+    if (!found.valid) return by_rule("weight_value", {found.bad});
     const int64_t positions = found.positive * repeats * (alike ? samples : 1);
     if (positions < least) return too_few(positions, g, groups, group);
   }
@@ -284,30 +283,23 @@ std::string refused_running(const View& stats, const Running& running, const int
   const int64_t C = table ? stats.sizes[1] : 0;
   const auto fits = [&](const View& v) { return v.ndim == 1 && v.sizes[0] == C && is_floating(v.dtype); };
   if (!table || stats.strides[0] != C || !fits(running.mean) || !fits(running.var) || batches == nullptr)
-    return "running statistics must have a value for each channel of the table, and num_batches_tracked be one int64";
-  if (running.count && !(fits(running.count) && running.count.dtype == DType::f64))
-    return "running_count must be float64, with a value for each channel: a narrower dtype loses counts; set keep_count to "
-           "False and to True again";
+    return "running_mean and running_var must have a value for each channel of the moments, and num_batches_tracked be one int64";
+  if (running.count && !(fits(running.count) && running.count.dtype == DType::f64)) return by_rule("running_count", {});
   if (*batches == std::numeric_limits<int64_t>::max() || (cumulative && *batches < 0))
-    return "num_batches_tracked must count from 0 to 2**63 - 2; got " + std::to_string(*batches) +
-           ". Set it, layer.num_batches_tracked.zero_()";
+    return by_rule("batches", {}) + " " + std::to_string(*batches);
   const int least = running.count ? 1 : correction;
-  const std::string what =
-      running.count ? "running_count (keep_count=True)" : "running_var is M2 / (count - " + std::to_string(least) + "), which";
   const auto* count = reinterpret_cast<const double*>(stats.data);
   for (int64_t c = 0; c < C; ++c)
     if (!(count[c] > least))
-      return what + " needs a sample_weight whose sum is more than " + std::to_string(least) + "; got a sum of " + said(count[c]) +
-             ". Scale it (only their ratios matter for the output)" + (running.count ? "" : ", or use running_correction=0");
+      return by_rule("sum_of_weights",
+                     {count[c], static_cast<double>(least), static_cast<double>(static_cast<bool>(running.count))});
   return "";
 }
 
 std::string not_finite(const Statistics& batch, int64_t c, const Running& running, const RunningRows& to) {
-  return "channel " + std::to_string(c) + " of the batch has mean " + said(batch.mean[c]) + " and variance " +
-         said(batch.m2[c] / batch.count[c]) + "; as " + name_of(running.var.dtype) + ", running_mean would be " +
-         said(stored(running.mean, to.mean[c])) + " and running_var " + said(stored(running.var, to.var[c])) +
-         (to.gap == nullptr || std::isfinite(to.gap[c]) ? "" : ", and the other variance not finite") +
-         "; running statistics are left as they were (on_nonfinite='raise')";
+  return by_rule("not_finite",
+                 {static_cast<double>(c), batch.mean[c], batch.m2[c] / batch.count[c], static_cast<double>(running.var.dtype),
+                  stored(running.mean, to.mean[c]), stored(running.var, to.var[c])});
 }
 
 }  // namespace

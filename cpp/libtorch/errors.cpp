@@ -60,7 +60,8 @@ void answer_with_original(const char* name, const nb::tuple& arguments, stable::
 
 void refuse(const std::string& why) {
   nb::gil_scoped_acquire lock;
-  throw_python(nb::borrow(PyExc_ValueError)("batch_norm: " + why));
+  const nb::object said = nb::module_::import_("batchnorm._refusals").attr("of_native")(why);
+  throw_python(nb::borrow(PyExc_ValueError)("batch_norm: " + nb::cast<std::string>(said)));
 }
 
 nb::object to_python(stable::Handle tensor) {

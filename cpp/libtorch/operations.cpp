@@ -31,6 +31,10 @@ bool all_readable(std::initializer_list<const Handle*> tensors) {
   return true;
 }
 
+void require_readable(std::initializer_list<const Handle*> tensors) {
+  if (!all_readable(tensors)) refuse("tensors must be strided, on the CPU, and float64, float32, float16, bfloat16 or bool");
+}
+
 stable::Library add(const char* ns, const Registered* kernels, int count, const char* key) {
   stable::Library library;
   stable::check(abi().aoti_torch_library_init_impl(ns, key, "batchnorm", 0, &library), "a library");
@@ -43,10 +47,6 @@ namespace {
 
 void refuse_if(const std::string& why) {
   if (!why.empty()) refuse(why);
-}
-
-void require_readable(std::initializer_list<const Handle*> tensors) {
-  if (!all_readable(tensors)) refuse("tensors must be strided, on the CPU, and float64, float32, float16, bfloat16 or bool");
 }
 
 double* table_of(const Handle& h) { return reinterpret_cast<double*>(h.view(true).data); }

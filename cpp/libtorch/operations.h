@@ -23,5 +23,6 @@ stable::Library add(const char* ns, const Registered* kernels, int count, const 
 void on_pool_of_torch(int64_t tasks, void (*work)(int64_t, int64_t, void*), void* context);
 int threads_of_torch();
 bool all_readable(std::initializer_list<const stable::Handle*> tensors);
+void require_readable(std::initializer_list<const stable::Handle*> tensors);
 
 }  // namespace batchnorm

@@ -44,7 +44,7 @@ void step_backward_kernel(Value* stack, uint64_t, uint64_t) {
   const double eps = in.number();
   const bool training = in.boolean();
   const int64_t wanted = in.integer();
-  if (!all_readable({&grad_y, &x, &stats, &weight})) refuse("tensors must be strided, on the CPU, and of a floating point dtype");
+  require_readable({&grad_y, &x, &stats, &weight});
   const View from = x.view(), table = stats.view();
   const ChannelViews channels{weight.view(), {}, {}, {}};
   for (const std::string& why : {refused_operands(from, {grad_y.view()}, channels), refused_table(from, table, 4, 0)})

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _ghosts, _inputs, _missing, _native, _options, _renorm, _usual
+from . import _call, _ghosts, _inputs, _missing, _native, _options, _renorm
 from ._frames import frame_of
 from ._moments import Moments, gathered
 from ._options import Activation, NanPolicy
@@ -51,11 +51,7 @@ def run_moments(d: _inputs.Data, a: Arguments) -> Moments:
 
 def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tuple[Array, Moments]:
     """Normalize with the moments m, or, where there are none, with the input's own: checks first, then the kernel."""
-    gamma, beta = _inputs.parameter(a.weight, "weight", d), _inputs.parameter(a.bias, "bias", d)
-    s = _inputs.selection(d, a.mask, a.sample_weight)
-    r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
-    act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
-    ghosts, policy = _ghosts.of(a.virtual_batch_size, d), _missing.policy(a.nan_policy, d.who)
+    s, ghosts, policy, p = _prepared(d, a)
     known = m
     if m is None:
         _ghosts.trainable(d, s, ghosts)
@@ -67,15 +63,30 @@ def run_forward(d: _inputs.Data, a: Arguments, m: Moments | None = None) -> tupl
         table = np.empty((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
     else:
         table = known._table
-        if (factors := _renorm.checked_factors(a.renorm_factors, known, d.who)) is not None:
-            gamma, beta = factors.affine(gamma, beta)
+        p, _ = _with_factors(p, a, known, d.who)
     y, buffer = _inputs.output(a.out, d, _operands(d, a))
-    if d.x.size:
-        _native.forward(
-            d.buffer, buffer, d.code, d.plan._kept, r, s.weights, s.code, table, known is None, gamma, beta, eps, act,
-            0 if ghosts is None else ghosts.size, policy == "omit",
-        )  # fmt: skip
+    _call.forward(d, buffer, table, known is None, p)
     return y, _checked_moments(Moments._of_table(table), d, s, ghosts, policy) if known is None else known
+
+
+def _prepared(d: _inputs.Data, a: Arguments) -> tuple[_inputs.Selection, _ghosts.Ghosts | None, str, _call.Prepared]:
+    """Check what goes with x: the positions that count, the ghosts, what NaN does, and all as the kernels take it."""
+    gamma, beta = _inputs.parameter(a.weight, "weight", d), _inputs.parameter(a.bias, "bias", d)
+    s = _inputs.selection(d, a.mask, a.sample_weight)
+    r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
+    act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
+    ghosts, policy = _ghosts.of(a.virtual_batch_size, d), _missing.policy(a.nan_policy, d.who)
+    p = _call.Prepared(r, s.weights, gamma, beta, eps, act, _ghosts.size(ghosts), policy == "omit")
+    return s, ghosts, policy, p
+
+
+def _with_factors(p: _call.Prepared, a: Arguments, m: Moments, who: str) -> tuple[_call.Prepared, RenormFactors | None]:
+    """Weight and bias that do what the factors of renormalization do, too."""
+    factors = _renorm.checked_factors(a.renorm_factors, m, who)
+    if factors is None:
+        return p, None
+    weight, bias = factors.affine(p.weight, p.bias)
+    return p._replace(weight=weight, bias=bias), factors
 
 
 def _checked_moments(
@@ -96,42 +107,27 @@ def _checked_moments(
 def run_backward(d: _inputs.Data, grad_y: ArrayLike, m: Moments, a: Arguments, training: bool) -> Gradients:
     """Differentiate `run_forward`: checks first, then the kernel."""
     g = _inputs.like(grad_y, "grad_y", d)
-    ghosts = _ghosts.of(a.virtual_batch_size, d) if training else None
+    s, ghosts, policy, p = _prepared(d, a if training else a._replace(virtual_batch_size=None))
     _check_moments(m, d, ghosts)
-    gamma, beta = _inputs.parameter(a.weight, "weight", d), _inputs.parameter(a.bias, "bias", d)
-    s = _inputs.selection(d, a.mask, a.sample_weight)
-    r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
-    act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
-    policy = _missing.policy(a.nan_policy, d.who)
     if training:
         _ghosts.trainable(d, s, ghosts)
     if policy == "raise":
         _missing.refuse(d, s, gathered(d, s, None).mean)
-    if (factors := _renorm.checked_factors(a.renorm_factors, m, d.who)) is not None:
-        gamma, beta = factors.affine(gamma, beta)
+    p, factors = _with_factors(p, a, m, d.who)
     grad_x, buffer = _inputs.output(a.out, d, {**_operands(d, a), "grad_y": grad_y})
-    grad_r, r_buffer = (None, None) if r is None else _inputs.output(None, d, {})
+    grad_r, r_buffer = (None, None) if p.residual is None else _inputs.output(None, d, {})
     sums = np.zeros((2, *_ghosts.rows(ghosts), *d.plan.channel_shape))
-
-    def differentiate(to: Array, training: bool) -> None:
-        _native.backward(
-            g, d.buffer, to, d.code, d.plan._kept, r, r_buffer, s.weights if training else None, s.code, m._table,
-            gamma, beta, eps, act, bool(training), sums[0, ...], sums[1, ...], 0 if ghosts is None else ghosts.size,
-            omit=policy == "omit",
-        )  # fmt: skip
-
-    if d.x.size and training and s.cells is not None:  # what does not count moves its own output and nothing else
+    if training and s.cells is not None:  # what does not count moves its own output and nothing else
         alone, to = _inputs.output(None, d, {})
-        differentiate(to, False)
-        differentiate(buffer, True)
+        _call.backward(d, g, to, r_buffer, sums, m._table, False, p)
+    _call.backward(d, g, buffer, r_buffer, sums, m._table, bool(training), p)
+    if training and s.cells is not None:
         np.copyto(grad_x, alone, where=~s.cells)
-    elif d.x.size:
-        differentiate(buffer, training)
     if factors is not None:
         sums[0] = factors.grad_weight(sums[0], sums[1])
     if ghosts is not None:
         of_ghosts, sums = sums, np.empty((2, *d.plan.channel_shape))
-        _native.merge(of_ghosts, sums, ghosts.number)
+        _native.merge(of_ghosts, sums)
     return Gradients(grad_x, _in_dtype_of(a.weight, sums[0]), _in_dtype_of(a.bias, sums[1]), grad_r)
 
 
@@ -224,9 +220,9 @@ def normalize(
            [2.]])
     """
     if type(moments) is Moments and virtual_batch_size is None and renorm_factors is None and nan_policy == "propagate":
-        usual = _usual.normalize(x, moments._table, weight, bias, axis, eps, residual, activation, out)
-        if usual is not None:
-            return usual
+        common = _call.common_normalize(x, moments._table, weight, bias, axis, eps, residual, activation, out)
+        if common is not None:
+            return common
     frame = frame_of(x, "normalize", moments.names if isinstance(moments, Moments) else None)
     if frame is not None:
         frame.warn("normalize")
@@ -314,10 +310,10 @@ def batch_norm(
     array([[-1., -2.],
            [ 1.,  2.]])
     """
-    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy in _missing.USUAL:
-        usual = _usual.batch_norm(x, weight, bias, axis, eps, residual, activation, out)
-        if usual is not None:
-            return usual[0], Moments._of_table(usual[1])
+    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy in _missing.COMMON:
+        common = _call.common_batch_norm(x, weight, bias, axis, eps, residual, activation, out)
+        if common is not None:
+            return common[0], Moments._of_table(common[1])
     frame = frame_of(x, "batch_norm")
     policy = _options.nan_policy_of(nan_policy, frame is not None)
     arguments = Arguments(
@@ -404,11 +400,11 @@ def batch_norm_backward(
     """
     plain = mask is None and sample_weight is None and nan_policy == "propagate"
     if plain and virtual_batch_size is None and renorm_factors is None and type(moments) is Moments:
-        usual = _usual.backward(
+        common = _call.common_backward(
             grad_y, x, moments._table, weight, bias, axis, eps, residual, activation, bool(training), out
         )
-        if usual is not None:
-            return Gradients(*usual)
+        if common is not None:
+            return Gradients(*common)
     d = _inputs.data(x, "batch_norm_backward", axis)
     arguments = Arguments(
         weight, bias, eps, mask, sample_weight, residual, activation, out, virtual_batch_size, renorm_factors,

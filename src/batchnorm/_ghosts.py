@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _inputs, _options
+from . import _inputs, _options, _refusals
 
 
 class Ghosts(NamedTuple):
@@ -30,6 +30,11 @@ def of(virtual_batch_size: object, d: _inputs.Data) -> Ghosts | None:
     return Ghosts(size, -(-d.plan.N // size))
 
 
+def size(g: Ghosts | None) -> int:
+    """Return the samples of a ghost, as the kernels take them: 0 where the batch is not cut."""
+    return 0 if g is None else g.size
+
+
 def rows(g: Ghosts | None) -> tuple[int, ...]:
     """Return the axis that ghosts add in front of the channels."""
     return () if g is None else (g.number,)
@@ -45,12 +50,9 @@ def trainable(d: _inputs.Data, s: _inputs.Selection, g: Ghosts | None) -> None:
         return
     i = int(positions.argmin())
     first, last = i * g.size, min((i + 1) * g.size, d.plan.N) - 1
-    raise ValueError(
-        f"{d.who}: every ghost batch needs at least two values per channel that count; ghost {i} of {g.number} "
-        f"({_samples(first, last)} of the input {d.x.shape}, virtual_batch_size={g.size}) has {positions[i]}, so its "
-        "variance would be 0. Use another virtual_batch_size, leave out the samples that remain, or normalize with "
-        "known moments (evaluation)"
-    )
+    where = f" ({_samples(first, last)} of the input {d.x.shape})"
+    said = _refusals.too_few(positions[i], s.weights is not None, where, ghost=(i, g.number, g.size))
+    raise ValueError(f"{d.who}: {said}")
 
 
 def _samples(first: int, last: int) -> str:

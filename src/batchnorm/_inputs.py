@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import _refusals
 from ._foreign import content
 from ._memory import empty_like
 from ._plan import Axis, Plan, make_plan
@@ -15,12 +16,10 @@ from ._plan import Axis, Plan, make_plan
 Array = NDArray[Any]
 Doubles = NDArray[np.float64]
 
-# Codes of cpp/core/problem.h.
-_CODES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.float16): 2}
-_BFLOAT16, _BOOL = 3, 4
-_PARAMETER_CODES = (0, 1)
+_OF_PARAMETERS = {np.dtype(np.float64), np.dtype(np.float32)}
+_OF_DATA = {*_OF_PARAMETERS, np.dtype(np.float16)}
 _DTYPES = "float64, float32, float16 or bfloat16"
-_OR_CELLS = {"mask": ", or be of x's shape, a mask per cell", "sample_weight": ""}
+_OR_CELLS = {"mask": ", or be of the input's shape, a mask per cell", "sample_weight": ""}
 _MAX_EXACT_COUNT = 2**53  # counts are float64
 
 
@@ -29,7 +28,6 @@ class Data(NamedTuple):
 
     x: Array
     buffer: Array  # x, or its bits where NumPy cannot export the dtype (bfloat16)
-    code: int
     plan: Plan
     who: str
 
@@ -38,7 +36,6 @@ class Selection(NamedTuple):
     """What counts in the statistics: weights broadcast to the input's shape, and how many positions have one."""
 
     weights: Array | None
-    code: int
     positions: int
     cells: Array | None = None  # a mask of x's shape, besides
 
@@ -48,15 +45,17 @@ def described(x: Array) -> str:
     return f"shape {x.shape}, dtype {x.dtype}"
 
 
-def _dtype_code(dtype: np.dtype[Any]) -> int | None:
-    code = _CODES.get(dtype)
-    if code is None and dtype.name == "bfloat16" and dtype.itemsize == 2 and dtype.isnative:
-        code = _CODES[dtype] = _BFLOAT16  # ml_dtypes registers one dtype; remember it
-    return code
+def _is_taken(dtype: np.dtype[Any]) -> bool:
+    if dtype in _OF_DATA:
+        return True
+    is_bfloat16 = dtype.name == "bfloat16" and dtype.itemsize == 2 and dtype.isnative
+    if is_bfloat16:
+        _OF_DATA.add(dtype)  # ml_dtypes registers one dtype; remember it
+    return is_bfloat16
 
 
-def _bits(x: Array, code: int) -> Array:
-    return x.view(np.uint16) if code == _BFLOAT16 else x
+def _bits(x: Array) -> Array:
+    return x if x.dtype.char in "dfe" else x.view(np.uint16)
 
 
 def _as_array(value: object, name: str, who: str) -> Array:
@@ -81,7 +80,7 @@ def _plain(value: NDArray[Any], name: str, who: str) -> Array:
 
 
 def _refuse_dtype(x: Array, name: str, who: str) -> None:
-    if not x.dtype.isnative and x.dtype.newbyteorder("=") in _CODES:
+    if not x.dtype.isnative and x.dtype.newbyteorder("=") in _OF_DATA:
         fix = f"convert it with {name}.astype({name}.dtype.newbyteorder('='))"
         raise TypeError(f"{who}: {name} must be in native byte order; got {described(x)}; {fix}")
     holds, fix = content(x, name)
@@ -95,16 +94,14 @@ def _refuse_layout(x: Array, name: str, who: str) -> None:
     )
 
 
-def _loadable(value: object, name: str, who: str) -> tuple[Array, int]:
-    """An array the kernels can read, and the code of its dtype."""
+def _loadable(value: object, name: str, who: str) -> Array:
+    """An array the kernels can read."""
     x = _as_array(value, name, who)
-    code = _dtype_code(x.dtype)
-    if code is None:
+    if not _is_taken(x.dtype):
         _refuse_dtype(x, name, who)
-        raise AssertionError  # unreachable: _refuse_dtype raises
     if not x.flags.carray and is_odd(x):
         _refuse_layout(x, name, who)
-    return x, code
+    return x
 
 
 def is_odd(x: Array) -> bool:
@@ -114,7 +111,7 @@ def is_odd(x: Array) -> bool:
 
 def data(value: object, who: str, axis: Axis, channels: tuple[int, ...] | None = None) -> Data:
     """Check an input; `channels`, where given, is the shape its channels must have."""
-    x, code = _loadable(value, "x", who)
+    x = _loadable(value, "x", who)
     try:
         plan = make_plan(x.shape, axis)
     except (TypeError, ValueError) as error:
@@ -126,7 +123,7 @@ def data(value: object, who: str, axis: Axis, channels: tuple[int, ...] | None =
             f"{who}: expected {_channels(channels)} on {_axes(plan.axis)}; got an input of {described(x)}, which has "
             f"{_channels(plan.channel_shape)} there. Build the layer for that number, or give the axis of the channels"
         )
-    return Data(x, _bits(x, code), code, plan, who)
+    return Data(x, _bits(x), plan, who)
 
 
 def _channels(shape: tuple[int, ...]) -> str:
@@ -141,13 +138,13 @@ def _axes(axes: tuple[int, ...]) -> str:
 
 def like(value: object, name: str, d: Data) -> Array:
     """Check an operand that must have x's shape and dtype; return what the kernels take."""
-    a, code = _loadable(value, name, d.who)
-    if a.shape != d.x.shape or code != d.code:
-        raise (ValueError if code == d.code else TypeError)(
+    a = _loadable(value, name, d.who)
+    if a.shape != d.x.shape or a.dtype != d.x.dtype:
+        raise (ValueError if a.dtype == d.x.dtype else TypeError)(
             f"{d.who}: {name} must have x's shape and dtype ({described(d.x)}); got {described(a)}"
             + (f"; convert it with {name}.astype(x.dtype)" if a.shape == d.x.shape else "")
         )
-    return _bits(a, code)
+    return _bits(a)
 
 
 def parameter(value: object, name: str, d: Data) -> Doubles | None:
@@ -156,7 +153,7 @@ def parameter(value: object, name: str, d: Data) -> Doubles | None:
         return None
     plan, who = d.plan, d.who
     a = _as_array(value, name, who)
-    if _CODES.get(a.dtype) not in _PARAMETER_CODES:
+    if a.dtype not in _OF_PARAMETERS:
         raise TypeError(
             f"{who}: {name} must be float32 or float64, native byte order (parameters of 16-bit data stay float32 or "
             f"wider); got {described(a)}; convert it with np.asarray({name}, dtype=np.float32)"
@@ -172,36 +169,35 @@ def parameter(value: object, name: str, d: Data) -> Doubles | None:
 def selection(d: Data, mask: object, sample_weight: object) -> Selection:
     """Check mask and sample_weight; combine them into one array of weights."""
     if mask is None and sample_weight is None:
-        return Selection(None, 0, d.plan.m)
+        return Selection(None, d.plan.m)
     m = None if mask is None else _mask_array(mask, d)
     cells = m if m is not None and _is_of_cells(m, d.plan) else None
     m = None if m is None or cells is not None else _over_positions(m, "mask", d)
     w = None if sample_weight is None else _over_positions(_sample_weight_array(sample_weight, d), "sample_weight", d)
     if w is None and m is None:
-        return Selection(None, 0, d.plan.m, cells)
+        return Selection(None, d.plan.m, cells)
     if w is None:
         assert m is not None
-        chosen, code = m, _BOOL
+        chosen = m
     else:
         chosen = w if m is None else np.where(m, w, w.dtype.type(0))
-        code = _CODES[chosen.dtype]
     repeats = d.plan.m // chosen.size if chosen.size else 0
     positions = int(np.count_nonzero(chosen)) * repeats
-    return Selection(np.broadcast_to(chosen, d.x.shape), code, positions, cells)
+    return Selection(np.broadcast_to(chosen, d.x.shape), positions, cells)
 
 
 def as_mask(s: Selection) -> Selection:
     """The same positions, each of which counts once."""
-    if s.weights is None or s.code == _BOOL:
+    if s.weights is None or s.weights.dtype == np.bool_:
         return s
-    return s._replace(weights=s.weights != 0, code=_BOOL)
+    return s._replace(weights=s.weights != 0)
 
 
 def only_cells(d: Data, cells: Array, zeros: Any) -> Data:
     """A copy of the input that is NaN where a mask of its cells is False, and 0 where `zeros` says so."""
     x = np.where(cells, d.x, d.x.dtype.type(np.nan))
     np.copyto(x, 0, where=zeros)
-    return d._replace(x=x, buffer=_bits(x, d.code))
+    return d._replace(x=x, buffer=_bits(x))
 
 
 def _is_of_cells(mask: Array, plan: Plan) -> bool:
@@ -211,42 +207,32 @@ def _is_of_cells(mask: Array, plan: Plan) -> bool:
 def _mask_array(mask: object, d: Data) -> Array:
     m = _as_array(mask, "mask", d.who)
     if m.dtype != np.bool_:
-        raise TypeError(
-            f"{d.who}: mask must be bool (True: the position counts); got {described(m)}; use mask != 0, or "
-            "sample_weight= for fractions"
-        )
+        raise TypeError(f"{d.who}: {_refusals.mask_dtype(described(m))}")
     return m
 
 
 def _sample_weight_array(sample_weight: object, d: Data) -> Array:
     w = _as_array(sample_weight, "sample_weight", d.who)
-    code = _dtype_code(w.dtype)
-    if code is None:
+    if not _is_taken(w.dtype):
         raise TypeError(
             f"{d.who}: sample_weight must be {_DTYPES}, native byte order; got {described(w)}; convert it with "
             "sample_weight.astype(np.float64)"
         )
-    if code > 1:
+    if w.dtype not in _OF_PARAMETERS:
         w = w.astype(np.float32)
     if is_odd(w):
         _refuse_layout(w, "sample_weight", d.who)
-    for rule, broken in (("finite", ~np.isfinite(w)), ("non-negative", w < 0)):
-        if broken.any():
-            where = tuple(np.argwhere(broken)[0].tolist())
-            raise ValueError(
-                f"{d.who}: sample_weight must be {rule}; got {w[where]} at index {where}; use 0 for what does not count"
-            )
+    if (broken := ~((w >= 0) & np.isfinite(w))).any():
+        where = tuple(np.argwhere(broken)[0].tolist())
+        raise ValueError(f"{d.who}: {_refusals.weight_value(w[where], f' at index {where}')}")
     return w
 
 
 def _over_positions(a: Array, name: str, d: Data) -> Array:
     """View `a` with x's number of axes, the channel axes of length one, so that it broadcasts to x."""
     plan = d.plan
-    rule = (
-        f"{d.who}: {name} says which positions count, for all channels alike: it must broadcast to x without its "
-        f"channel axes, shape {plan.reduced_shape} (or have them as length one){_OR_CELLS[name]}; got {described(a)} "
-        f"for x of shape {plan.shape}"
-    )
+    said = _refusals.positions(name, plan.reduced_shape, described(a), plan.shape, _OR_CELLS[name])
+    rule = f"{d.who}: {said}"
     if a.ndim == len(plan.shape) and plan.axis:
         if any(a.shape[i] != 1 for i in plan.axis):
             raise ValueError(rule)
@@ -264,23 +250,10 @@ def _over_positions(a: Array, name: str, d: Data) -> Array:
 
 def trainable(d: Data, s: Selection) -> None:
     """Refuse what has no variance: no position, or one a channel."""
-    if d.x.size == 0:
-        raise ValueError(
-            f"{d.who}: an empty batch has no statistics (input {d.x.shape}, {_where(d.plan)}); skip it, or normalize "
-            "with known moments (evaluation)"
-        )
-    if s.positions == 0:
-        raise ValueError(
-            f"{d.who}: mask and sample_weight select nothing: no position of any channel counts (input {d.x.shape}, "
-            f"{_where(d.plan)}); leave out batches that are padding alone"
-        )
-    if s.positions == 1:
-        counted = "value" if s.weights is None else "counted value"
-        raise ValueError(
-            f"{d.who}: one {counted} per channel (input {d.x.shape}, {_where(d.plan)}), so its variance is 0 and the "
-            "output would be the bias alone. Use a batch of at least 2, drop the last incomplete batch, or normalize "
-            "with known moments: running statistics, in evaluation"
-        )
+    positions, counted = (0, False) if d.x.size == 0 else (s.positions, s.weights is not None)
+    if positions < 2:
+        where = f" (input {d.x.shape}, {_where(d.plan)})"
+        raise ValueError(f"{d.who}: {_refusals.too_few(positions, counted, where)}")
 
 
 def _where(plan: Plan) -> str:
@@ -319,7 +292,7 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
     """
     if out is None:
         y = empty_like(d.x)
-        return y, _bits(y, d.code)
+        return y, _bits(y)
     if not isinstance(out, np.ndarray) or type(out) not in (np.ndarray, np.memmap):
         raise TypeError(f"{d.who}: out must be a numpy array ({described(d.x)}); got {type(out).__name__}")
     if out.dtype != d.x.dtype:
@@ -341,7 +314,7 @@ def output(out: object, d: Data, inputs: dict[str, Any]) -> tuple[Array, Array]:
                 f"{d.who}: out may be {name} itself (in place) or separate memory; got an array that overlaps {name} "
                 "in part; pass a separate array"
             )
-    return out, _bits(out, d.code)
+    return out, _bits(np.asarray(out))
 
 
 def _overlaps_itself(a: Array) -> bool:
@@ -373,7 +346,7 @@ def _overlap(a: Array, b: Array) -> bool:
 def statistic(value: ArrayLike, name: str) -> Doubles:
     """Float64 copy of a per-channel statistic."""
     a = np.asarray(value)
-    if a.dtype.kind not in "fiu" and _dtype_code(a.dtype) is None:
+    if a.dtype.kind not in "fiu" and not _is_taken(a.dtype):
         raise TypeError(f"Moments: {name} must be real numbers; got {described(a)}")
     return a.astype(np.float64)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _inputs, _options, _usual
+from . import _call, _inputs, _options
 from ._functional import Arguments, Gradients, run_backward, run_forward, run_moments
 from ._moments import Moments
 from ._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue
@@ -263,7 +263,7 @@ class BatchNorm(_options.Checked):
     ) -> Array:
         """The same as calling the layer."""
         if mask is None and sample_weight is None:
-            y = self._usual_forward(x, residual)
+            y = self._common_forward(x, residual)
             if y is not None:
                 return y
         axis = self._channel_axis(x)
@@ -289,8 +289,8 @@ class BatchNorm(_options.Checked):
         )
         return y
 
-    def _usual_forward(self, x: ArrayLike, residual: ArrayLike | None) -> Array | None:
-        """The call that `_usual` takes, where no rare option is set; None for any other."""
+    def _common_forward(self, x: ArrayLike, residual: ArrayLike | None) -> Array | None:
+        """The common call, where no rare option is set; None for any other."""
         running = self.running
         if (
             type(x) is not np.ndarray
@@ -304,11 +304,13 @@ class BatchNorm(_options.Checked):
             return None
         if not self.training:
             m = running.moments()
-            y = _usual.normalize(x, m._table, self.weight, self.bias, axis, self.eps, residual, self.activation, None)
+            y = _call.common_normalize(
+                x, m._table, self.weight, self.bias, axis, self.eps, residual, self.activation, None
+            )
         elif self.virtual_batch_size is not None or self.renorm is not None:
             return None
         else:
-            made = _usual.batch_norm(x, self.weight, self.bias, axis, self.eps, residual, self.activation, None)
+            made = _call.common_batch_norm(x, self.weight, self.bias, axis, self.eps, residual, self.activation, None)
             if made is None:
                 return None
             y, m = made[0], Moments._of_table(made[1])
@@ -353,11 +355,11 @@ class BatchNorm(_options.Checked):
             )
         x, axis, m, mask, sample_weight, residual, training, ghosts, factors = self._last
         if mask is None and sample_weight is None and ghosts is None and factors is None:
-            usual = _usual.backward(
+            common = _call.common_backward(
                 grad_y, x, m._table, self.weight, self.bias, axis, self.eps, residual, self.activation, training
             )
-            if usual is not None:
-                return Gradients(*usual) if self.train_affine else Gradients(usual[0], None, None, usual[3])
+            if common is not None:
+                return Gradients(*common) if self.train_affine else Gradients(common[0], None, None, common[3])
         d = _inputs.data(x, type(self).__name__, axis, self._shape)
         a = self._arguments(mask, sample_weight, residual)._replace(virtual_batch_size=ghosts, renorm_factors=factors)
         gradients = run_backward(d, grad_y, m, a, training)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 #: Columns named one by one, of each kind.
 NAMED = 6
+_RULE = "A table needs at least one column of numbers."
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def _sentence(left: Sequence[LeftOut]) -> str:
 def refusal(left: Sequence[LeftOut], advice: str | None = None) -> str:
     """Return what is wrong with a table that has no column of numbers, and the fix."""
     if not left:
-        return f"no column is there. {advice or 'A table needs at least one column of numbers.'}"
+        return f"no column is there. {advice or _RULE}"
     listed = ", ".join(f"{_columns(columns)} {_hold(columns)} {holds}" for (holds, _), columns in grouped(left))
     fixes = [f"{fix[0].upper()}{fix[1:]}." for fix in dict.fromkeys(fix for (_, fix), _ in grouped(left) if fix)]
-    fix = " ".join([advice] if advice else fixes or ["A table needs at least one column of numbers."])
+    fix = " ".join([advice] if advice else fixes or [_RULE])
     return f"no column holds numbers: {listed}. {fix}"
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _inputs, _options
+from . import _inputs, _options, _refusals
 
 Array = NDArray[Any]
 
 #: The policies of arrays that need no look at their values.
-USUAL = (None, "propagate")
+COMMON = (None, "propagate")
 
 
 def policy(value: object, who: str) -> str:
@@ -62,5 +62,5 @@ def trainable(d: _inputs.Data, counts: Array) -> None:
     raise ValueError(
         f"{d.who}: every channel needs at least two values that count, where NaN or a mask leaves some out; "
         f"{said}{ghost} has {counts.min():g} (input {d.x.shape}), so its variance would be 0. Leave the channel out, "
-        "or normalize with known moments (evaluation)"
+        f"or {_refusals.KNOWN_MOMENTS}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _formulas, _ghosts, _inputs, _missing, _native, _usual
+from . import _call, _formulas, _ghosts, _inputs, _missing, _native
 from ._frames import frame_of
 from ._options import NanPolicy, nan_policy_of
 from ._plan import Axis, channel_axes
@@ -275,7 +275,7 @@ class Moments:
         shape = tuple(self.shape[i] for i in kept)
         table = self._table.transpose(0, *(1 + i for i in sorted(along)), *(1 + i for i in kept))
         merged = np.empty((4, *shape))
-        _native.merge(np.ascontiguousarray(table).reshape(4, parts, *shape), merged, parts)
+        _native.merge(np.ascontiguousarray(table).reshape(4, parts, *shape), merged)
         whole = Moments._of_table(_with_finite_count(merged))
         return whole if self.names is None or ndim - 1 in along else whole.named(self.names)
 
@@ -410,10 +410,10 @@ def moments(
     >>> bn.moments(np.array([[1.0, np.nan], [3.0, 6.0]]), nan_policy="omit").count
     array([2., 1.])
     """
-    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy in _missing.USUAL:
-        usual = _usual.moments(x, axis)
-        if usual is not None:
-            return Moments._of_table(usual)
+    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy in _missing.COMMON:
+        table = _call.common_moments(x, axis)
+        if table is not None:
+            return Moments._of_table(table)
     frame = frame_of(x, "moments")
     if frame is not None:
         frame.warn("moments")
@@ -434,11 +434,7 @@ def gathered(d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | Non
         m = gathered(_inputs.only_cells(d, s.cells, propagated), s._replace(cells=None), ghosts, omit=True)
         return _with_nan(m, propagated, d, ghosts) if propagated.any() else m
     table = np.zeros((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
-    if d.x.size:  # else the table of nothing, all zeros
-        _native.forward(
-            d.buffer, None, d.code, d.plan._kept, None, s.weights, s.code, table, True, None, None, 1.0, (0, 0.0),
-            0 if ghosts is None else ghosts.size, omit,
-        )  # fmt: skip
+    _call.forward(d, None, table, True, _call.Prepared(weights=s.weights, ghost=_ghosts.size(ghosts), omit=omit))
     return Moments._of_table(table)
 
 

@@ -10,44 +10,48 @@ _Doubles = NDArray[np.float64]
 def forward(
     x: _Array,
     y: _Array | None,
-    dtype: int,
-    kept: int,
+    given: bool,
     residual: _Array | None,
     weights: _Array | None,
-    weights_dtype: int,
-    stats: _Doubles,
-    compute_stats: bool,
-    weight: _Doubles | None,
-    bias: _Doubles | None,
+    moments: _Doubles,
+    gathers: bool,
+    weight: _Array | None,
+    bias: _Array | None,
+    axes: int | tuple[int, ...],
     eps: float,
-    activation: tuple[int, float],
-    group: int = 0,
-    omit: bool = False,
-) -> None: ...
+    activation: int,
+    slope: float,
+    ghost: int,
+    omit: bool,
+) -> bool: ...
 def backward(
     grad_y: _Array,
     x: _Array,
     grad_x: _Array | None,
-    dtype: int,
-    kept: int,
+    given: bool,
     residual: _Array | None,
     grad_residual: _Array | None,
     weights: _Array | None,
-    weights_dtype: int,
-    stats: _Doubles,
-    weight: _Doubles | None,
-    bias: _Doubles | None,
+    moments: _Doubles,
+    weight: _Array | None,
+    bias: _Array | None,
+    grad_weight: _Array | None,
+    grad_bias: _Array | None,
+    axes: int | tuple[int, ...],
     eps: float,
-    activation: tuple[int, float],
+    activation: int,
+    slope: float,
     training: bool,
-    grad_weight: _Doubles,
-    grad_bias: _Doubles,
-    group: int = 0,
-    compute_sums: bool = True,
-    residual_is_y: bool = False,
-    omit: bool = False,
-) -> None: ...
-def merge(table: _Doubles, merged: _Doubles, groups: int) -> None: ...
+    ghost: int,
+    omit: bool,
+    sums_known: bool,
+    residual_is_y: bool,
+) -> bool: ...
+def merge(parts: _Doubles, merged: _Doubles) -> bool: ...
+def move_running(
+    mean: _Array, var: _Array, batches: _Array, moments: _Doubles, momentum: float, correction: int
+) -> bool: ...
+def running_moments(mean: _Array, var: _Array, moments: _Doubles) -> bool: ...
 def copy(to: _Array, source: _Array, streaming: bool) -> None: ...
 def read(source: _Array) -> int: ...
 
@@ -68,50 +72,6 @@ def activations() -> list[tuple[str, bool, str, float]]: ...
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
 def force_isa(name: str) -> None: ...
-
-class usual:
-    """Calls of the usual kind; False, with nothing changed, for others."""
-
-    @staticmethod
-    def forward(
-        x: _Array,
-        y: _Array | None,
-        given: bool,
-        residual: _Array | None,
-        table: _Doubles,
-        gathers: bool,
-        weight: _Array | None,
-        bias: _Array | None,
-        axis: int,
-        eps: float,
-        activation: int,
-        slope: float,
-    ) -> bool: ...
-    @staticmethod
-    def backward(
-        grad_y: _Array,
-        x: _Array,
-        grad_x: _Array,
-        given: bool,
-        residual: _Array | None,
-        grad_residual: _Array | None,
-        table: _Doubles,
-        weight: _Array | None,
-        bias: _Array | None,
-        grad_weight: _Array | None,
-        grad_bias: _Array | None,
-        axis: int,
-        eps: float,
-        activation: int,
-        slope: float,
-        training: bool,
-    ) -> bool: ...
-    @staticmethod
-    def move_running(
-        mean: _Array, var: _Array, batches: _Array, table: _Doubles, momentum: float, correction: int
-    ) -> bool: ...
-    @staticmethod
-    def table_of_running(mean: _Array, var: _Array, table: _Doubles) -> bool: ...
 
 class torch:
     """The submodule of the PyTorch front end: kernels in PyTorch's dispatcher."""

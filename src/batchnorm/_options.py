@@ -252,16 +252,13 @@ _NEEDS_RUNNING: dict[str, Callable[[Any], bool]] = {
 def check_without_running(name: str, value: object, who: str) -> None:
     """Refuse an option of a layer without running statistics that needs them."""
     if name in _NEEDS_RUNNING and _NEEDS_RUNNING[name](value):
-        raise ValueError(
-            f"{who}: {name}={value!r} needs running statistics, and the layer has none; build it with "
-            "track_running_stats=True"
-        )
+        raise needs_running(who, f"{name}={value!r}")
 
 
 def needs_running(who: str, what: str) -> ValueError:
-    """The refusal of what is of the running statistics, of a layer without them."""
+    """The refusal of what a layer without running statistics does not have, or cannot do."""
     return ValueError(
-        f"{who}: {what} is of the running statistics, and the layer has none; build it with track_running_stats=True"
+        f"{who}: {what} needs running statistics, and the layer has none; build it with track_running_stats=True"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from math import prod
 from operator import index
 from typing import Any
@@ -45,11 +45,6 @@ class Plan:
     N: int
     C: int
     S: int
-
-    @cached_property
-    def _kept(self) -> int:
-        """The channel axes as a bit mask, as the kernels take them."""
-        return sum(1 << i for i in self.axis)
 
     @property
     def m(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _formulas, _inputs, _native, _options
+from . import _formulas, _inputs, _native, _options, _refusals
 from ._moments import Moments
 from ._options import Correction, OnNonfinite
 
@@ -187,7 +187,7 @@ class RunningStatistics(_options.Checked):
         if self.running_count is not None or self.on_nonfinite != "propagate":
             return False
         momentum = -1.0 if self.momentum is None else self.momentum
-        return _native.usual.move_running(
+        return _native.move_running(
             self.running_mean, self.running_var, self.num_batches_tracked, m._table, momentum, self.running_correction
         )
 
@@ -195,25 +195,18 @@ class RunningStatistics(_options.Checked):
         """Refuse moments that cannot move them, and arrays that cannot be moved."""
         if m.shape != self.running_mean.shape:
             raise ValueError(
-                f"{self._who}: the moments must have one value for each channel, shape {self.running_mean.shape}; got "
+                f"{self._who}: the moments must hold one value for each channel, shape {self.running_mean.shape}; got "
                 f"{m.shape}; those of ghost batches become one with moments.reduce()"
             )
         for name, value in self._state().items():
             self._check_array(name, value, written=True)
         batches, most = int(self.num_batches_tracked), np.iinfo(self.num_batches_tracked.dtype).max
         if batches == most or (self.momentum is None and batches < 0):
-            raise ValueError(
-                f"{self._who}: num_batches_tracked must count from 0 to {most - 1} ({self.num_batches_tracked.dtype}); "
-                f"got {batches}. Set it, num_batches_tracked[...] = 0"
-            )
+            raise ValueError(f"{self._who}: {_refusals.batches(batches, most, 'num_batches_tracked[...] = 0')}")
         least = self.running_correction if self.running_count is None else 1
         if not (m.count > least).all():
-            rule = "running_var is M2 / (count - 1)" if least else "running_var is M2 / count"
-            raise ValueError(
-                f"{self._who}: {rule}, which needs a sample_weight whose sum is more than {least}; got a sum of "
-                f"{m.count.min():g}. Scale it (only their ratios matter for y)"
-                + (", or use running_correction=0" if self.running_correction else "")
-            )
+            said = _refusals.sum_of_weights(m.count.min(), least, self.running_count is not None)
+            raise ValueError(f"{self._who}: {said}")
 
     def _moved(self, m: Moments) -> tuple[list[Array], Array]:
         """What a batch makes of them, in the order of `_state` and in their own dtypes; and where that is finite."""
@@ -230,13 +223,9 @@ class RunningStatistics(_options.Checked):
         """Which channel of a batch is refused with on_nonfinite="raise", and what would have been stored."""
         c = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(~finite)))
         mean, var, new_mean, new_var = (float(np.atleast_1d(v)[c]) for v in (m.mean, m.m2 / m.count, new[0], new[1]))
-        other = np.isfinite(new_mean) and np.isfinite(new_var)
-        return (
-            f"{self._who}: channel {c[0] if len(c) == 1 else c} of the batch has mean {mean:g} and variance {var:g}; "
-            f"as {self.running_var.dtype}, running_mean would be {new_mean:g} and running_var {new_var:g}"
-            f"{', and the other variance not finite' if other else ''}; running statistics are left as they were "
-            "(on_nonfinite='raise'). Look upstream, or use on_nonfinite='skip'"
-        )
+        channel, dtype = c[0] if len(c) == 1 else c, str(self.running_var.dtype)
+        said = _refusals.not_finite(channel, (mean, var), dtype, (new_mean, new_var))
+        return f"{self._who}: {said}"
 
     def running_variance(self, correction: Correction = 0) -> Array:
         """The biased (0) or unbiased (1) running variance, in float64.
@@ -262,7 +251,7 @@ class RunningStatistics(_options.Checked):
     def moments(self) -> Moments:
         """Moments to normalize with in evaluation: mean and variance as they are kept."""
         table = np.empty((4, *self._shape))
-        if _native.usual.table_of_running(self.running_mean, self.running_var, table):
+        if _native.running_moments(self.running_mean, self.running_var, table):
             return Moments._of_table(table)
         return Moments.from_statistics(self.running_mean, self.running_var)
 

@@ -292,15 +292,15 @@ def test_kernels_sum_in_the_canonical_order(shape, dtype, isa):
     assert same_bits(found.weight, sum_gd * rstd)
 
 
-def _half(arrays: dict[str, np.ndarray], m: bn.Moments, sums: np.ndarray, **options) -> np.ndarray | None:
+def _half(arrays: dict[str, np.ndarray], m: bn.Moments, sums: np.ndarray, group: int = 0) -> np.ndarray | None:
     """One half of the backward: with a `group` size `sums` is filled, else the gradient by x follows from it."""
     d = _inputs.data(arrays["x"], "test", 1)
     grad, sample_weight = _inputs.like(arrays["grad"], "grad", d), _inputs.selection(d, None, arrays["sample_weight"])
     weight, bias = (arrays[name].astype(np.float64) for name in ("weight", "bias"))
-    out, buffer = (None, None) if "group" in options else _inputs.output(None, d, {})
-    bn._native.backward(
-        grad, d.buffer, buffer, d.code, d.plan._kept, None, None, sample_weight.weights, sample_weight.code, m._table,
-        weight, bias, 1e-5, (1, 0.0), True, *sums, compute_sums=out is None, **options,
+    out, buffer = (None, None) if group else _inputs.output(None, d, {})
+    assert bn._native.backward(
+        grad, d.buffer, buffer, False, None, None, sample_weight.weights, m._table, weight, bias, *sums, 1, 1e-5, 1,
+        0.0, not group, group, False, out is not None, False,
     )  # fmt: skip
     return out
 
@@ -314,7 +314,7 @@ def _sums(arrays: dict[str, np.ndarray], m: bn.Moments, group: int) -> np.ndarra
 
 def _merged(sums: np.ndarray) -> np.ndarray:
     merged = np.empty((2, sums.shape[2]))
-    bn._native.merge(sums, merged, sums.shape[1])
+    bn._native.merge(sums, merged)
     return merged
 
 

@@ -233,13 +233,11 @@ def _name_and_number(problem: Problem) -> tuple[str, float]:
 def _backward_by_y(problem: Problem, grad: np.ndarray, x: np.ndarray, y: np.ndarray, m: bn.Moments) -> np.ndarray:
     d = _inputs.data(x, "fuzz", problem.kept)
     out, buffer = _inputs.output(None, d, {})
-    channels = math.prod(problem.x.shape[axis] for axis in problem.kept)
-    weight, bias = (None if p is None else p.astype(np.float64).ravel() for p in problem.parameters)
+    weight, bias = (None if p is None else p.astype(np.float64) for p in problem.parameters)
     activation = _options.checked_activation(problem.options["activation"], "fuzz")
-    bn._native.backward(
-        _inputs.like(grad, "grad", d), d.buffer, buffer, d.code, d.plan._kept, _inputs.like(y, "y", d), None, None, 0,
-        m._table, weight, bias, problem.options["eps"], activation, True, np.empty(channels), np.empty(channels),
-        residual_is_y=True,
+    assert bn._native.backward(
+        _inputs.like(grad, "grad", d), d.buffer, buffer, False, _inputs.like(y, "y", d), None, None, m._table, weight,
+        bias, None, None, d.plan.axis, problem.options["eps"], *activation, True, 0, False, False, True,
     )  # fmt: skip
     return out
 

@@ -25,6 +25,7 @@ LEVELS = {
     "_plan": 1,
     "_memory": 1,
     "_options": 1,
+    "_refusals": 1,
     "_formulas": 1,
     "_foreign": 1,
     "_left_out": 1,
@@ -32,7 +33,7 @@ LEVELS = {
     "_frames": 2,
     "_inputs": 2,  # its refusals speak of plans
     "_ghosts": 3,
-    "_usual": 3,
+    "_call": 3,
     "_masks": 3,
     "_missing": 3,
     "_moments": 4,

@@ -266,9 +266,7 @@ def test_evaluation_knows_no_ghosts():
 def test_a_ghost_of_one_value_is_refused(way):
     layer = bnt.BatchNorm1d(C, virtual_batch_size=4)
     before = copy.deepcopy(layer.state_dict())
-    with pytest.raises(
-        ValueError, match=r"BatchNorm1d: every ghost batch .*\(5, 3\) with virtual_batch_size=4 has one"
-    ):
+    with pytest.raises(ValueError, match=r"BatchNorm1d: every ghost batch .*\(5, 3\).* with virtual_batch_size=4 has 1,"):
         layer(WAYS[way](_randn(5, C, dtype=torch.float32)))
     if way == "kernels":
         mask = torch.tensor([True] * 4 + [False, True, False, False])
@@ -434,7 +432,7 @@ def test_a_count_is_in_states_where_it_is_asked_for_only():
     with pytest.raises(ValueError, match="keep_count=True"):
         counting.running_variance(0)
     for layer in (bnt.BatchNorm1d(C, track_running_stats=False), bn.BatchNorm1d(C, track_running_stats=False)):
-        with pytest.raises(ValueError, match="BatchNorm1d: running_variance is of the running statistics"):
+        with pytest.raises(ValueError, match="BatchNorm1d: running_variance needs running statistics"):
             layer.running_variance()
 
 

@@ -146,7 +146,7 @@ class _Extended(_running.KeepsCount):
         residual: Tensor | None,
         activation: tuple[int, float],
     ) -> Tensor:
-        if mask is None and sample_weight is None and self._is_usual(x):
+        if mask is None and sample_weight is None and self._is_common(x):
             weight, bias = self._weight_and_bias()
             if not self.training:
                 mean, var, _ = _running.statistics(self)
@@ -198,7 +198,7 @@ class _Extended(_running.KeepsCount):
                 )
             _operands.check_together(who, x, num_batches_tracked=self.num_batches_tracked)
 
-    def _is_usual(self, x: Tensor) -> bool:
+    def _is_common(self, x: Tensor) -> bool:
         """Whether this is a call without rare options: else there is more to decide, and time to do it."""
         if self.normalize_with != "auto" or self.update_running_stats is not None or self.renorm is not None:
             return False
@@ -241,9 +241,9 @@ class _Extended(_running.KeepsCount):
         """Whether PyTorch's own function, as a whole, does what the options ask for."""
         options = (self.running_correction, self.on_nonfinite, self.keep_count, self.train_affine)
         variant = self.training and (self.virtual_batch_size is not None or self.renorm is not None)
-        usual = selection is None and options == (1, "propagate", False, True) and not variant
+        common = selection is None and options == (1, "propagate", False, True) and not variant
         frozen = self.momentum is None and recorder(x)  # which asks for the value of the count
-        return usual and (not updates or (batch and not frozen and not is_transformed()))
+        return common and (not updates or (batch and not frozen and not is_transformed()))
 
     def _by_tables(
         self,
@@ -308,7 +308,7 @@ class _Extended(_running.KeepsCount):
 
     def extra_repr(self) -> str:
         """As torch.nn's, and the extra options that are not at their defaults; in a fused model, what comes along."""
-        said = [f"{name}={value!r}" for name, usual in DEFAULTS.items() if (value := getattr(self, name)) != usual]
+        said = [f"{name}={value!r}" for name, default in DEFAULTS.items() if (value := getattr(self, name)) != default]
         said += [f"fused with {self._fused_with}"] if self._fused_with else []
         return ", ".join([super().extra_repr(), *said])
 

@@ -38,7 +38,7 @@ POSITIVE_EPS = replace(_options.EPS, take=_real(lambda v: 0 < v < math.inf))
 MOMENTUM = replace(
     _options.MOMENTUM,
     take=_options.or_none(_real(math.isfinite)),
-    rule="is the weight of the new batch, a finite number (a mean has 0 to 1), or None for the mean over all batches",
+    rule=_options.MOMENTUM.rule.replace("from 0 to 1", "a finite number (a mean has 0 to 1)"),
 )
 REPRODUCIBLE = Option("reproducible", False, _options.flag, "must be True or False")
 OF_SYNC = replace(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import _refusals
 from . import _backend, _operands
 
 Tensor = torch.Tensor
@@ -74,10 +75,7 @@ def weights_like(x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, w
             )
     if mask is not None:
         if mask.dtype != torch.bool:
-            raise TypeError(
-                f"{who}: mask must be bool (True: the position counts); got dtype {mask.dtype}; use mask != 0, or "
-                "sample_weight= for fractions"
-            )
+            raise TypeError(f"{who}: {_refusals.mask_dtype(f'dtype {mask.dtype}')}")
         mask = _over_positions(x, mask, "mask", who)
     if sample_weight is None:
         assert mask is not None
@@ -116,8 +114,10 @@ def refused(x: Tensor, sample_weight: Tensor, group: int, least: int) -> str:
     bad = ~((sample_weight >= 0) & torch.isfinite(sample_weight))
     *found, bads = torch.cat([counts, bad.sum().reshape(1)]).tolist()  # at once, so that a device is waited for once
     if bads:
-        return f"sample_weight must be finite and non-negative; got {sample_weight[bad][0].item():f}"
-    return next((_too_few(n, g, groups, group) for g, n in enumerate(found) if n < least), "")
+        return _refusals.weight_value(sample_weight[bad][0].item())
+    few = [(n, g) for g, n in enumerate(found) if n < least]
+    ghost = (few[0][1], groups, group) if few and groups > 1 else None
+    return _refusals.too_few(few[0][0], True, ghost=ghost) if few else ""
 
 
 def check(x: Tensor, sample_weight: Tensor | None, group: int, least: int) -> None:
@@ -147,12 +147,9 @@ def has_single_value(layer: Any, x: Tensor, selection: Tensor | None) -> bool:
     if layer.on_single_value == "running" and layer.running_mean is not None:
         return True
     kept = layer.running_mean is not None
-    raise ValueError(
-        f"{type(layer).__name__}: one value per channel (input {shape}, channels on axis 1), so its "
-        "variance is 0 and the output would be the bias alone. Use a batch of at least 2, drop the last incomplete "
-        "batch, or "
-        + ("on_single_value='running'" if kept else "track_running_stats=True, and evaluate after training")
-    )
+    fix = "on_single_value='running'" if kept else "track_running_stats=True, and evaluate after training"
+    said = _refusals.too_few(1, selection is not None, f" (input {shape}, channels on axis 1)", fix)
+    raise ValueError(f"{type(layer).__name__}: {said}")
 
 
 def check_ghosts(who: str, x: Tensor, group: int) -> None:
@@ -166,23 +163,9 @@ def check_ghosts(who: str, x: Tensor, group: int) -> None:
     N, C = x.shape[:2]
     last = ((N - 1) % group + 1) * (x.numel() // (N * C))
     if last < 2:
-        raise ValueError(
-            f"{who}: every ghost batch needs at least two values per channel in training; the last of an input "
-            f"{tuple(x.shape)} with virtual_batch_size={group} has one, so its variance would be 0. Use another "
-            "virtual_batch_size, or leave out the samples that remain"
-        )
-
-
-def _too_few(positions: int, g: int, groups: int, group: int) -> str:
-    if groups > 1:
-        return (
-            f"every ghost batch needs at least two values per channel in training; ghost {g} of {groups} "
-            f"(virtual_batch_size={group}) has {positions} that count{'s' * (positions == 1)}, so its variance would "
-            "be 0. Use another virtual_batch_size, or leave out the samples that remain"
-        )
-    if positions == 0:
-        return "mask and sample_weight select nothing: no position of any channel counts"
-    return "one counted value per channel, so its variance is 0"
+        ghosts = -(-N // group)
+        where = f" (input {tuple(x.shape)}, channels on axis 1)"
+        raise ValueError(f"{who}: {_refusals.too_few(last, False, where, ghost=(ghosts - 1, ghosts, group))}")
 
 
 def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:
@@ -192,9 +175,5 @@ def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:
     if a.dim() < x.dim():
         a = a.reshape(*[1] * (x.dim() - 1 - a.dim()), *own).unsqueeze(1)
     if a.dim() != x.dim() or a.shape[1] != 1 or any(n not in (1, m) for n, m in zip(a.shape, shape, strict=True)):
-        raise ValueError(
-            f"{who}: {name} says which positions count, for all channels alike: it must broadcast to the input without "
-            f"its channel axis, shape {shape[:1] + shape[2:]} (or have it as length one); got shape {own} for an "
-            f"input of shape {shape}"
-        )
+        raise ValueError(f"{who}: {_refusals.positions(name, shape[:1] + shape[2:], f'shape {own}', shape)}")
     return a

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import _formulas
+from .. import _formulas, _refusals
 from .._options import NONFINITE_CODES, RUNNING_CORRECTION, needs_running
 from . import _backend, _operands, _operations, _plain
 
@@ -145,10 +144,7 @@ def moved(own: Running, table: Tensor, momentum: float | None, correction: int) 
     batches = own.batches + 1
     a = 1.0 / batches.to(m2.dtype) if momentum is None else momentum
     if own.counts is not None and own.counts.dtype != table.dtype:
-        raise ValueError(
-            f"batch_norm: running_count must be {str(table.dtype).removeprefix('torch.')}, with a value for each "
-            "channel: a narrower dtype loses counts; set keep_count to False and to True again"
-        )
+        raise ValueError(f"batch_norm: {_refusals.running_count(str(table.dtype).removeprefix('torch.'))}")
     running = own.mean.to(m2.dtype), own.var.to(m2.dtype), own.counts
     to = _formulas.moved(torch, running, (count, mean, m2), a, correction)
     new = Running(to.mean.to(own.mean.dtype), to.var.to(own.var.dtype), batches, to.counts)
@@ -159,32 +155,20 @@ def check(who: str, own: Running, table: Tensor, momentum: float | None, correct
     """Refuse counts that nothing can be moved by; looks at values."""
     batches = int(own.batches)
     if batches == _MOST_BATCHES or (momentum is None and batches < 0):
-        raise ValueError(
-            f"{who}: num_batches_tracked must count from 0 to 2**63 - 2; got {batches}. Set it, "
-            "layer.num_batches_tracked.zero_()"
-        )
+        raise ValueError(f"{who}: {_refusals.batches(batches, _MOST_BATCHES, _refusals.NEW_COUNT)}")
     count, least = table[0], correction if own.counts is None else 1
     if not bool((count > least).all()):
-        kept = own.counts is not None
-        what = "running_count (keep_count=True)" if kept else f"running_var is M2 / (count - {least}), which"
-        raise ValueError(
-            f"{who}: {what} needs a sample_weight whose sum is more than {least}; got a sum of {float(count.min()):g}. "
-            "Scale it (only their ratios matter for the output)" + ("" if kept else ", or use running_correction=0")
-        )
+        said = _refusals.sum_of_weights(float(count.min()), least, own.counts is not None)
+        raise ValueError(f"{who}: {said}")
 
 
 def not_finite(table: Tensor, to: Moved) -> str:
     """Which channel of a batch is refused with on_nonfinite="raise", and what would have been stored."""
     c = int((~to.finite).nonzero()[0])
     count, mean, _, m2 = (float(row[c]) for row in table)
-    new_mean, new_var = float(to.running.mean[c]), float(to.running.var[c])
-    other = to.gap is None or math.isfinite(to.gap[c])
-    return (
-        f"channel {c} of the batch has mean {mean:g} and variance {m2 / count:g}; as "
-        f"{str(to.running.var.dtype).removeprefix('torch.')}, running_mean would be {new_mean:g} and running_var "
-        f"{new_var:g}{'' if other else ', and the other variance not finite'}; running statistics are left as they "
-        "were (on_nonfinite='raise')"
-    )
+    new = float(to.running.mean[c]), float(to.running.var[c])
+    dtype = str(to.running.var.dtype).removeprefix("torch.")
+    return _refusals.not_finite(c, (mean, m2 / count), dtype, new)
 
 
 def _check_writable(who: str, new: list[tuple[Tensor, Tensor]]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _refusals
 from .._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue, activation_code
 from .._renorm import Renorm
 from . import _activations, _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
@@ -16,6 +17,8 @@ from ._options import DEFAULTS
 from ._ranks import Ranks, Whole, world_size
 
 Tensor = torch.Tensor
+
+_OF_ALL = " in the batches of all ranks together"
 
 
 class SyncBatchNorm(_Extended):
@@ -211,15 +214,10 @@ class SyncBatchNorm(_Extended):
                 "all ranks refuse; see the error there. Nothing is changed"
             )
         if whole.positions == 1 and not (self.on_single_value == "running" and self.running_mean is not None):
-            raise ValueError(
-                f"{who}: one value per channel in the batches of all ranks together, so its variance is 0 and the "
-                "output would be the bias alone. Use larger batches, drop the last incomplete one, or "
-                "on_single_value='running'"
-            )
+            said = _refusals.too_few(1, False, _OF_ALL, "on_single_value='running'")
+            raise ValueError(f"{who}: {said}")
         if whole.positions == 0 and whole.samples:
-            raise ValueError(
-                f"{who}: mask and sample_weight of all ranks together select nothing: no position of any channel counts"
-            )
+            raise ValueError(f"{who}: {_refusals.too_few(0, True, _OF_ALL)}")
 
     def _by_whole(
         self, ranks: Ranks, stats: Tensor, part: _shared.Part, options: _shared.Options, batch: bool

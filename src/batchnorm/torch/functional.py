@@ -10,6 +10,7 @@ from typing import NamedTuple, overload
 
 import torch
 
+from .. import _refusals
 from .._options import RUNNING_CORRECTION, Activation, Correction, checked_activation
 from . import _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
 
@@ -269,10 +270,9 @@ def _check_positions(parts: list[_shared.Part], who: str) -> None:
     positions = int(sum(counts))
     if positions < 2:
         shapes = ", ".join(str(tuple(part.x.shape)) for part in parts)
-        raise ValueError(
-            f"{who}: training needs at least two counted values per channel, so that there is a variance; got "
-            f"{positions} (input {shapes}, channels on axis 1). Use a larger batch, or training=False"
-        )
+        counted = any(part.weights is not None and part.x.numel() for part in parts)
+        where = f" (input {shapes}, channels on axis 1)"
+        raise ValueError(f"{who}: {_refusals.too_few(positions, counted, where, 'use training=False')}")
 
 
 def _moved(running: RunningStatistics, table: Tensor, momentum: float | None, correction: int) -> RunningStatistics:

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .reads import Reads
 from .step import hooked, in_place
-from .watching import Aside, Watch, is_models
+from .watching import OF_ITS_OWN, Aside, Watch, is_models
 
 _OF_EVERY_MODULE = {"__class__", "__dict__", *vars(nn.Module())} - {"training"}
 _IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
@@ -135,9 +135,10 @@ def _refused(name: str, what: str) -> Callable[..., NoReturn]:
     return method
 
 
+_OF_A_TENSOR = "the values or the shape of a tensor"
 _OF_PYTHON = ("int", "float", "complex", "index", "contains", "array", "format", "round")
 for _name in (f"__{name}__" for name in _OF_PYTHON):
-    setattr(_Value, _name, _refused(_name, "its forward computes in Python with the values or the shape of a tensor"))
+    setattr(_Value, _name, _refused(_name, f"its forward computes in Python with {_OF_A_TENSOR}"))
 
 
 def _of_object(what: str, own: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,7 +231,7 @@ class _Tracer(torch.fx.Tracer):
         if isinstance(a, torch.fx.Proxy):
             return a.node
         if isinstance(a, torch.Tensor) and not self._is_held(a):
-            self.refuse("its forward makes a tensor of its own, which a trace would freeze")
+            self.refuse(OF_ITS_OWN)
         return super().create_arg(a)
 
     def _is_held(self, tensor: torch.Tensor) -> bool:
@@ -250,7 +251,7 @@ class _Tracer(torch.fx.Tracer):
     def to_bool(self, obj: torch.fx.Proxy) -> bool:
         if _is_flag(obj.node):
             self.refuse("its forward branches on self.training")
-        self.refuse("its forward branches on the values or the shape of a tensor")
+        self.refuse(f"its forward branches on {_OF_A_TENSOR}")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from .reads import Reads, Unreadable, is_library
 
 Refuse = Callable[[str], NoReturn]
+OF_ITS_OWN = "its forward makes a tensor of its own, which a trace would freeze"
 
 _FOLLOWED = {
     "abc",
@@ -324,7 +325,7 @@ class Aside(TorchFunctionMode):
             if any(isinstance(value, torch.Tensor) for value in tree_leaves((args, kwargs))):
                 name = resolve_name(func) or getattr(func, "__name__", "something")
                 self.refuse(f"its forward computes {name} of a tensor that a trace does not follow")
-            self.refuse("its forward makes a tensor of its own, which a trace would freeze")
+            self.refuse(OF_ITS_OWN)
         return func(*args, **(kwargs or {}))
 
 

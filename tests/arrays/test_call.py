@@ -1,4 +1,4 @@
-"""The usual call runs natively, with the results and the refusals of the long way through Python."""
+"""The common call is taken as it comes, with the results and the refusals of one that is prepared in Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import batchnorm as bn
-from batchnorm import _inputs, _native, _usual
+from batchnorm import _call, _inputs
 
 VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "contiguous": lambda x: x,
@@ -34,13 +34,12 @@ def parameters(x: np.ndarray, axis: int, dtype: str) -> tuple[np.ndarray, np.nda
 
 
 @pytest.fixture
-def long_way(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Switch the native checks off and on: off, every call goes the long way."""
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Switch common calls off and on: off, every call is prepared in Python."""
+    common = _call._is_common
 
     def switch(off: bool) -> None:
-        none = (lambda *_: False) if off else None
-        monkeypatch.setattr(_usual, "_forward", none or _native.usual.forward)
-        monkeypatch.setattr(_usual, "_backward", none or _native.usual.backward)
+        monkeypatch.setattr(_call, "_is_common", (lambda x: False) if off else common)
 
     return switch
 
@@ -52,14 +51,14 @@ def bits(values: Any) -> list[Any]:
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_the_same_bits_as_the_long_way(dtype: str, view: str, axis: int, long_way: Callable[[bool], None]) -> None:
+def test_the_same_bits_as_prepared(dtype: str, view: str, axis: int, prepared: Callable[[bool], None]) -> None:
     x = data(dtype, view)
     for parameter_dtype, activation in itertools.product(("float32", "float64"), (None, "relu", "leaky_relu", "silu")):
         weight, bias = parameters(x, axis, parameter_dtype)
         options: dict[str, Any] = {"axis": axis, "activation": activation, "eps": 1e-3}
         results = []
         for off in (False, True):
-            long_way(off)
+            prepared(off)
             m = bn.moments(x, axis)
             y, m2 = bn.batch_norm(x, weight, bias, **options)
             z = bn.normalize(x, m, None, bias, **options)
@@ -72,10 +71,10 @@ def test_the_same_bits_as_the_long_way(dtype: str, view: str, axis: int, long_wa
 
 
 @pytest.mark.parametrize("view", ["contiguous", "channels-last"])
-def test_given_outputs_as_the_long_way(view: str, long_way: Callable[[bool], None]) -> None:
+def test_given_outputs_as_prepared(view: str, prepared: Callable[[bool], None]) -> None:
     expected = bn.batch_norm(data("float32", view))[0]
     for off in (False, True):
-        long_way(off)
+        prepared(off)
         x = data("float32", view)
         out = np.empty_like(x)
         assert bn.batch_norm(x, out=out)[0] is out
@@ -90,13 +89,13 @@ def test_given_outputs_as_the_long_way(view: str, long_way: Callable[[bool], Non
         np.testing.assert_array_equal(x, expected)
 
 
-def test_usual_calls_take_no_check_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_common_calls_take_no_check_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     x, layer = data("float32", "contiguous"), bn.BatchNorm2d(4, activation="relu")
     average = bn.BatchNorm2d(4, momentum=None, dtype=np.float64)
     weight, bias = parameters(x, 1, "float32")
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a usual call was checked in Python")
+        raise AssertionError("a common call was checked in Python")
 
     monkeypatch.setattr(_inputs, "data", refuse)
     y, m = bn.batch_norm(x, weight, bias)
@@ -138,7 +137,7 @@ def unaligned(x: np.ndarray) -> np.ndarray:
 x0 = np.arange(12, dtype=np.float32).reshape(4, 3)
 one_memory = np.zeros(30, np.float32)
 
-UNUSUAL: dict[str, dict[str, Any]] = {
+REFUSED: dict[str, dict[str, Any]] = {
     "unaligned": {"x": unaligned(x0)},
     "bytes swapped": {"x": x0.astype(">f4")},
     "integers": {"x": x0.astype(np.int64)},
@@ -168,12 +167,12 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_what_is_refused_is_refused_in_the_same_words(name: str, long_way: Callable[[bool], None]) -> None:
-    call = {"x": x0, **UNUSUAL[name]}
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_in_the_same_words(name: str, prepared: Callable[[bool], None]) -> None:
+    call = {"x": x0, **REFUSED[name]}
     said = []
     for off in (False, True):
-        long_way(off)
+        prepared(off)
         before = one_memory.copy()
         with pytest.raises((TypeError, ValueError)) as error:
             bn.batch_norm(**call)
@@ -197,11 +196,11 @@ BACKWARD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", BACKWARD)
-def test_backwards_are_refused_in_the_same_words(name: str, long_way: Callable[[bool], None]) -> None:
+def test_backwards_are_refused_in_the_same_words(name: str, prepared: Callable[[bool], None]) -> None:
     call = {"grad_y": x0, "x": x0, "moments": bn.moments(x0), "activation": "relu", **BACKWARD[name]}
     said = []
     for off in (False, True):
-        long_way(off)
+        prepared(off)
         before = one_memory.copy()
         with pytest.raises((TypeError, ValueError)) as error:
             bn.batch_norm_backward(**call)
@@ -210,7 +209,7 @@ def test_backwards_are_refused_in_the_same_words(name: str, long_way: Callable[[
     assert said[0] == said[1]
 
 
-def test_less_usual_calls_are_served_all_the_same() -> None:
+def test_other_calls_are_served_all_the_same() -> None:
     expected = bn.batch_norm(x0, np.full(3, 2.0))[0]
     for x in (x0.astype(ml_dtypes.bfloat16), x0.astype(np.float64), np.asfortranarray(x0)):
         np.testing.assert_allclose(bn.batch_norm(x, [2.0, 2.0, 2.0])[0].astype(np.float32), expected, rtol=1e-2)
