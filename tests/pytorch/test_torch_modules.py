@@ -459,7 +459,7 @@ PLAIN = {
     "a mask of nothing": ({"mask": torch.zeros(4, dtype=torch.bool)}, {}, "select nothing"),
     "a mask of one": ({"mask": torch.arange(4) == 2}, {}, "one counted value"),
     "a ghost of one": (
-        {"mask": torch.arange(4) != 2}, {"virtual_batch_size": 2}, r"ghost 1 of 2 \(virtual_batch_size=2\) has 1 that",
+        {"mask": torch.arange(4) != 2}, {"virtual_batch_size": 2}, r"ghost 1 of 2 with virtual_batch_size=2 has 1,",
     ),
     "small weights": ({"sample_weight": torch.full((4,), 0.1)}, {}, "more than 1; got a sum of 0.4.*_correction=0"),
     "small counts": (

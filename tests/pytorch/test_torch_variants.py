@@ -270,7 +270,7 @@ def test_a_ghost_of_one_value_is_refused(way):
         layer(WAYS[way](_randn(5, C, dtype=torch.float32)))
     if way == "kernels":
         mask = torch.tensor([True] * 4 + [False, True, False, False])
-        with pytest.raises(ValueError, match=r"ghost 1 of 2 \(virtual_batch_size=4\) has 1 that counts"):
+        with pytest.raises(ValueError, match=r"ghost 1 of 2 .*virtual_batch_size=4 has 1,"):
             layer(_randn(8, C, dtype=torch.float32), mask=mask)
     assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items())
 
