@@ -1,4 +1,4 @@
-"""A refusal's words stand once: no two messages share a run of eight words, in Python or in C++."""
+"""A refusal's words stand once: no two messages share a run of ten words, in Python or in C++."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import batchnorm as bn
 
 PACKAGE = Path(bn.__file__).parent
 CPP = Path(__file__).parents[2] / "cpp"
-RUN = 8
+RUN = 10
 GAP = "\0"  # a value within a message
 
 
@@ -102,15 +102,15 @@ def test_no_two_messages_share_their_words() -> None:
 COPIES = {
     "in Python": {
         "a.py": 'raise ValueError(f"{who}: a mask must be bool, as it says " "which positions count; got {x}")',
-        "b.py": 'def f():\n    """Words."""\n    return g("layer: " + f"a mask must be bool, as it says which {x}")',
+        "b.py": 'def f():\n    """Words."""\n    return g("layer: " + f"a mask must be bool, as it says which positions {x}")',
     },
     "inside of another": {
-        "a.py": "f\"{who}: {'a mask must be bool as it says which' if here else x}\"",
-        "b.py": 'refuse("a mask must be bool as it says which")',
+        "a.py": "f\"{who}: {'a mask must be bool as it says which positions count' if here else x}\"",
+        "b.py": 'refuse("a mask must be bool as it says which positions count")',
     },
     "in C++": {
-        "a.py": 'raise ValueError("the weights must be finite and not below zero")',
-        "b.cpp": 'refuse("x: the weights must be finite "\n       "and not below zero");',
+        "a.py": 'raise ValueError("the weights must be finite and not below zero here")',
+        "b.cpp": 'refuse("x: the weights must be finite "\n       "and not below zero here");',
     },
 }
 

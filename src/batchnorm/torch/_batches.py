@@ -97,9 +97,8 @@ class Batches:
             self._read = read
         elif (len(read), sum(read)) != (len(self._read), sum(self._read)):
             raise ValueError(
-                f"{self.who}: every pass over the data must give the same samples; got {len(self._read)} batches with "
-                f"{sum(self._read)} samples in the first and {len(read)} with {sum(read)} in number {self._passes}. "
-                "Pass a list or a DataLoader, or a larger max_memory, so that one pass is enough"
+                f"{self.who}: {SAME_SAMPLES}; got {len(self._read)} batches with {sum(self._read)} samples in the "
+                f"first and {len(read)} with {sum(read)} in number {self._passes}. Pass a list or a DataLoader, {ENOUGH}"
             )
 
     def _ready(self, number: int, batch: Any) -> Batch:
@@ -125,7 +124,7 @@ class Batches:
         if not isinstance(given, Tensor):
             raise TypeError(
                 f"a batch must be a tensor, a tuple that begins with one, or a dict of keywords; got {shown(given)} of "
-                f"type {type(given).__name__}; say how the model takes it: forward=lambda model, batch: ..."
+                f"type {type(given).__name__}; {SAY_HOW}"
             )
         return lambda: model(given)
 
@@ -147,6 +146,9 @@ class Batches:
         return value.to(self.device) if isinstance(value, Tensor) else value
 
 
+SAME_SAMPLES = "every pass over the data must give the same samples"
+ENOUGH = "or a larger max_memory, so that one pass is enough"
+SAY_HOW = "say how the model takes it: forward=lambda model, batch: ..."
 USED_UP = (
     "the data must be read more than once, for all batches at once need more memory than is allowed, or the model "
     "keeps values on its modules or changes autocast around its layers; got an iterator, which gives its batches once. "

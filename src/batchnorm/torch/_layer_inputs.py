@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import _operands, _positions, _shared
-from ._batches import Batches
+from ._batches import SAY_HOW, Batches
 from ._layers import _Extended
 from ._norms import Norm
 
@@ -91,7 +91,7 @@ def failure(number: int, norms: Sequence[Norm], reached: Sequence[int], error: E
     where = f"after {norms[reached[-1]]}" if reached else "before the first batch normalization"
     return ValueError(
         f"{who}: the model must take every batch; got {type(error).__name__} from batch {number}, {where}: {error}. "
-        "Nothing is changed. Leave the batch out, or say how the model takes it: forward=lambda model, batch: ..."
+        f"Nothing is changed. Leave the batch out, or {SAY_HOW}"
     )
 
 

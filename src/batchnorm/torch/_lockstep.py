@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from . import _shared
-from ._batches import USED_UP, Batch, Batches
+from ._batches import ENOUGH, SAME_SAMPLES, USED_UP, Batch, Batches
 from ._footprint import State, Storages, storages_of
 from ._forwards import END, Light, NeedsThread, Run, Settings, Threaded, current, is_light
 from ._layer_inputs import failure, watching
@@ -228,8 +228,8 @@ class _Lockstep:
         moved = torch.maximum((now[1] - mean + (now[2] - low)).abs(), ((now[3] / now[0]).sqrt() - std).abs())
         if bool((now[0] != count).any()) or bool((moved > 1e-4 * std + 1e-6 * mean.abs()).any()):
             raise ValueError(
-                f"{self.who}: every pass over the data must give the same samples; got others in number {self.passes} "
-                "(random augmentation, say). Pass a list, or a larger max_memory, so that one pass is enough"
+                f"{self.who}: {SAME_SAMPLES}; got others in number {self.passes} (random augmentation, say). Pass a "
+                f"list, {ENOUGH}"
             )
 
     def _look_at_the_rest(self) -> list[_Arrival]:
