@@ -623,7 +623,7 @@ _train_step = functools.partial(batch_norm, training=True)
 
 REFUSED_CALLS = {
     "one value": (lambda x: _train_step(x[:1, :, 0], None), ValueError, r"one value per channel \(input \(1, 3\)"),
-    "empty mask": (lambda x: _train_step(x, None, mask=torch.zeros(4, 2, dtype=torch.bool)), ValueError, "select nothing"),
+    "empty mask": (lambda x: _train_step(x, None, mask=torch.zeros(4, 2, dtype=torch.bool)), ValueError, "nothing"),
     "no statistics": (lambda x: batch_norm(x, None, training=False), ValueError, "running=None"),
     "channels": (
         lambda x: _train_step(x, RunningStatistics.initial(4)), ValueError, r"running_mean .* 3 channels; got \(4,\)"

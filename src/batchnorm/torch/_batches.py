@@ -98,7 +98,8 @@ class Batches:
         elif (len(read), sum(read)) != (len(self._read), sum(self._read)):
             raise ValueError(
                 f"{self.who}: {SAME_SAMPLES}; got {len(self._read)} batches with {sum(self._read)} samples in the "
-                f"first and {len(read)} with {sum(read)} in number {self._passes}. Pass a list or a DataLoader, {ENOUGH}"
+                f"first and {len(read)} with {sum(read)} in number {self._passes}. Pass a list or a "
+                f"DataLoader, {ENOUGH}"
             )
 
     def _ready(self, number: int, batch: Any) -> Batch:
