@@ -102,7 +102,7 @@ def test_no_two_messages_share_their_words() -> None:
 COPIES = {
     "in Python": {
         "a.py": 'raise ValueError(f"{who}: a mask must be bool, as it says " "which positions count; got {x}")',
-        "b.py": 'def f():\n    """Words."""\n    return g("a: " + f"a mask must be bool, as it says which positions {x}")',
+        "b.py": 'def f():\n    """Words."""\n    return g(f"a mask must be bool, as it says which positions {x}")',
     },
     "inside of another": {
         "a.py": "f\"{who}: {'a mask must be bool as it says which positions count' if here else x}\"",
