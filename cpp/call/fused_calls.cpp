@@ -182,6 +182,16 @@ void fused_backward(const View& grad_y, const View& x, const double* stats, cons
   set_parameters(call.groups, sums, grads);
 }
 
+// Each gradient is one before the activation times its channel's scale; x stands in the problem for its shape alone.
+void frozen_gradients(const View& grad_y, const double* stats, const ChannelViews& channels, const Extras& extras, const Run& run,
+                      const FusedGradients& grads) {
+  Call call(grad_y, channels, extras, run);
+  call.add(&Problem::grad_y, grad_y), call.add(&Problem::grad_x, grads.x), call.add(&Problem::grad_residual, grads.residual);
+  call.p.stats = call.groups.statistics(const_cast<double*>(stats));
+  call.p.training = call.p.compute_sums = false;
+  call.backward();
+}
+
 void gather_moments(const View& x, const View& weights, const Run& run, double* stats) {
   Extras extras;
   extras.weights = weights;

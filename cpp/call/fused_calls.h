@@ -37,6 +37,10 @@ struct FusedGradients {  // those that are wanted
 void fused_backward(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,
                     const Run& run, bool training, const FusedGradients& grads);
 
+// The backward of a forward with a mean and var given, where nobody asks for the gradients of weight and bias: without x.
+void frozen_gradients(const View& grad_y, const double* stats, const ChannelViews& channels, const Extras& extras, const Run& run,
+                      const FusedGradients& grads);  // by x and residual
+
 // The parts of these two, for statistics that are merged with others in between.
 void gather_moments(const View& x, const View& weights, const Run& run, double* stats);
 void gather_sums(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,

@@ -141,6 +141,24 @@ void backward_kernel(Value* stack, uint64_t, uint64_t) {
   stable::give(stack, {&grad_x, &grad_weight, &grad_bias, &grad_residual});
 }
 
+void frozen_gradients_kernel(Value* stack, uint64_t, uint64_t) {
+  const OnHostPool pool(on_pool_of_torch);
+  Arguments in(stack);
+  Given a;
+  a.x = in.tensor(), a.stats = in.tensor();  // grad_y is all there is of x's shape
+  a.weight = in.optional_tensor();
+  a.read_options(in);
+  a.y = in.optional_tensor();
+  const bool has_residual = in.boolean();
+  a.require_operands();
+  refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
+  if (a.activation != Activation::none && !a.y) refuse("without x an activation's derivative is told by y; pass y");
+  Handle grad_x = like(a, true), grad_residual = like(a, has_residual);
+  frozen_gradients(a.x.view(), values_of(a.stats), a.channels(), a.extras(), a.run(),
+                   {grad_x.view(true), output(grad_residual, has_residual), {}, {}});
+  stable::give(stack, {&grad_x, &grad_residual});
+}
+
 void moments_kernel(Value* stack, uint64_t, uint64_t) {
   const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
@@ -221,9 +239,9 @@ void update_kernel(Value* stack, uint64_t, uint64_t) {
 
 const Registered kOperations[] = {
     {"forward", forward_kernel},  // a line each
-    {"backward", backward_kernel}, {"step_backward", step_backward_kernel},     {"moments", moments_kernel},
-    {"sums", sums_kernel},         {"input_gradients", input_gradients_kernel}, {"merge", merge_kernel},
-    {"update_", update_kernel},
+    {"backward", backward_kernel}, {"step_backward", step_backward_kernel},       {"moments", moments_kernel},
+    {"sums", sums_kernel},         {"input_gradients", input_gradients_kernel},   {"merge", merge_kernel},
+    {"update_", update_kernel},    {"frozen_gradients", frozen_gradients_kernel},
 };
 const int kOperationCount = sizeof kOperations / sizeof *kOperations;
 

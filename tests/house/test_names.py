@@ -98,6 +98,7 @@ MADE: dict[tuple[str, str], Callable[[], Any]] = {
     **{("batchnorm.torch", name): made for name, made in _layers(bnt, T).items()},
     ("batchnorm.sklearn", "StandardScaler"): lambda: bns.StandardScaler().fit(X, groups=["a", "b", "a"]),
     ("batchnorm.torch", "RecalibratedLayer"): lambda: _recalibration().layers[0],
+    ("batchnorm.torch", "FrozenLayer"): lambda: bnt.frozen(bnt.freeze(torch.nn.BatchNorm1d(2), verbose=False))[0],
     ("batchnorm.torch", "SyncBatchNorm"): lambda: bnt.convert_sync(torch.nn.BatchNorm1d(2), verbose=False),
     ("batchnorm.torch", "Status"): bnt.status,
     ("batchnorm.torch", "Report"): lambda: bnt.convert(torch.nn.SyncBatchNorm(2), verbose=False, return_report=True)[1],
@@ -146,6 +147,20 @@ def test_public_things_are_pickled_by_their_public_name(module, name):
     thing = getattr(sys.modules[module], name)
     assert places_in(pickle.dumps(thing)) == {module}
     assert pickle.loads(pickle.dumps(thing)) is thing
+
+
+class OfItsOwn(torch.nn.BatchNorm1d):
+    """A class that `freeze` keeps in evaluation."""
+
+
+def test_frozen_models_name_public_places():
+    """Those of torch.nn, and those that have an object of ours in the place of `train`."""
+    model = bnt.freeze(torch.nn.Sequential(torch.nn.BatchNorm1d(2), OfItsOwn(2)), verbose=False)
+    data = pickle.dumps(model)
+    assert places_in(data) == {"batchnorm.torch"}
+    again = pickle.loads(data).train()
+    assert [type(layer) for layer in again] == [bnt.BatchNorm1d, OfItsOwn]
+    assert not again[1].training
 
 
 SCALE = 2.0

@@ -62,9 +62,12 @@ def test_right_uses_pass_and_wrong_ones_do_not(checker):
 
 OPTIONS = _options.by_name(_options.EPS, _options.MOMENTUM, *_options.EXTRA, *_options.RENORM_PARAMETERS)
 OF_RECALIBRATE = (torch_options.HOW, torch_options.SAMPLES, torch_options.MAX_MEMORY, torch_options.ON_NONFINITE_BATCH)
-OWN = {bnt.recalibrate: _options.by_name(*OF_RECALIBRATE)}  # that mean something else in one function
+OWN = {  # that mean something else in one function, or have other defaults
+    bnt.recalibrate: _options.by_name(*OF_RECALIBRATE),
+    bnt.freeze: torch_options.FREEZE,
+}
 SIGNATURES = [getattr(module, name) for module in (bn, bnt, bnt.functional) for name in module.__all__]
-SIGNATURES = [thing for thing in SIGNATURES if callable(thing)]
+SIGNATURES = [thing for thing in SIGNATURES if callable(thing) and thing is not bnt.FrozenLayer]  # which frozen makes
 
 
 @pytest.mark.parametrize("thing", SIGNATURES, ids=lambda thing: f"{thing.__module__}.{thing.__name__}")

@@ -20,6 +20,7 @@ from .._public import publish
 from . import functional, fused  # noqa: F401
 from ._accelerate import Acceleration, Status, accelerate, decelerate, status
 from ._convert import convert, convert_sync, revert
+from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._merge import merge_state_dicts
@@ -33,6 +34,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "FrozenLayer",
     "RecalibratedLayer",
     "Recalibration",
     "Report",
@@ -42,6 +44,8 @@ __all__ = [
     "convert",
     "convert_sync",
     "decelerate",
+    "freeze",
+    "frozen",
     "functional",
     "fuse",
     "mask_from_lengths",
@@ -49,9 +53,10 @@ __all__ = [
     "recalibrate",
     "revert",
     "status",
+    "unfreeze",
 ]
 
-publish(__name__, *(globals()[name] for name in __all__ if name != "functional"))
+publish(__name__, _EvaluationOnly, *(globals()[name] for name in __all__ if name != "functional"))
 
 
 def __dir__() -> list[str]:

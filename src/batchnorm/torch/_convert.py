@@ -344,6 +344,11 @@ def _why_left(module: nn.Module) -> str:
             "a class of its own may compute something else; accelerate() serves it if it calls PyTorch's batch "
             "normalization"
         )
-    if "BatchNorm" in type(module).__name__ and not any(isinstance(m, _BatchNorm) for m in module.modules()):
-        return "the class is not torch.nn's, whatever it computes"
-    return ""
+    return "the class is not torch.nn's, whatever it computes" if is_other(module) else ""
+
+
+def is_other(module: nn.Module) -> bool:
+    """Whether a module is a batch normalization by its name alone."""
+    if isinstance(module, _BatchNorm) or "BatchNorm" not in type(module).__name__:
+        return False
+    return not any(isinstance(m, _BatchNorm) for m in module.modules())

@@ -147,8 +147,8 @@ class _Extended(_running.KeepsCount):
         activation: tuple[int, float],
     ) -> Tensor:
         if mask is None and sample_weight is None and self._is_common(x):
-            weight, bias = self._weight_and_bias()
-            if not self.training:
+            weight, bias = self._affine()
+            if self._evaluates():
                 mean, var, _ = _running.statistics(self)
                 return _operations.step(x, weight, bias, mean, var, residual, self.eps, *activation)[0]
             y, table = _operations.step(x, weight, bias, None, None, residual, self.eps, *activation)
@@ -200,16 +200,22 @@ class _Extended(_running.KeepsCount):
 
     def _is_common(self, x: Tensor) -> bool:
         """Whether this is a call without rare options: else there is more to decide, and time to do it."""
-        if self.normalize_with != "auto" or self.update_running_stats is not None or self.renorm is not None:
+        if self.renorm is not None or not (self.eps > 0 and is_native(x)):
             return False
-        if not (self.train_affine and self.eps > 0 and is_native(x)):
-            return False
-        if not self.training:
+        if self._evaluates():
             mean, var, _ = _running.statistics(self)
             known = mean is not None and var is not None and not (mean.requires_grad or var.requires_grad)
             return known and x.numel() > 0
+        if self.normalize_with != "auto" or self.update_running_stats is not None or not self.train_affine:
+            return False
         many = self.virtual_batch_size is None and x.numel() > self.num_features
         return many and self.track_running_stats and not is_recomputation()
+
+    def _evaluates(self) -> bool:
+        """Whether the running statistics normalize, and stay: in evaluation, or frozen."""
+        if self.normalize_with == "auto" and self.update_running_stats is None:
+            return not self.training
+        return self.normalize_with == "running" and self.update_running_stats is False
 
     def _choices(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalize, and whether the running ones move."""

@@ -47,6 +47,13 @@ LIBRARY.define(
     "-> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
+# `backward` of an evaluation whose weight and bias need no gradients: by x and by the residual (empty where there is
+# none), without x, which it does not depend on but by the activation; that is told by y.
+LIBRARY.define(
+    "frozen_gradients(Tensor grad_y, Tensor stats, Tensor? weight, float eps, int activation, float slope, "
+    "Tensor? y=None, bool residual=False) -> (Tensor, Tensor)",
+    tags=_TAGS,
+)
 LIBRARY.define(
     "update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, Tensor stats, "
     "float? momentum, int correction, int on_nonfinite, Tensor(d!)? running_count=None) -> ()",
@@ -84,7 +91,10 @@ def _refuse_devices(*args: Any, **kwargs: Any) -> Any:
     )
 
 
-for _name in ("forward", "backward", "step_backward", "moments", "sums", "input_gradients", "merge", "update_"):
+for _name in (
+    "forward", "backward", "step_backward", "frozen_gradients", "moments", "sums", "input_gradients", "merge",
+    "update_",
+):  # fmt: skip
     for _key in ("CUDA", "XPU", "MPS", "HPU", "PrivateUse1"):
         LIBRARY.impl(_name, _refuse_devices, _key)
 
@@ -109,6 +119,7 @@ def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 _forward = torch.ops.batchnorm.forward.default
 backward = torch.ops.batchnorm.backward.default
+_frozen_gradients = torch.ops.batchnorm.frozen_gradients.default
 moments = torch.ops.batchnorm.moments.default
 sums = torch.ops.batchnorm.sums.default
 input_gradients = torch.ops.batchnorm.input_gradients.default
@@ -150,6 +161,11 @@ def _(
 def _(grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, *rest: object) -> tuple[Tensor, ...]:
     dtype = torch.float64 if weight is None else weight.dtype
     return torch.empty_like(x), x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
+
+
+@_fake("frozen_gradients")
+def _(grad_y: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad_y), torch.empty_like(grad_y) if rest[6:7] == (True,) else grad_y.new_empty(0)
 
 
 @_fake("moments")
@@ -209,6 +225,11 @@ def _save(
     y, stats = output
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)
+    ctx.frozen = running_mean is not None and _needs_no_x(ctx, x.dtype, activation, slope)
+    if ctx.frozen:  # nothing of x's size is kept; y the next layer keeps, too
+        ctx.known = (eps, activation, slope), residual is not None, y.stride()
+        ctx.save_for_backward(stats, weight, y if activation else None)
+        return
     ctx.known = (eps, activation, slope, running_mean is None, group), residual is not None
     kept: tuple[Tensor | None, Tensor | None] = (residual, None)
     if residual is None or activation == 0:  # what the activation was applied to: x tells it, or nobody asks
@@ -218,8 +239,39 @@ def _save(
     ctx.save_for_backward(x, stats, weight, bias, weights, *kept)
 
 
-def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _needs_no_x(ctx: Any, dtype: torch.dtype, activation: int, slope: float) -> bool:
+    """Whether the gradients of an evaluation do without x: those of weight and bias nobody asks for."""
+    asked: bool = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+    return not asked and (activation == 0 or _activations.keeps_y(dtype, activation, slope))
+
+
+def _gradients_without_x(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, Tensor]:
+    """In memory they lie as x did, whatever grad_y does."""
+    stats, weight, y = ctx.saved_tensors
+    options, has_residual, strides = ctx.known
+    g = grad_y
+    if not _lies_as(g, strides):
+        g = torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
+    by_x, by_residual = frozen_gradients(g, stats, weight, *options, y, has_residual and y is not None)
+    return by_x, None, None, grad_y if y is None else by_residual
+
+
+def _lies_as(t: Tensor, strides: tuple[int, ...]) -> bool:
+    own = t.stride()
+    return own == strides or all(n == 1 or a == b for n, a, b in zip(t.shape, own, strides, strict=True))
+
+
+def frozen_gradients(*args: Any) -> tuple[Tensor, Tensor]:
+    """Call `batchnorm::frozen_gradients`, the short way where nobody differentiates it."""
+    differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    found: tuple[Tensor, Tensor] = _frozen_gradients(*args) if differentiable else _kernel(_frozen_gradients, *args)
+    return found
+
+
+def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """By x, weight, bias and residual, wanted or not."""
+    if ctx.frozen:
+        return _gradients_without_x(ctx, grad_y)
     x, stats, weight, bias, weights, residual, y = ctx.saved_tensors
     options, has_residual = ctx.known
     arguments = (grad_y, x, stats, weight, bias, weights, residual, *options, y)
@@ -297,7 +349,13 @@ def step(
     What that saves and calls is ours alone: whoever listens or records gets our operations. It may save running
     statistics, which it does not read; they may be written to.
     """
-    if activation == 0 and residual is None and _backend.is_unwatched(weight, bias, running_mean, running_var):
+    frozen = running_mean is not None and x.requires_grad and not _is_trained(weight) and not _is_trained(bias)
+    if (
+        activation == 0
+        and residual is None
+        and not (frozen and torch.is_grad_enabled())
+        and _backend.is_unwatched(weight, bias, running_mean, running_var)
+    ):
         mean, var = running_mean, running_var
         if mean is not None and var is not None and torch.is_grad_enabled():
             mean, var = mean.data, var.data
@@ -305,6 +363,10 @@ def step(
         if y is not None:
             return y, table
     return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
+
+
+def _is_trained(parameter: Tensor | None) -> bool:
+    return parameter is not None and parameter.requires_grad
 
 
 def step_backward_of_record(
@@ -358,6 +420,23 @@ def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
     )
 
 
+def _save_frozen(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, stats, weight, *options, y, _ = _with_defaults(inputs, (None, False), 8)
+    ctx.set_materialize_grads(False)
+    ctx.options = options
+    ctx.save_for_backward(stats, weight, y)
+
+
+def _frozen_backward(ctx: Any, by_x: Tensor | None, by_residual: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate by grad_y, in which all is linear."""
+    stats, weight, y = ctx.saved_tensors
+    found = None if by_x is None else frozen_gradients(by_x, stats, weight, *ctx.options, y)[0]
+    if by_residual is not None:
+        through = by_residual if y is None else _plain.before_activation(by_residual, y.detach(), *ctx.options[1:])
+        found = through if found is None else found + through
+    return (found, *[None] * (len(ctx.needs_input_grad) - 1))
+
+
 def leaf(t: Tensor) -> Tensor:
     """A stand-in, so that gradients by x do not include what reaches it through grad_y, which depends on x.
 
@@ -367,3 +446,6 @@ def leaf(t: Tensor) -> Tensor:
 
 
 torch.library.register_autograd("batchnorm::backward", _backward_backward, setup_context=_save_backward, lib=LIBRARY)
+torch.library.register_autograd(
+    "batchnorm::frozen_gradients", _frozen_backward, setup_context=_save_frozen, lib=LIBRARY
+)

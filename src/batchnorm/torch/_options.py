@@ -75,3 +75,8 @@ ON_NONFINITE_BATCH = Option(
     "says what NaN or infinity in a batch does: 'raise', or 'skip' (the batch is left out from that layer on)",
     choices=("raise", "skip"),
 )  # fmt: skip
+FREEZE = by_name(  # the switches, as `freeze` sets them
+    replace(_options.NORMALIZE_WITH, default="running"),
+    replace(_options.UPDATE_RUNNING_STATS, default=False),
+    replace(_options.TRAIN_AFFINE, default=False),
+)

@@ -16,6 +16,7 @@ from . import _options
 from ._batches import Batches, Forward
 from ._definitions import WHO, ByBatch, Progress, Statistics, Whole
 from ._free import free_memory
+from ._freeze import is_kept_in_evaluation
 from ._layer_inputs import STATISTICS, put_back, statistics_of
 from ._lockstep import Report
 from ._norms import Norm, Only, chosen, norms_of
@@ -309,6 +310,8 @@ def _why_left(layer: Any) -> str:
         return "it has no running statistics (track_running_stats=False)"
     if getattr(layer, "update_running_stats", None) is False:
         return "it is frozen (update_running_stats=False)"
+    if is_kept_in_evaluation(layer):
+        return "it is frozen (by freeze)"
     return ""
 
 

@@ -80,10 +80,10 @@ def counted(n: int) -> str:
     return f"{n} batch normalization{'' if n == 1 else 's'}"
 
 
-def lines_of(left: Iterable[Left]) -> list[str]:
+def lines_of(left: Iterable[Left], what: str = "left") -> list[str]:
     """One line for each class and reason, with the names."""
     return [
-        f"{_named('layer', names)} ({kind}) {'is' if len(names) == 1 else 'are'} left: {reason}"
+        f"{_named('layer', names)} ({kind}) {'is' if len(names) == 1 else 'are'} {what}: {reason}"
         for (kind, reason), names in _grouped((name, tuple(why)) for name, *why in left)
     ]
 
