@@ -27,17 +27,19 @@ except ImportError as error:
         "from a checkout: pip install . (and import from outside the checkout's src folder)"
     ) from error
 
-from ._functional import Gradients, batch_norm, batch_norm_backward, get_num_threads, normalize, set_num_threads
+from ._functional import batch_norm, batch_norm_backward, normalize
 from ._gathering import gather_moments
 from ._layers import BatchNorm
 from ._masks import mask_from_lengths
 from ._memory import MemoryStats, empty_cache, memory_stats, set_memory_limit
 from ._moments import Moments, moments
 from ._plan import Plan
+from ._prepared import Gradients
 from ._public import publish
 from ._ranked import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._renorm import Renorm, RenormFactors
 from ._running import RunningStatistics
+from ._threads import get_num_threads, set_num_threads
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:

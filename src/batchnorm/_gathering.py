@@ -14,10 +14,10 @@ from . import _missing
 from ._blocks import Block, Gathered, block_moments, blocks, load_exactly
 from ._foreign import Rounded
 from ._frames import frame_of, is_frame
-from ._functional import checked_threads, get_num_threads
 from ._moments import Moments
 from ._options import NanPolicy, nan_policy_of
 from ._plan import Axis, Plan, make_plan
+from ._threads import checked_threads, get_num_threads
 
 Array = NDArray[Any]
 

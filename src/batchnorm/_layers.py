@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _call, _inputs, _options
-from ._functional import Arguments, Gradients, run_backward, run_forward, run_moments
 from ._moments import Moments
 from ._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue
 from ._plan import Axis, channel_axes
+from ._prepared import Arguments, Gradients, run_backward, run_forward, run_moments
 from ._renorm import Renorm, RenormFactors
 from ._running import KeptAttribute, RunningStatistics, checked_dtype, taken
 

@@ -16,14 +16,14 @@ BREAKS = [
         "test_missing.py",
     ),
     Break(
-        "src/batchnorm/_functional.py",
+        "src/batchnorm/_prepared.py",
         "elif not (m.m2 > 0).all():",
         "elif not (m.m2 > 0).any():",
         "missing cells: one weighted value left in a channel",
         "test_missing.py",
     ),
     Break(
-        "src/batchnorm/_functional.py",
+        "src/batchnorm/_prepared.py",
         "np.copyto(grad_x, alone, where=~s.cells)",
         "np.copyto(grad_x, alone, where=s.cells)",
         "masks per cell: gradients of the cells that do not count",
@@ -31,14 +31,14 @@ BREAKS = [
     ),
     # --- functions on arrays ---
     Break(
-        SRC + "_functional.py",
+        SRC + "_prepared.py",
         "sums[0] = factors.grad_weight(sums[0], sums[1])",
         "pass",
         "renormalization: gradient of weight without r and d",
         "test_variants.py test_layers.py",
     ),
     Break(
-        SRC + "_functional.py",
+        SRC + "_prepared.py",
         "_native.merge(of_ghosts, sums)",
         "sums[...] = of_ghosts[:, 0]",
         "ghosts: parameter gradients of the first ghost alone",
@@ -52,7 +52,7 @@ BREAKS = [
         "test_backward.py test_weighted_kernels.py",
     ),
     Break(
-        SRC + "_functional.py",
+        SRC + "_prepared.py",
         "_prepared(d, a if training else a._replace(virtual_batch_size=None))",
         "_prepared(d, a)",
         "ghosts: cut in the backward of evaluation, too",

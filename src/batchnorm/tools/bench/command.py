@@ -42,7 +42,7 @@ def _threads(text: str) -> tuple[int, ...]:
 
 def run_bench(options: argparse.Namespace) -> None:
     """Do what the options say."""
-    from ..._functional import get_num_threads
+    from ..._threads import get_num_threads
     from ..files import Refused
     from ..files.atomic import check_output
     from ..files.progress import progress_on

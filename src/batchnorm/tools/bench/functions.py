@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ... import _native
-from ..._functional import batch_norm, batch_norm_backward, get_num_threads, normalize, set_num_threads
+from ..._functional import batch_norm, batch_norm_backward, normalize
+from ..._threads import get_num_threads, set_num_threads
 from .problem import CONTIGUOUS, EPS, Data, Problem, Wrong, verify
 from .timing import Contestant, Settings, Step, measure
 

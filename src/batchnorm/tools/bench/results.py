@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ... import _native
-from ..._functional import get_num_threads
+from ..._threads import get_num_threads
 from ..files import Refused
 from ..files.atomic import replacing
 from .problem import Problem
