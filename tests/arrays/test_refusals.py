@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import test_errors
+import test_layer_errors
 
 import batchnorm as bn
 
@@ -124,7 +125,7 @@ CALLS: dict[str, tuple[str, Call]] = {  # what a layer must have for it
     "load: beyond int64": (
         "running", _loads(lambda state: state.update(num_batches_tracked=np.array(2**63, np.uint64)))
     ),
-    **{f"load: {name}": ("single", _loads(spoil)) for name, spoil, _ in test_errors.STATES},
+    **{f"load: {name}": ("single", _loads(spoil)) for name, spoil, _ in test_layer_errors.STATES},
     **{
         f"{name} that is read-only: {what}": (name, _while(_read_only(name), call))
         for name in ("running_mean", "running_var", "num_batches_tracked", "running_count")

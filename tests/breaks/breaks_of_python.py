@@ -296,7 +296,7 @@ BREAKS = [
         "lost = value != a if own.dtype.kind",
         "lost = value != value if own.dtype.kind",
         "load_state_dict: integers that do not fit",
-        "test_errors.py",
+        "test_layer_errors.py",
     ),
     Break(
         SRC + "_layers.py",
@@ -338,14 +338,14 @@ BREAKS = [
         "if missing or unexpected:",
         "if missing:",
         "load_state_dict takes unexpected names",
-        "test_errors.py",
+        "test_layer_errors.py",
     ),
     Break(
         SRC + "_ranked.py",
         '_shapes = {4: "(N, C, H, W)"}',
         '_shapes = {4: "(N, C, H, W)", 3: ""}',
         "BatchNorm2d takes three axes",
-        "test_errors.py",
+        "test_layer_errors.py",
     ),
     # --- PyTorch ---
     Break(
