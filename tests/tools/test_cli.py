@@ -113,7 +113,7 @@ def test_explain_digits_points_at_the_constant_pixels(capsys: Capture) -> None:
     out = capsys.readouterr().out
     out = " ".join(out.split())
     assert "Column 0 is 0 everywhere" in out
-    assert "The same kind of thing is true of column 32 and column 39." in out
+    assert "The same is true of column 32 and column 39." in out
     assert np.flatnonzero(digits.std(axis=0) == 0).tolist() == [0, 32, 39]
     assert "m = 1797" in out
 

@@ -104,7 +104,7 @@ def test_text_of_the_example_says_it_all(example: Explanation) -> None:
     text = " ".join(text.split())
     for part in (
         "The array has the shape (5, 1, 5, 1). Axis 2 is kept and holds 5 columns; axes 0, 1 and 3 are averaged over",
-        "None of the 50 pairs of values in the same column changed sides.",
+        "none of the 50 pairs of values in the same column changed its order.",
         "Before, 5 (column 4, row 0) was greater than 1 (column 0, row 0). Now both are -1.4142.",
         "46 % of these comparisons come out differently now.",
         "the skewness was 0 before and is 0 now.",
@@ -426,7 +426,7 @@ def test_constant_channel() -> None:
     assert e.suspicions[0].values == (4.0, 0.1)
     text = " ".join(e.to_text().split())
     assert "Column 0 is 4 everywhere, so its variance is 0" in text
-    assert "The same kind of thing is true of column 2." in text
+    assert "The same is true of column 2." in text
 
 
 def test_one_value() -> None:
@@ -555,7 +555,7 @@ def test_an_outlier_is_pointed_out(rng: np.random.Generator) -> None:
     assert o.share == pytest.approx((others.max() - others.min()) / (250 - others.min()))
     assert (o.low_after, o.high_after) == pytest.approx((y.min(), y.max()))
     text = " ".join(e.to_text().split())
-    assert "250 (column 'income', row 17) lies far from the other values. They keep" in text
+    assert "250 (column 'income', row 17) lies far from the other values, which take up only" in text
     assert "you have an outlier" in text
     assert "income" in next(row for row in e.to_text().splitlines() if row.endswith("outlier"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
@@ -17,6 +18,7 @@ from batchnorm.tools.explain import EXAMPLE, explain
 from batchnorm.tools.text import words
 from batchnorm.tools.text.language import LANGUAGES, Words, language_of
 from batchnorm.tools.text.lines import cells, paragraph, plain, width
+from batchnorm.tools.text.terminal import words_for
 
 DICTIONARIES = {name: getattr(words, name) for name in words.__all__ if name != "WORDS"}
 
@@ -149,6 +151,13 @@ def test_the_command_takes_the_language_of_the_locale(
     assert "Every column has a mean and a variance of its own." in capsys.readouterr().out
     assert main(["explain", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["source"] == "the worked example"
+
+
+def test_a_stream_without_chinese_gets_english_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "zh_CN")
+    ascii_, chinese = (io.TextIOWrapper(io.BytesIO(), encoding=name) for name in ("ascii", "gb18030"))
+    assert [words_for(None, s).language for s in (ascii_, chinese)] == ["en", "zh"]
+    assert words_for("zh", ascii_).language == "zh"
 
 
 def test_what_is_said_survives_a_pickle() -> None:

@@ -274,8 +274,7 @@ def _add_moments(commands: Any) -> None:
 
 def _explain(options: argparse.Namespace) -> None:
     from .explain.report import report
-    from .text.language import Words, language_of
-    from .text.terminal import columns_of, show, utf8
+    from .text.terminal import columns_of, show, utf8, words_for
 
     if options.html is not None:
         _write_page(options)
@@ -287,7 +286,7 @@ def _explain(options: argparse.Namespace) -> None:
     if options.json is PRINTED:
         print(explanation.to_json(ascii_only=not utf8(sys.stdout)))
         return
-    words = Words(language_of(options.lang))
+    words = words_for(options.lang, sys.stdout)
     show(report(explanation, words, columns_of(sys.stdout), rows=options.rows), sys.stdout)
 
 
@@ -309,7 +308,7 @@ def _write_json(options: argparse.Namespace) -> None:
 def _write_page(options: argparse.Namespace) -> None:
     from .files import Refused
     from .files.atomic import check_output, replacing
-    from .text.terminal import writable
+    from .text.terminal import words_for, writable
 
     target = check_output(options.html)  # before a long read
     if options.file is not None and options.file.exists() and target == options.file.resolve():
@@ -317,7 +316,8 @@ def _write_page(options: argparse.Namespace) -> None:
     explanation = _explanation(options)
     with replacing(options.html) as unfinished:
         unfinished.write_text(explanation.to_html(), encoding="utf-8")
-    print(writable(f"{options.html}: open it in a browser.", sys.stdout))
+    said = words_for(options.lang, sys.stdout)("page_written", file=options.html)
+    print(writable(said, sys.stdout))
 
 
 def _explanation(options: argparse.Namespace) -> Explanation:

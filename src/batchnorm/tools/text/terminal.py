@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from .language import Words, language_of
 from .lines import Line, plain
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ ASCII = str.maketrans(
      "█": "#", "▇": "#", "▆": "*", "▅": "+", "▄": "=", "▃": "-", "▂": ":", "▁": ".",
      "░": ".", "→": ">", "Σ": "sum", "–": "-", "×": "x"}
 )  # fmt: skip
+
+#: What an encoding of Chinese has.
+ENCODABLE = "均值，方差。"
 
 NARROWEST, WIDEST = 60, 100
 
@@ -66,6 +70,17 @@ def _console(stream: TextIO) -> Console | None:
     except ImportError:
         return None
     return Console(file=stream, highlight=False)
+
+
+def words_for(asked: str | None, stream: TextIO) -> Words:
+    """Return the words of the language to write to ``stream``: what was asked, else the locale's.
+
+    Where the locale is Chinese but the stream's encoding has no Chinese, English is read better than escapes.
+    """
+    language = language_of(asked)
+    if asked is None and writable(ENCODABLE, stream) != ENCODABLE:
+        language = "en"
+    return Words(language)
 
 
 def utf8(stream: TextIO) -> bool:

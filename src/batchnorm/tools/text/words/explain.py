@@ -87,10 +87,10 @@ EXPLAIN: dict[str, tuple[str, str]] = {
     "new_layer": ("a new layer has weight 1 and bias 0", "新的层 weight 为 1，bias 为 0"),
     "undoes": ("std and mean undo it", "用标准差和均值还原"),
     "divides_by_m": (
-        "The variance divides by {m}; it is called biased. Its square root is the standard deviation, {std}. A layer's "
-        "running_var takes the unbiased variance instead, which divides by {less}: {product}.",
-        "方差除以 {m}，称为有偏方差。它的平方根是标准差：{std}。层的 running_var 用的是无偏方差，它除以 {less}："
-        "{product}。",
+        "This variance divides by {m}, so it is called biased. Its square root is the standard deviation, {std}. "
+        "A layer's running_var takes the unbiased variance instead, which divides by {less}: {product}.",
+        "这个方差除以 {m}，称为有偏方差。它的平方根是标准差：{std}。层的 running_var 用的是无偏方差，它除以 "
+        "{less}：{product}。",
     ),
     "no_spread": (
         "One value has no spread: its variance is 0, and a layer in training refuses such a batch.",
@@ -156,7 +156,10 @@ EXPLAIN: dict[str, tuple[str, str]] = {
     "tag float32": ("float32", "float32"),
     "tag float64": ("float64", "float64"),
     "tag outlier": ("outlier", "离群值"),
-    "same_as": ("The same kind of thing is true of {others}.", "{others}也是如此。"),
+    "same_as": (
+        "The same is true of {others}.",
+        "{others}也是如此。",
+    ),
     "all_others_column": ("every other column", "其他各列"),
     "all_others_channel": ("every other channel", "其他各通道"),
     "listed_more": ("{listed} and {n} more", "{listed} 和另外 {n} 个"),
@@ -200,18 +203,18 @@ EXPLAIN: dict[str, tuple[str, str]] = {
         "在{who}的均值附近，{format} 相邻的数相距 {steps} 个标准差。如果用 {format}，不同的数会变得相等。",
     ),
     "is_outlier": (
-        "{Value} ({where}) lies far from the other values. They keep {share} of the range, and they all lie between "
-        "{low} and {high} afterwards. Make sure that it is right, because it decides the mean and the standard "
-        "deviation.",
-        "{value}（{where}）远离其他的数。其他的数只占范围的 {share}，归一化之后都在 {low} 与 {high} 之间。"
-        "请确认它没有错，因为它决定了均值和标准差。",
+        "{Value} ({where}) lies far from the other values, which take up only {share} of the range and lie "
+        "between {low} and {high} afterwards. Make sure that it is right, because it decides the mean and the "
+        "standard deviation.",
+        "{value}（{where}）远离其他的数，它们只占范围的 {share}，归一化之后都在 {low} 与 {high} 之间。请确认它没"
+        "有错，因为它决定了均值和标准差。",
     ),
     "are_outliers": (
-        "{Value} ({where}) and {more} more lie far from the other values. These keep {share} of the range, and they "
-        "all lie between {low} and {high} afterwards. Make sure that the {n} are right, because they decide the mean "
-        "and the standard deviation.",
-        "{value}（{where}）和另外 {more} 个数远离其他的数。其他的数只占范围的 {share}，归一化之后都在 {low} 与 {high} "
-        "之间。请确认这 {n} 个数没有错，因为它们决定了均值和标准差。",
+        "{Value} ({where}) and {more} more lie far from the other values, which take up only {share} of the "
+        "range and lie between {low} and {high} afterwards. Make sure that these {n} are right, because they "
+        "decide the mean and the standard deviation.",
+        "{value}（{where}）和另外 {more} 个数远离其他的数，后者只占范围的 {share}，归一化之后都在 {low} 与 {high}"
+        " 之间。请确认这 {n} 个数没有错，因为它们决定了均值和标准差。",
     ),
     # What is kept, and what is lost
     "nothing": ("–", "–"),
@@ -232,8 +235,8 @@ EXPLAIN: dict[str, tuple[str, str]] = {
     "sampled_column": ("{n} sampled pairs of values in the same column", "同一列中抽取的 {n} 对数"),
     "sampled_channel": ("{n} sampled pairs of values in the same channel", "同一通道中抽取的 {n} 对数"),
     "sides_changed": (
-        "Among the {pairs}, {n} neighbors in sorted order changed sides.",
-        "在{pairs}中，按大小排列的相邻两数有 {n} 处调换了大小。",
+        "Among the {pairs}, {n} neighbors in sorted order changed places.",
+        "在{pairs}中，按大小排列的相邻两数有 {n} 处调换了位置。",
     ),
     "without_order_one": (
         "One of them is left out because it has NaN or infinity, and nothing is kept there.",
@@ -341,4 +344,6 @@ EXPLAIN: dict[str, tuple[str, str]] = {
         "又变回 {values}。所以，训练过的层的输出不一定有均值 0 和方差 1。",
     ),
     "next_page": ("shows this as a page to play with.", "把这些显示为可以动手试的网页。"),
+    # The command
+    "page_written": ("{file}: open it in a browser.", "{file}：请用浏览器打开它。"),
 }

@@ -80,9 +80,10 @@ PAGE: dict[str, tuple[str, str]] = {
     "axes_group": ("two axes or more", "至少两个轴"),
     "axes_instance": ("two axes or more", "至少两个轴"),
     "divides": (
-        "The variance divides by m = {m} and is called biased: {biased}. Dividing by m - 1 gives the "
+        "This variance divides by m = {m}, so it is called biased: {biased}. Dividing by m - 1 gives the "
         "unbiased variance {unbiased}, which a layer's running_var takes.",
-        "方差除以 m = {m}，称为有偏方差：{biased}。除以 m - 1 得到无偏方差 {unbiased}，层的 running_var 用的就是它。",
+        "这个方差除以 m = {m}，称为有偏方差：{biased}。除以 m - 1 得到无偏方差 {unbiased}，层的 running_var 用的"
+        "就是它。",
     ),
     "histogramBefore": (
         "Histogram of {group} before: mean {mean}, standard deviation {std}.",
@@ -173,7 +174,7 @@ PAGE: dict[str, tuple[str, str]] = {
     "choose": ("Another layer, other numbers", "换一种层，换一些数"),
     "pairs_in": ("{n} pairs of values in {group}", "{group}的 {n} 对数"),
     "order_turned": (
-        "The weight is negative, so the order is turned round: {n} of {pairs} changed sides.",
+        "The weight is negative, so the order is turned round: {n} of {pairs} changed their order.",
         "缩放为负，因此顺序颠倒：{pairs}中有 {n} 对调换了大小。",
     ),
     "order_ended": (

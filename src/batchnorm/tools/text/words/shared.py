@@ -45,16 +45,16 @@ SHARED: dict[str, tuple[str, str]] = {
     "changed": ("changed", "改变"),
     "lost": ("lost", "失去"),
     "no_side_changed": (
-        "The smallest value is still the smallest. None of the {pairs} changed sides.",
+        "The smallest value is still the smallest: none of the {pairs} changed its order.",
         "最小的仍然最小：{pairs}中没有一对调换大小。",
     ),
     "rounded_equal_one": ("Rounding made one pair equal.", "舍入使其中一对变得相等。"),
     "rounded_equal_many": ("Rounding made {n} pairs equal.", "舍入使其中 {n} 对变得相等。"),
     "lies": (
-        "Before, {value} lies {fraction} of the way from {low} to {high}. After, {value_after} lies {fraction_after} "
+        "Before, {value} was {fraction} of the way from {low} to {high}. Now {value_after} is {fraction_after} "
         "of the way from {low_after} to {high_after}.",
-        "之前，{value} 位于从 {low} 到 {high} 的 {fraction} 处；之后，{value_after} 位于从 {low_after} 到 {high_after} "
-        "的 {fraction_after} 处。",
+        "之前，{value} 位于从 {low} 到 {high} 的 {fraction} 处；现在，{value_after} 位于从 {low_after} 到 "
+        "{high_after} 的 {fraction_after} 处。",
     ),
     "not_normal": (
         "Mean 0 and variance 1 do not make the values of {which} normally distributed: the histogram above keeps its "
