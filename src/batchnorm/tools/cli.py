@@ -17,6 +17,7 @@ from .._options import NAN_POLICY
 from .._version import __version__
 from .bench.command import add_bench
 from .files.formats import READABLE_OR, TABLES_OR, TEXTS
+from .models.recalibrating import add_recalibrate
 from .text.language import Said, add_language
 from .why.command import add_why
 
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add_why(commands)
     _add_normalize(commands)
     _add_moments(commands)
+    add_recalibrate(commands)
     add_bench(commands)
     return parser
 

@@ -1,0 +1,176 @@
+"""Models, their states and data, from what a command names: a function in a Python file, state files, arrays."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import Refused, open_data
+from ..files.atomic import replacing
+
+STATES = (".pt", ".pth", ".safetensors")
+_WRAPPED = ("module.", "_orig_mod.")  # before every name, in a state of a wrapped model
+
+
+def need_torch() -> None:
+    """Refuse to go on without PyTorch."""
+    if importlib.util.find_spec("torch") is None:
+        raise Refused(
+            'this command needs PyTorch, which is not installed. Install it with: pip install "batchnorm[torch]"'
+        )
+
+
+def built(named: str) -> Any:
+    """The model that a function of the user's code makes; ``file.py:function`` or ``package.module:function``."""
+    from torch import nn
+
+    place, _, name = named.rpartition(":")
+    if not place or not name.isidentifier():
+        raise Refused(
+            f"MODEL is a Python file or module and the function in it that makes the model; got {named!r}. Write it as "
+            "model.py:build"
+        )
+    make = getattr(_module(place), name, None)
+    if make is None:
+        raise Refused(f"{place} has no {name!r}. Name a function in it that returns the model, or the model.")
+    model = make
+    if not isinstance(make, nn.Module):
+        model = _ran(f"{named}()", make)
+    if not isinstance(model, nn.Module):
+        raise Refused(f"{named}() must return a torch.nn.Module; got an object of type {type(model).__name__}.")
+    return model
+
+
+def _module(place: str) -> Any:
+    path = Path(place)
+    if path.suffix != ".py":
+        sys.path.insert(0, os.getcwd())  # as python -m would
+        return _ran(f"import {place}", lambda: importlib.import_module(place))
+    if not path.is_file():
+        raise Refused(f"{path} does not exist. Check the name, and the directory it is looked for in.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))  # what it imports lies beside it
+    sys.modules[path.stem] = module
+    loader = spec.loader
+    _ran(str(path), lambda: loader.exec_module(module))
+    return module
+
+
+def _ran(what: str, code: Callable[[], Any]) -> Any:
+    """Run the user's code; what it raises is said in one line."""
+    try:
+        return code()
+    except Exception as error:
+        raise Refused(f"{what} raised {type(error).__name__}: {error}. Correct that code.") from error
+
+
+@dataclass
+class State:
+    """A state as it is in a file, and where the model's entries are in it."""
+
+    path: Path
+    whole: Any  # what the file holds
+    entries: dict[str, Any]  # the state_dict in it
+    prefix: str
+
+    @classmethod
+    def read(cls, path: Path, key: str | None) -> State:
+        """Read a ``.pt``, ``.pth`` or ``.safetensors``; nothing in it is executed."""
+        import torch
+
+        if path.suffix not in STATES:
+            raise Refused(f"{path}: a state is a {', a '.join(STATES)} file; got the suffix {path.suffix!r}.")
+        if not path.is_file():
+            raise Refused(f"{path} does not exist. Check the name, and the directory it is looked for in.")
+        try:
+            whole = _safetensors().load_file(path) if path.suffix == ".safetensors" else torch.load(
+                path, map_location="cpu", weights_only=True
+            )  # fmt: skip
+        except Exception as error:
+            words = str(error).strip().partition("\n")[0]
+            raise Refused(
+                f"{path} cannot be read as tensors alone (nothing in a file is executed): {words}. Save "
+                "model.state_dict()."
+            ) from error
+        entries = whole if key is None else whole.get(key) if isinstance(whole, dict) else None
+        if not isinstance(entries, dict) or not all(isinstance(v, torch.Tensor) for v in entries.values()):
+            names = (
+                [name for name, value in whole.items() if isinstance(value, dict)] if isinstance(whole, dict) else []
+            )
+            raise Refused(
+                f"{path} must hold a state_dict, names and tensors"
+                + (f", under {key!r}" if key else "")
+                + (f"; it has {', '.join(map(repr, names))}: choose one with --key." if names else ".")
+            )
+        prefix = next((p for p in _WRAPPED if entries and all(name.startswith(p) for name in entries)), "")
+        return cls(path, whole, entries, prefix)
+
+    def load_into(self, model: Any) -> None:
+        """Give the model all entries."""
+        state = {name.removeprefix(self.prefix): value for name, value in self.entries.items()}
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            words = " ".join(str(error).split())
+            raise Refused(f"{self.path} is not a state of this model: {words[:400]}") from error
+
+    def update(self, state: dict[str, Any]) -> None:
+        """Take the entries of a model's state, in the dtypes they have here."""
+        for name in self.entries:
+            self.entries[name] = state[name.removeprefix(self.prefix)].to(self.entries[name].dtype).clone()
+
+
+def write_state(whole: Any, path: Path) -> None:
+    """Write tensors, or what holds them, as a whole or not at all."""
+    import torch
+
+    if path.suffix == ".safetensors":
+        if any(not isinstance(value, torch.Tensor) for value in whole.values()):
+            raise Refused(f"{path}: a .safetensors file holds tensors alone, and the state's file has more. Use .pt")
+        with replacing(path) as unfinished:
+            _safetensors().save_file({name: value.contiguous() for name, value in whole.items()}, unfinished)
+        return
+    with replacing(path) as unfinished:
+        torch.save(whole, unfinished)
+
+
+def check_state_suffix(path: Path) -> None:
+    """Refuse an output that is no state file."""
+    if path.suffix not in STATES:
+        raise Refused(f"{path}: the output is a {', a '.join(STATES)} file; got the suffix {path.suffix!r}.")
+
+
+def _safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise Refused(
+            'a .safetensors file needs the package safetensors. Install it with: pip install "batchnorm[safetensors]"'
+        ) from error
+
+
+class Arrays:
+    """Batches of rows of arrays in files, read anew each time."""
+
+    def __init__(self, paths: list[Path], size: int) -> None:
+        self.values = [open_data(path).values for path in paths]
+        self.size = size
+
+    def __len__(self) -> int:
+        return sum(-(-len(values) // self.size) for values in self.values)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for values in self.values:
+            for start in range(0, len(values), self.size):
+                yield np.array(values[start : start + self.size])

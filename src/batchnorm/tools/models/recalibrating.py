@@ -1,0 +1,118 @@
+"""``batchnorm recalibrate``: its options, and what is done with them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .loading import Arrays, State, built, check_state_suffix, need_torch, write_state
+
+
+def add_recalibrate(commands: Any) -> None:
+    """Add the command to the commands of ``batchnorm``."""
+    parser = commands.add_parser(
+        "recalibrate",
+        help="make the running statistics of a PyTorch model those of some data",
+        description="Build a model, load its state, recalibrate it on data, and write the state with the new running "
+        "statistics. This imports MODEL and runs it: use code that you trust. OUT appears when it is complete; it may "
+        "be STATE.",
+    )
+    add_model_options(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="where to write the state")
+    parser.add_argument(
+        "--how",
+        choices=("whole", "pooled", "batches"),
+        default="whole",
+        help="of the whole data as one batch (default); of all batches' moments, merged; or the mean over batches",
+    )
+    parser.add_argument("--only", action="append", metavar="NAME", help='a layer or pattern, "backbone.*"; repeatable')
+    parser.add_argument("--samples", type=int, metavar="N", help="stop after the batch that completes so many")
+    parser.add_argument(
+        "--on-nonfinite",
+        choices=("raise", "skip"),
+        default="raise",
+        help="a batch with NaN or infinity: refused (default), or left out from that layer on",
+    )
+    parser.add_argument(
+        "--max-memory", type=_gib, metavar="GIB", help="for batches in flight; default half of the free"
+    )
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.set_defaults(run=run_recalibrate)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, and which data."""
+    parser.add_argument("model", metavar="MODEL", help="the function that makes the model: model.py:build")
+    parser.add_argument("--state", metavar="STATE", type=Path, help="its state_dict: .pt, .pth or .safetensors")
+    parser.add_argument("--key", help="where in STATE, if it holds more, such as an optimizer's state")
+    parser.add_argument(
+        "--train", metavar="FILE", type=Path, nargs="+", required=True, help="arrays of samples: .npy and others"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=128, metavar="N", help="samples of a batch; default 128"
+    )
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda; default cpu")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def _gib(text: str) -> int:
+    try:
+        size = int(float(text) * 2**30)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in GiB: give a positive number, such as 4 or 0.5")
+    return size
+
+
+def run_recalibrate(options: argparse.Namespace) -> None:
+    """Do what the options say."""
+    from ..files import Refused
+    from ..files.atomic import check_output
+    from ..files.progress import progress_on
+    from ..text.terminal import writable
+
+    need_torch()
+    check_state_suffix(options.output)
+    check_output(options.output)  # before the work
+    import torch
+
+    import batchnorm.torch as bnt
+
+    data = Arrays(options.train, options.batch_size)
+    model = built(options.model)
+    state = None if options.state is None else State.read(options.state, options.key)
+    if state is not None:
+        state.load_into(model)
+    try:
+        model.to(torch.device(options.device))
+        with progress_on(sys.stderr) as progress:
+            done = bnt.recalibrate(
+                model,
+                data,
+                how=options.how,
+                samples=options.samples,
+                only=options.only,
+                on_nonfinite=options.on_nonfinite,
+                max_memory=options.max_memory,
+                progress=progress,
+                verbose=False,
+            )
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise Refused(str(error).removeprefix("recalibrate: ")) from error
+    new = {name: value.cpu() for name, value in model.state_dict().items()}
+    if state is not None:
+        state.update(new)
+    write_state(new if state is None else state.whole, options.output)
+    if options.json:
+        print(done.to_json())
+        return
+    said = [str(done), *(f"left {name} ({kind}): {why}" for name, kind, why in done.left), f"{options.output}: written"]
+    print(writable("\n".join(said), sys.stdout))
