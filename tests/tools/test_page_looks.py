@@ -122,7 +122,7 @@ def test_the_whole_page_is_in_the_language(browser: Browser, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("width", "scheme"), rest_slow([(320, "light"), (390, "dark"), (768, "light"), (1440, "dark")], 0, 3), ids=str
+    ("width", "scheme"), rest_slow([(320, "light"), (390, "dark"), (768, "light"), (1440, "dark")], 0, 1), ids=str
 )
 def test_nothing_overflows_the_screen(browser: Browser, tmp_path: Path, width: int, scheme: str) -> None:
     names = ["a name that is longer than any column has room for", "b", "c"]
@@ -132,6 +132,9 @@ def test_nothing_overflows_the_screen(browser: Browser, tmp_path: Path, width: i
         for tensor in ("yours", "table", "sequences", "images", "volumes"):
             show(page, tensor)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, tensor
+            if tensor == "table" and width >= 390:  # the worked example is seen whole
+                for place in ("before", "after"):
+                    assert page.locator(f"#{place}").evaluate("e => e.scrollWidth <= e.clientWidth"), place
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 23, 28)"
         assert dark == (scheme == "dark")
 

@@ -62,7 +62,7 @@ def find_distribution(
     after = _Tally(
         low_after, high_after, bars, slack, float(table.mean_after[channel]), float(table.std_after[channel])
     )
-    for values, _ in pieces(x, kept, channel):
+    for values in pieces(x, kept, channel):
         there = values[~np.isnan(values)]
         before.add(there.astype(np.float64))
         after.add(normalized(there, one, eps))
@@ -81,7 +81,8 @@ class _Tally:
         bars = len(self._counts)
         place = (values / 2 - self._low / 2) / (self._high / 2 - self._low / 2) * bars + self._slack
         self._counts += np.bincount(np.clip(place.astype(np.int64), 0, bars - 1), minlength=bars)
-        self._cubes += float((((values - self._mean) / self._std) ** 3).sum())
+        standard = (values - self._mean) / self._std
+        self._cubes += float((standard * standard * standard).sum())  # a power of 3 takes NumPy ten times as long
 
     def side(self) -> Side:
         skewness = self._cubes / int(self._counts.sum())

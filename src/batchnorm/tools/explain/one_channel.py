@@ -15,18 +15,29 @@ from .labels import unravel
 PIECE = 1 << 18
 
 
-def pieces(x: np.ndarray, kept: tuple[int, ...], channel: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield values of a channel, in the dtype that is computed in, and their positions; what is missing is NaN."""
-    at = unravel(channel, [x.shape[a] for a in kept])
-    of_channel = x[tuple(at[kept.index(a)] if a in kept else slice(None) for a in range(x.ndim))]
+def pieces(x: np.ndarray, kept: tuple[int, ...], channel: int) -> Iterator[np.ndarray]:
+    """Yield the values of a channel, in the dtype that is computed in; what is missing is NaN."""
+    of_channel = _of_channel(x, kept, channel)
     for block in blocks(of_channel):
         values = load(of_channel, block).reshape(-1)
+        for start in range(0, len(values), PIECE):
+            yield values[start : start + PIECE]
+
+
+def placed(x: np.ndarray, kept: tuple[int, ...], channel: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the values of a channel in larger pieces, and with each its position."""
+    of_channel = _of_channel(x, kept, channel)
+    for block in blocks(of_channel):
         where: np.ndarray = np.zeros((), np.int64)
         for n, part_of_axis in zip(of_channel.shape, block, strict=True):
             where = where[..., None] * n + np.arange(n)[part_of_axis]
-        where = where.reshape(-1)
-        for start in range(0, len(values), PIECE):
-            yield values[start : start + PIECE], where[start : start + PIECE]
+        yield load(of_channel, block).reshape(-1), where.reshape(-1)
+
+
+def _of_channel(x: np.ndarray, kept: tuple[int, ...], channel: int) -> np.ndarray:
+    at = unravel(channel, [x.shape[a] for a in kept])
+    view: np.ndarray = x[tuple(at[kept.index(a)] if a in kept else slice(None) for a in range(x.ndim))]
+    return view
 
 
 def moments_of(m: Moments, kept_shape: tuple[int, ...], channel: int) -> Moments:
@@ -37,5 +48,5 @@ def moments_of(m: Moments, kept_shape: tuple[int, ...], channel: int) -> Moments
 
 def normalized(values: np.ndarray, one: Moments, eps: float) -> np.ndarray:
     """Return values of a channel after normalization, computed by the library in their dtype, as float64."""
-    y = normalize(values[:, None], one, axis=1, eps=eps)
-    return np.asarray(y[:, 0].astype(np.float64))
+    y = normalize(np.ascontiguousarray(values)[None], one, axis=0, eps=eps)  # a channel that lies in one piece
+    return np.asarray(y[0].astype(np.float64))

@@ -9,7 +9,7 @@ import numpy as np
 from ..._blocks import working_dtype
 from ..._moments import Moments
 from .channels import ChannelTable
-from .one_channel import moments_of, normalized, pieces
+from .one_channel import moments_of, normalized, placed
 from .sampling import Sample
 
 #: The rest keeps this part of the range at most: of ten normal values that happens once in thousands of columns.
@@ -103,12 +103,13 @@ def _look(x: np.ndarray, m: Moments, kept: tuple[int, ...], eps: float, channel:
 def _ends(x: np.ndarray, kept: tuple[int, ...], channel: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the ``most`` least and greatest values of a channel, in order, and their positions."""
     values, positions = np.zeros(0), np.zeros(0, np.int64)
-    for more, where in pieces(x, kept, channel):
+    for more, where in placed(x, kept, channel):
         there = ~np.isnan(more)
         values = np.concatenate([values, more[there].astype(np.float64)])
         positions = np.concatenate([positions, where[there]])
-        order = np.argsort(values, kind="stable")
-        if len(order) > 2 * most:
-            order = np.concatenate([order[:most], order[-most:]])
-        values, positions = values[order], positions[order]
-    return values, positions
+        if len(values) > 2 * most:
+            order = np.argpartition(values, [most - 1, len(values) - most])
+            ends = np.concatenate([order[:most], order[-most:]])
+            values, positions = values[ends], positions[ends]
+    order = np.argsort(values, kind="stable")
+    return values[order], positions[order]

@@ -49,7 +49,7 @@ PAGE: dict[str, tuple[str, str]] = {
     "oneValue": ("1 value", "1 个数"),
     "lit": (
         "{Group} is lit: its {values} have one mean and one variance.",
-        "亮起的是 {group}：它的 {values}有一个均值和一个方差。",
+        "亮起的是{group}：它的 {values}有一个均值和一个方差。",
     ),
     "alone": (
         "A value alone in its group has no spread: its variance is 0, and the bias is all that comes out. A "
