@@ -250,9 +250,9 @@ def on_gpu(document: Document) -> Table:
 
 WRONG = {
     "mean 1e4": "an output, {layout}, where the mean of the data is 1e4 standard deviations",
-    "mean 1e6": "an output, {layout}, where it is 1e6",
-    "evaluation": "an output in evaluation, where it is 1e6",
-    "running_var": "`running_var`, {layout}, where it is 1e6",
+    "mean 1e6": "an output, {layout}, where the mean is 1e6 of them",
+    "evaluation": "an output in evaluation, where the mean is 1e6 of them",
+    "running_var": "`running_var`, {layout}, where the mean is 1e6 of them",
     "values 1e20": "an output, where the standard deviation of the data is 1e20",
     "bias gradient": "the gradient of `bias`, {layout}: the sum of 1048576 values of 0.1",
     "weight gradient": "the gradient of `weight` for `x.unsqueeze(-1).transpose(1, 2)`, where the upstream gradient is "
@@ -278,6 +278,8 @@ def wrong(document: Document, way: str) -> Table:
 
 def power(value: float) -> str:
     """Two digits of an error."""
+    if value >= 100:
+        return f"{value:.0f}"
     return f"{value:.2g}" if value >= 0.1 or not value else f"{value:.1e}".replace("e-0", "e-")
 
 

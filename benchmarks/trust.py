@@ -105,6 +105,8 @@ def trainings(problem: Problem, settings: Settings) -> dict[str, Any]:
     found[CONVERTED] = losses(lambda model: bnt.convert(model, verbose=False))
     found[FUSED] = losses(lambda model: bnt.fuse(model, verbose=False))
     found[ONE_THREAD] = losses(lambda model: model, threads=1)
+    if losses(lambda model: model) != found[PYTORCH]:
+        raise SystemExit(f"{problem.title}: after accelerate() PyTorch does not give its own bits again")
     found[OTHER_LAYOUT] = losses(lambda model: model.to(memory_format=torch.channels_last))
     return {"losses": found}
 

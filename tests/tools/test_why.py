@@ -96,6 +96,7 @@ def test_list_names_every_experiment_and_runs_nothing(capsys: Capture) -> None:
     out = capsys.readouterr().out
     for entry in ENTRIES:
         assert entry.name in out
+        assert f"The claim is from {entry.paper.authors} ({entry.paper.year})" in " ".join(out.split())
         assert entry.paper.arxiv in out
     assert max(map(len, out.splitlines())) <= 80
     assert listing() == []

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,15 @@ def add_why(commands: Any) -> None:
     parser = commands.add_parser(
         "why",
         help="run experiments that show what batch normalization is good for",
-        description="Train small networks with and without batch normalization on real data, and report what came out, "
-        "for the papers' claims and against them. What came out is printed; a page with figures, and all numbers as "
-        "JSON, are written if you name the files or say yes. Takes two to three minutes on two cores; a second run "
-        "gives the same bits.",
+        description="Train small networks with and without batch normalization on real data, and say what came out, "
+        "for the papers' claims and against them. The command prints what came out. It writes a page with figures, and "
+        "all numbers as JSON, if you name the files or say yes. It takes two to three minutes on two cores, and a "
+        "second run gives the same bits.",
     )
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="which to run, see --list; default all")
-    parser.add_argument("--list", action="store_true", help="list the experiments and their papers, and run nothing")
+    parser.add_argument(
+        "--list", action="store_true", help="say what the experiments ask and which papers claim it; run nothing"
+    )
     parser.add_argument(
         "--data",
         default="digits",
@@ -56,7 +59,9 @@ def add_why(commands: Any) -> None:
         metavar="N",
         help=f"how many of each run; default {SEEDS}, {QUICK_SEEDS} with --quick",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer steps, settings and seeds: a try, not evidence")
+    parser.add_argument(
+        "--quick", action="store_true", help="take fewer steps, settings and seeds: for a try, not for evidence"
+    )
     parser.add_argument("--jobs", type=_positive, metavar="N", help="processes; default the processors there are")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
@@ -91,8 +96,7 @@ def run_why(options: argparse.Namespace) -> None:
 def _listed(entry: Entry, words: Words) -> str:
     from .sentences import told
 
-    paper = f"{entry.paper.authors} {entry.paper.year}, arXiv:{entry.paper.arxiv}"
-    return words.sentences([told(entry.question, words), paper + "."])
+    return words.sentences([told(entry.question, words), words("why.from_paper", **asdict(entry.paper))])
 
 
 def _draw_saved(options: argparse.Namespace, words: Words) -> None:

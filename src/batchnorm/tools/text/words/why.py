@@ -70,10 +70,14 @@ WHY: dict[str, tuple[str, str]] = {
         "没有写任何文件。要得到带图的报告，请在命令后加上 {options} 再运行一次。",
     ),
     "why.wrote": ("The command wrote {files}.", "已写入 {files}。"),
+    "why.from_paper": (
+        "The claim is from {authors} ({year}), arXiv:{arxiv}.",
+        "这个说法出自 {authors} ({year})，arXiv:{arxiv}。",
+    ),
     # verdicts: in short, and as a sentence, of a whole run and of a quick one
-    "why.confirms": ("confirms the paper", "证实论文"),
-    "why.confirms in part": ("confirms the paper in part", "部分证实论文"),
-    "why.contradicts": ("contradicts the paper", "与论文相反"),
+    "why.confirms": ("confirms the paper", "证实了论文的说法"),
+    "why.confirms in part": ("confirms the paper in part", "部分证实了论文的说法"),
+    "why.contradicts": ("contradicts the paper", "与论文的说法相反"),
     "why.no clear difference": ("no clear difference", "没有明确差别"),
     "why.one seed": ("one seed allows no judgement", "一个种子无法判断"),
     "why.quick confirms": ("suggests that the paper is right", "提示论文是对的"),
