@@ -261,7 +261,7 @@ std::string refused_table(const View& x, const View& table, int rows, int64_t gr
   if (fits && groups > 0) fits = table.sizes[1] == groups && (table.strides[1] == C || groups == 1);
   if (fits) fits = table.strides[0] == (groups > 0 ? groups : 1) * C || rows == 1;
   if (fits) return "";
-  return rows == 4 ? "stats must be the table that forward returned" : "the sums must be a table of two rows, as sums returns it";
+  return rows == 4 ? "moments must be the table that forward returned" : "the sums must be a table of two rows, as sums returns it";
 }
 
 std::string refused_weights(const View& x, const View& weights, int64_t group, int64_t least) {

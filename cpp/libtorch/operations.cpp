@@ -52,12 +52,12 @@ void refuse_if(const std::string& why) {
 double* table_of(const Handle& h) { return reinterpret_cast<double*>(h.view(true).data); }
 const double* values_of(const Handle& h) { return reinterpret_cast<const double*>(h.view().data); }
 
-// Operands, parameters and options, as most of our operations have them. With a size of groups, tables have an axis for them.
+// Operands, parameters and options, as most of our operations have them. With a size of ghosts, tables have an axis for them.
 struct Given {
-  Handle x, grad_y, stats, sums, weight, bias, mean, var, weights, residual, y;
+  Handle x, grad_y, moments, sums, weight, bias, mean, var, position_weight, residual, y;
   double eps = 0, slope = 0;
   Activation activation = Activation::none;
-  int64_t group = 0;
+  int64_t ghost_size = 0;
 
   void read_options(Arguments& in) {
     eps = in.number();
@@ -69,20 +69,20 @@ struct Given {
   }
 
   ChannelViews channels() const { return {weight.view(), bias.view(), mean.view(), var.view()}; }
-  Extras extras() const { return {weights.view(), residual.view(), activation, slope, y.view()}; }
-  Run run() const { return {eps, group, threads_of_torch()}; }
-  int64_t groups() const { return group > 0 ? groups_of(x.view(), group) : 0; }
+  Extras extras() const { return {position_weight.view(), residual.view(), activation, slope, y.view()}; }
+  Run run() const { return {eps, ghost_size, threads_of_torch()}; }
+  int64_t ghosts() const { return ghost_size > 0 ? groups_of(x.view(), ghost_size) : 0; }
   int64_t C() const { return x.view().sizes[1]; }
   bool has_residual() const { return residual || y; }
 
   void require_operands() const {
-    require_readable({&x, &grad_y, &stats, &sums, &weight, &bias, &mean, &var, &weights, &residual, &y});
-    if (group < 0) refuse("group must be the samples of one, at least 1, or 0 for all; got " + std::to_string(group));
-    refuse_if(refused_operands(x.view(), {grad_y.view(), residual.view(), y.view()}, channels(), groups()));
+    require_readable({&x, &grad_y, &moments, &sums, &weight, &bias, &mean, &var, &position_weight, &residual, &y});
+    if (ghost_size < 0) refuse("ghost_size is a number of samples, at least 1, or 0 for all; got " + std::to_string(ghost_size));
+    refuse_if(refused_operands(x.view(), {grad_y.view(), residual.view(), y.view()}, channels(), ghosts()));
     refuse_if(refused_y(x.view(), extras()));
   }
   void require_weights(int64_t least) const {
-    if (weights) refuse_if(refused_weights(x.view(), weights.view(), group, least));
+    if (position_weight) refuse_if(refused_weights(x.view(), position_weight.view(), ghost_size, least));
   }
 };
 
@@ -99,35 +99,35 @@ void forward_kernel(Value* stack, uint64_t, uint64_t) {
   a.x = in.tensor();
   a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
   a.mean = in.optional_tensor(), a.var = in.optional_tensor();
-  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
+  a.position_weight = in.optional_tensor(), a.residual = in.optional_tensor();
   a.read_options(in);
-  a.stats = in.optional_tensor();
-  a.group = in.integer();
+  a.moments = in.optional_tensor();
+  a.ghost_size = in.integer();
   a.require_operands();
   a.require_weights(2);
-  if (a.mean && (a.stats || a.group > 0))
-    refuse("running statistics normalize the whole batch: give no stats and no group with them");
-  if (a.stats) refuse_if(refused_table(a.x.view(), a.stats.view(), 4, a.groups()));
-  Handle y = like(a, true), stats = stable::empty_table(4, a.groups(), a.C());
-  const int64_t rows = a.groups() > 0 ? a.groups() : 1;
-  if (a.stats) std::memcpy(table_of(stats), values_of(a.stats), static_cast<size_t>(4 * rows * a.C()) * sizeof(double));
-  fused_forward(a.x.view(), y.view(true), a.channels(), a.extras(), a.run(), table_of(stats), static_cast<bool>(a.stats));
-  stable::give(stack, {&y, &stats});
+  if (a.mean && (a.moments || a.ghost_size > 0))
+    refuse("running statistics normalize the whole batch: give no moments and no ghost_size with them");
+  if (a.moments) refuse_if(refused_table(a.x.view(), a.moments.view(), 4, a.ghosts()));
+  Handle y = like(a, true), moments = stable::empty_table(4, a.ghosts(), a.C());
+  const int64_t rows = a.ghosts() > 0 ? a.ghosts() : 1;
+  if (a.moments) std::memcpy(table_of(moments), values_of(a.moments), static_cast<size_t>(4 * rows * a.C()) * sizeof(double));
+  fused_forward(a.x.view(), y.view(true), a.channels(), a.extras(), a.run(), table_of(moments), static_cast<bool>(a.moments));
+  stable::give(stack, {&y, &moments});
 }
 
 void backward_kernel(Value* stack, uint64_t, uint64_t) {
   const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
   Given a;
-  a.grad_y = in.tensor(), a.x = in.tensor(), a.stats = in.tensor();
+  a.grad_y = in.tensor(), a.x = in.tensor(), a.moments = in.tensor();
   a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
-  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
+  a.position_weight = in.optional_tensor(), a.residual = in.optional_tensor();
   a.read_options(in);
   const bool training = in.boolean();
-  a.group = in.integer();
+  a.ghost_size = in.integer();
   a.y = in.optional_tensor();
   a.require_operands();
-  refuse_if(refused_table(a.x.view(), a.stats.view(), 4, a.groups()));
+  refuse_if(refused_table(a.x.view(), a.moments.view(), 4, a.ghosts()));
   a.require_weights(-1);
   const auto parameter = [&](const Handle& given) {
     const View v = given.view();
@@ -136,7 +136,7 @@ void backward_kernel(Value* stack, uint64_t, uint64_t) {
   };
   Handle grad_x = like(a, true), grad_weight = parameter(a.weight), grad_bias = parameter(a.bias);
   Handle grad_residual = like(a, a.has_residual());
-  fused_backward(a.grad_y.view(), a.x.view(), values_of(a.stats), a.channels(), a.extras(), a.run(), training,
+  fused_backward(a.grad_y.view(), a.x.view(), values_of(a.moments), a.channels(), a.extras(), a.run(), training,
                  {grad_x.view(true), output(grad_residual, a.has_residual()), grad_weight.view(true), grad_bias.view(true)});
   stable::give(stack, {&grad_x, &grad_weight, &grad_bias, &grad_residual});
 }
@@ -145,16 +145,16 @@ void frozen_gradients_kernel(Value* stack, uint64_t, uint64_t) {
   const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
   Given a;
-  a.x = in.tensor(), a.stats = in.tensor();  // grad_y is all there is of x's shape
+  a.x = in.tensor(), a.moments = in.tensor();  // grad_y is all there is of x's shape
   a.weight = in.optional_tensor();
   a.read_options(in);
   a.y = in.optional_tensor();
   const bool has_residual = in.boolean();
   a.require_operands();
-  refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
+  refuse_if(refused_table(a.x.view(), a.moments.view(), 4, 0));
   if (a.activation != Activation::none && !a.y) refuse("without x an activation's derivative is told by y; pass y");
   Handle grad_x = like(a, true), grad_residual = like(a, has_residual);
-  frozen_gradients(a.x.view(), values_of(a.stats), a.channels(), a.extras(), a.run(),
+  frozen_gradients(a.x.view(), values_of(a.moments), a.channels(), a.extras(), a.run(),
                    {grad_x.view(true), output(grad_residual, has_residual), {}, {}});
   stable::give(stack, {&grad_x, &grad_residual});
 }
@@ -163,29 +163,29 @@ void moments_kernel(Value* stack, uint64_t, uint64_t) {
   const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
   Given a;
-  a.x = in.tensor(), a.weights = in.optional_tensor();
-  a.group = in.integer();
+  a.x = in.tensor(), a.position_weight = in.optional_tensor();
+  a.ghost_size = in.integer();
   a.require_operands();
   a.require_weights(0);
-  Handle stats = stable::empty_table(4, a.groups(), a.C());
-  gather_moments(a.x.view(), a.weights.view(), a.run(), table_of(stats));
-  stable::give(stack, {&stats});
+  Handle moments = stable::empty_table(4, a.ghosts(), a.C());
+  gather_moments(a.x.view(), a.position_weight.view(), a.run(), table_of(moments));
+  stable::give(stack, {&moments});
 }
 
 void sums_kernel(Value* stack, uint64_t, uint64_t) {
   const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
   Given a;
-  a.grad_y = in.tensor(), a.x = in.tensor(), a.stats = in.tensor();
+  a.grad_y = in.tensor(), a.x = in.tensor(), a.moments = in.tensor();
   a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
   a.residual = in.optional_tensor();
   a.read_options(in);
-  a.group = in.integer();
+  a.ghost_size = in.integer();
   a.y = in.optional_tensor();
   a.require_operands();
-  refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
-  Handle sums = stable::empty_table(2, a.groups(), a.C());
-  gather_sums(a.grad_y.view(), a.x.view(), values_of(a.stats), a.channels(), a.extras(), a.run(), table_of(sums));
+  refuse_if(refused_table(a.x.view(), a.moments.view(), 4, 0));
+  Handle sums = stable::empty_table(2, a.ghosts(), a.C());
+  gather_sums(a.grad_y.view(), a.x.view(), values_of(a.moments), a.channels(), a.extras(), a.run(), table_of(sums));
   stable::give(stack, {&sums});
 }
 
@@ -193,17 +193,17 @@ void input_gradients_kernel(Value* stack, uint64_t, uint64_t) {
   const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
   Given a;
-  a.grad_y = in.tensor(), a.x = in.tensor(), a.stats = in.tensor(), a.sums = in.tensor();
+  a.grad_y = in.tensor(), a.x = in.tensor(), a.moments = in.tensor(), a.sums = in.tensor();
   a.weight = in.optional_tensor(), a.bias = in.optional_tensor();
-  a.weights = in.optional_tensor(), a.residual = in.optional_tensor();
+  a.position_weight = in.optional_tensor(), a.residual = in.optional_tensor();
   a.read_options(in);
   a.y = in.optional_tensor();
   a.require_operands();
-  refuse_if(refused_table(a.x.view(), a.stats.view(), 4, 0));
+  refuse_if(refused_table(a.x.view(), a.moments.view(), 4, 0));
   refuse_if(refused_table(a.x.view(), a.sums.view(), 2, 0));
   a.require_weights(-1);
   Handle grad_x = like(a, true), grad_residual = like(a, a.has_residual());
-  input_gradients(a.grad_y.view(), a.x.view(), values_of(a.stats), values_of(a.sums), a.channels(), a.extras(), a.run(),
+  input_gradients(a.grad_y.view(), a.x.view(), values_of(a.moments), values_of(a.sums), a.channels(), a.extras(), a.run(),
                   {grad_x.view(true), output(grad_residual, a.has_residual()), {}, {}});
   stable::give(stack, {&grad_x, &grad_residual});
 }
@@ -223,14 +223,14 @@ void merge_kernel(Value* stack, uint64_t, uint64_t) {
 
 void update_kernel(Value* stack, uint64_t, uint64_t) {
   Arguments in(stack);
-  Handle mean = in.tensor(), var = in.tensor(), batches = in.tensor(), stats = in.tensor();
+  Handle mean = in.tensor(), var = in.tensor(), batches = in.tensor(), moments = in.tensor();
   double momentum = 0;
   const bool given = in.optional_number(&momentum);
   const auto correction = static_cast<int>(in.integer());
   const auto on = static_cast<OnNonfinite>(in.integer());
   const Handle count = in.optional_tensor();
-  require_readable({&mean, &var, &stats, &count});
-  const View table = stats.view();
+  require_readable({&mean, &var, &moments, &count});
+  const View table = moments.view();
   const Running running{mean.view(true), var.view(true), count.view(true)};
   refuse_if(update_running(table, running, batches.int64(), given ? &momentum : nullptr, correction, on));
 }

@@ -30,8 +30,8 @@ void give_nothing(Value* results, int count) {
 void step_forward(const Handle& x, const ChannelViews& channels, double eps, Value* results) {
   const View in = x.view();
   Handle y = stable::empty_like(x, in), table = stable::empty_table(4, 0, in.sizes[1]);
-  auto* const stats = reinterpret_cast<double*>(table.view(true).data);
-  fused_forward(in, y.view(true), channels, {}, {eps, 0, threads_of_torch()}, stats, false);
+  auto* const moments = reinterpret_cast<double*>(table.view(true).data);
+  fused_forward(in, y.view(true), channels, {}, {eps, 0, threads_of_torch()}, moments, false);
   stable::give(results, {&y});
   give_nothing(results + 1, 2);
   stable::give(results + 3, {&table});
@@ -40,12 +40,12 @@ void step_forward(const Handle& x, const ChannelViews& channels, double eps, Val
 void step_backward_kernel(Value* stack, uint64_t, uint64_t) {
   const OnHostPool pool(on_pool_of_torch);
   Arguments in(stack);
-  const Handle grad_y = in.tensor(), x = in.tensor(), stats = in.tensor(), weight = in.defined_tensor();
+  const Handle grad_y = in.tensor(), x = in.tensor(), moments = in.tensor(), weight = in.defined_tensor();
   const double eps = in.number();
   const bool training = in.boolean();
   const int64_t wanted = in.integer();
-  require_readable({&grad_y, &x, &stats, &weight});
-  const View from = x.view(), table = stats.view();
+  require_readable({&grad_y, &x, &moments, &weight});
+  const View from = x.view(), table = moments.view();
   const ChannelViews channels{weight.view(), {}, {}, {}};
   for (const std::string& why : {refused_operands(from, {grad_y.view()}, channels), refused_table(from, table, 4, 0)})
     if (!why.empty()) refuse(why);
@@ -60,11 +60,11 @@ void step_backward_kernel(Value* stack, uint64_t, uint64_t) {
   stable::give(stack, {&by_x, &by_weight, &by_bias});
 }
 
-void call_step_backward(Handle grad_y, Handle x, Handle stats, Handle weight, double eps, bool training,
+void call_step_backward(Handle grad_y, Handle x, Handle moments, Handle weight, double eps, bool training,
                         const std::vector<bool>& wanted, Value* results) {
   if (!weight) weight = stable::undefined();
   Value stack[7];
-  stable::give(stack, {&grad_y, &x, &stats, &weight});
+  stable::give(stack, {&grad_y, &x, &moments, &weight});
   std::memcpy(stack + 4, &eps, sizeof eps);
   stack[5] = training, stack[6] = 0;
   for (size_t i = 0; i < wanted.size(); ++i) stack[6] |= static_cast<Value>(wanted[i]) << i;

@@ -43,22 +43,22 @@ class Call {
 
   // `axes`: an int, or a tuple. Where ghosts have so many samples (0: all are one), moments have an axis for them in front of the
   // channels', and so may weight and bias.
-  bool take(nb::handle x_, nb::handle axes, nb::handle residual, nb::handle weights, nb::handle moments, bool gathers,
-            nb::handle weight, nb::handle bias, double eps, int64_t ghost) {
+  bool take(nb::handle x_, nb::handle axes, nb::handle residual, nb::handle position_weight, nb::handle moments, bool gathers,
+            nb::handle weight, nb::handle bias, double eps, int64_t ghost_size) {
     type_ = Py_TYPE(x_.ptr());
-    if (!x.take(x_, type_, kOfData) || !take_axes(axes) || !(eps > 0 && std::isfinite(eps)) || ghost < 0) return false;
+    if (!x.take(x_, type_, kOfData) || !take_axes(axes) || !(eps > 0 && std::isfinite(eps)) || ghost_size < 0) return false;
     for (int d = 0; d < x.ndim(); ++d) {
-      if ((kept_ >> d & 1) == 0) m_ *= x.size(d);
+      if ((channel_axes_mask_ >> d & 1) == 0) m_ *= x.size(d);
       else channels_[channel_axes_++] = x.size(d);
     }
-    groups.emplace(x.view(), kept_, ghost);
-    of_ghosts_ = ghost > 0;
+    groups.emplace(x.view(), channel_axes_mask_, ghost_size);
+    of_ghosts_ = ghost_size > 0;
     if (groups->channels == 0 || m_ == 0 || m_ > kMaxExactCount) return false;
     operands_.push_back({&Problem::x, x.view()});
     if (!add(&Problem::residual, residual_, residual)) return false;
-    if (!weights.is_none()) {
-      if (!weights_.take(weights, type_, "?fd") || !weights_.has_shape_of(x)) return false;
-      operands_.push_back({&Problem::weights, weights_.view()});
+    if (!position_weight.is_none()) {
+      if (!position_weight_.take(position_weight, type_, "?fd") || !position_weight_.has_shape_of(x)) return false;
+      operands_.push_back({&Problem::weights, position_weight_.view()});
     }
     if (!take_moments(moments, gathers) || !take_parameters(weight, bias)) return false;
     p.eps = eps;
@@ -89,12 +89,12 @@ class Call {
 
   bool has_variance() const { return m_ > 1; }
   void set_activation(Arguments& in) { p.activation = static_cast<Activation>(in.integer()), p.slope = in.number(); }
-  void run(void (*kernel)(const Problem&)) { run_groups(*groups, p, kept_, operands_, kernel); }
+  void run(void (*kernel)(const Problem&)) { run_groups(*groups, p, channel_axes_mask_, operands_, kernel); }
 
  private:
   PyTypeObject* type_ = nullptr;
-  Borrowed residual_, weights_, moments_, weight_, bias_;
-  uint64_t kept_ = 0;
+  Borrowed residual_, position_weight_, moments_, weight_, bias_;
+  uint64_t channel_axes_mask_ = 0;
   int channel_axes_ = 0;
   int64_t m_ = 1, channels_[kMaxDims];
   bool of_ghosts_ = false;
@@ -108,8 +108,8 @@ class Call {
     if (overflow != 0 || i < -x.ndim() || i >= x.ndim()) return false;
     if (i < 0) i += x.ndim();
     const uint64_t bit = uint64_t(1) << i;
-    if ((kept_ & bit) != 0) return false;
-    kept_ |= bit;
+    if ((channel_axes_mask_ & bit) != 0) return false;
+    channel_axes_mask_ |= bit;
     return true;
   }
   bool take_axes(nb::handle axes) {
@@ -166,14 +166,14 @@ bool forward(Arguments in) {
   Borrowed y;
   const nb::handle x = in.object(), y_ = in.object();
   const bool given = in.flag();
-  const nb::handle residual = in.object(), weights = in.object(), moments = in.object();
+  const nb::handle residual = in.object(), position_weight = in.object(), moments = in.object();
   const bool gathers = in.flag();
   const nb::handle weight = in.object(), bias = in.object(), axes = in.object();
   const double eps = in.number();
   call.set_activation(in);
-  const int64_t ghost = in.integer();
+  const int64_t ghost_size = in.integer();
   call.p.compute_stats = gathers, call.p.omit = in.flag();
-  if (!call.take(x, axes, residual, weights, moments, gathers, weight, bias, eps, ghost)) return false;
+  if (!call.take(x, axes, residual, position_weight, moments, gathers, weight, bias, eps, ghost_size)) return false;
   if (!call.add(&Problem::y, y, y_, true) || (given && !call.may_write(y))) return false;
   if (y && gathers && !call.has_variance()) return false;
   const WithoutLock released;
@@ -188,17 +188,17 @@ bool backward(Arguments in) {
   Borrowed grad_y, grad_x, grad_residual, grad_weight, grad_bias;
   const nb::handle grad_y_ = in.object(), x = in.object(), grad_x_ = in.object();
   const bool given = in.flag();
-  const nb::handle residual = in.object(), grad_residual_ = in.object(), weights = in.object(), moments = in.object();
+  const nb::handle residual = in.object(), grad_residual_ = in.object(), position_weight = in.object(), moments = in.object();
   const nb::handle weight = in.object(), bias = in.object(), grad_weight_ = in.object(), grad_bias_ = in.object();
   const nb::handle axes = in.object();
   const double eps = in.number();
   call.set_activation(in);
   const bool training = in.flag();
-  const int64_t ghost = in.integer();
+  const int64_t ghost_size = in.integer();
   call.p.omit = in.flag();
   const bool sums_known = in.flag();
   call.p.training = training, call.p.compute_sums = !sums_known, call.p.residual_is_y = in.flag();
-  if (!call.take(x, axes, residual, weights, moments, false, weight, bias, eps, ghost)) return false;
+  if (!call.take(x, axes, residual, position_weight, moments, false, weight, bias, eps, ghost_size)) return false;
   if (grad_y_.is_none() || !call.add(&Problem::grad_y, grad_y, grad_y_) || !call.add(&Problem::grad_x, grad_x, grad_x_, true))
     return false;
   if (!call.add(&Problem::grad_residual, grad_residual, grad_residual_, true)) return false;

@@ -29,24 +29,24 @@ class Prepared(NamedTuple):
     """What goes with x, checked, as the kernels take it."""
 
     residual: Array | None = None
-    weights: Array | None = None  # of positions: bool or float, of x's shape
+    position_weight: Array | None = None  # of positions: bool or float, of x's shape
     weight: Doubles | None = None
     bias: Doubles | None = None
     eps: float = 1.0
     activation: tuple[int, float] = _NONE
-    ghost: int = 0  # samples of a ghost batch; 0: all are one
+    ghost_size: int = 0  # samples of a ghost batch; 0: all are one
     omit: bool = False
 
 
 def forward(d: Data, y: Array | None, moments: Doubles, gathers: bool, p: Prepared) -> None:
     """Gather moments, where they are not known, and, where there is a y, normalize."""
-    residual, weights, weight, bias, eps, activation, ghost, omit = p
+    residual, position_weight, weight, bias, eps, activation, ghost_size, omit = p
     if d.x.size and not _forward(
         d.buffer,
         y,
         False,
         residual,
-        weights,
+        position_weight,
         moments,
         gathers,
         weight,
@@ -54,7 +54,7 @@ def forward(d: Data, y: Array | None, moments: Doubles, gathers: bool, p: Prepar
         d.plan.axis,
         eps,
         *activation,
-        ghost,
+        ghost_size,
         omit,
     ):
         raise _declined(d)
@@ -65,10 +65,10 @@ def backward(
     p: Prepared,
 ) -> None:  # fmt: skip
     """Differentiate; the sums are those of weight and bias. Moments are constants where it is not training."""
-    residual, weights, weight, bias, eps, activation, ghost, omit = p
+    residual, position_weight, weight, bias, eps, activation, ghost_size, omit = p
     if d.x.size and not _backward(
-        grad_y, d.buffer, grad_x, False, residual, grad_residual, weights if training else None, moments, weight, bias,
-        sums[0, ...], sums[1, ...], d.plan.axis, eps, *activation, training, ghost, omit, False, False,
+        grad_y, d.buffer, grad_x, False, residual, grad_residual, position_weight if training else None, moments,
+        weight, bias, sums[0, ...], sums[1, ...], d.plan.axis, eps, *activation, training, ghost_size, omit, False, False,
     ):  # fmt: skip
         raise _declined(d)
 

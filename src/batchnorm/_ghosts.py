@@ -51,7 +51,7 @@ def trainable(d: _inputs.Data, s: _inputs.Selection, g: Ghosts | None) -> None:
     i = int(positions.argmin())
     first, last = i * g.size, min((i + 1) * g.size, d.plan.N) - 1
     where = f" ({_samples(first, last)} of the input {d.x.shape})"
-    said = _refusals.too_few(positions[i], s.weights is not None, where, ghost=(i, g.number, g.size))
+    said = _refusals.too_few(positions[i], s.position_weight is not None, where, ghost=(i, g.number, g.size))
     raise ValueError(f"{d.who}: {said}")
 
 
@@ -62,9 +62,9 @@ def _samples(first: int, last: int) -> str:
 def _positions(d: _inputs.Data, s: _inputs.Selection, g: Ghosts) -> np.ndarray:
     """How many positions of a channel count in each ghost."""
     axis, N = d.plan.reduced[0], d.plan.N
-    if s.weights is None:
+    if s.position_weight is None:
         return np.diff(np.append(np.arange(0, N, g.size), N)) * d.plan.S
-    w = s.weights  # broadcast to x: along an axis of stride 0, and along the channels, it is looked at once
+    w = s.position_weight  # broadcast to x: along an axis of stride 0, and along the channels, it is looked at once
     once = w[tuple(slice(0, 1) if w.strides[i] == 0 or i in d.plan.axis else slice(None) for i in range(w.ndim))]
     others = tuple(i for i in range(w.ndim) if i != axis)
     repeats = d.plan.S // (once.size // once.shape[axis])

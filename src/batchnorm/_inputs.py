@@ -35,7 +35,7 @@ class Data(NamedTuple):
 class Selection(NamedTuple):
     """What counts in the statistics: weights broadcast to the input's shape, and how many positions have one."""
 
-    weights: Array | None
+    position_weight: Array | None
     positions: int
     cells: Array | None = None  # a mask of x's shape, besides
 
@@ -188,9 +188,9 @@ def selection(d: Data, mask: object, sample_weight: object) -> Selection:
 
 def as_mask(s: Selection) -> Selection:
     """The same positions, each of which counts once."""
-    if s.weights is None or s.weights.dtype == np.bool_:
+    if s.position_weight is None or s.position_weight.dtype == np.bool_:
         return s
-    return s._replace(weights=s.weights != 0)
+    return s._replace(position_weight=s.position_weight != 0)
 
 
 def only_cells(d: Data, cells: Array, zeros: Any) -> Data:
@@ -250,7 +250,7 @@ def _over_positions(a: Array, name: str, d: Data) -> Array:
 
 def trainable(d: Data, s: Selection) -> None:
     """Refuse what has no variance: no position, or one a channel."""
-    positions, counted = (0, False) if d.x.size == 0 else (s.positions, s.weights is not None)
+    positions, counted = (0, False) if d.x.size == 0 else (s.positions, s.position_weight is not None)
     if positions < 2:
         where = f" (input {d.x.shape}, {_where(d.plan)})"
         raise ValueError(f"{d.who}: {_refusals.too_few(positions, counted, where)}")

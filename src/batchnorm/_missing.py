@@ -29,7 +29,7 @@ def refuse(d: _inputs.Data, s: _inputs.Selection, mean: Array) -> None:
 def counted_nan(x: Array, s: _inputs.Selection | None) -> Array:
     """Whether each value is NaN, and counts."""
     found: Array = np.isnan(x)
-    for counts in (None, None) if s is None else (s.weights, s.cells):
+    for counts in (None, None) if s is None else (s.position_weight, s.cells):
         if counts is not None:
             found &= counts != 0
     return found

@@ -434,7 +434,13 @@ def gathered(d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | Non
         m = gathered(_inputs.only_cells(d, s.cells, propagated), s._replace(cells=None), ghosts, omit=True)
         return _with_nan(m, propagated, d, ghosts) if propagated.any() else m
     table = np.zeros((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
-    _call.forward(d, None, table, True, _call.Prepared(weights=s.weights, ghost=_ghosts.size(ghosts), omit=omit))
+    _call.forward(
+        d,
+        None,
+        table,
+        True,
+        _call.Prepared(position_weight=s.position_weight, ghost_size=_ghosts.size(ghosts), omit=omit),
+    )
     return Moments._of_table(table)
 
 

@@ -74,7 +74,7 @@ def _prepared(d: _inputs.Data, a: Arguments) -> tuple[_inputs.Selection, _ghosts
     r = None if a.residual is None else _inputs.like(a.residual, "residual", d)
     act, eps = _options.checked_activation(a.activation, d.who), _options.EPS.checked(a.eps, d.who)
     ghosts, policy = _ghosts.of(a.virtual_batch_size, d), _missing.policy(a.nan_policy, d.who)
-    p = _call.Prepared(r, s.weights, gamma, beta, eps, act, _ghosts.size(ghosts), policy == "omit")
+    p = _call.Prepared(r, s.position_weight, gamma, beta, eps, act, _ghosts.size(ghosts), policy == "omit")
     return s, ghosts, policy, p
 
 

@@ -299,8 +299,8 @@ def _half(arrays: dict[str, np.ndarray], m: bn.Moments, sums: np.ndarray, group:
     weight, bias = (arrays[name].astype(np.float64) for name in ("weight", "bias"))
     out, buffer = (None, None) if group else _inputs.output(None, d, {})
     assert bn._native.backward(
-        grad, d.buffer, buffer, False, None, None, sample_weight.weights, m._table, weight, bias, *sums, 1, 1e-5, 1,
-        0.0, not group, group, False, out is not None, False,
+        grad, d.buffer, buffer, False, None, None, sample_weight.position_weight, m._table, weight, bias, *sums, 1,
+        1e-5, 1, 0.0, not group, group, False, out is not None, False,
     )  # fmt: skip
     return out
 

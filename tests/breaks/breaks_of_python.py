@@ -46,7 +46,7 @@ BREAKS = [
     ),
     Break(
         SRC + "_call.py",
-        "weights if training else None",
+        "position_weight if training else None",
         "None",
         "masks and weights: the backward forgets them",
         "test_backward.py test_weighted_kernels.py",

@@ -469,7 +469,7 @@ def test_the_operation_refuses_what_it_cannot_tell():
     native: Any = torch.ops.batchnorm.frozen_gradients
     for args, said in (
         ((g, table, None, 1e-5, 1, 0.0), "without x an activation's derivative is told by y; pass y"),
-        ((g, table[:2], None, 1e-5, 0, 0.0), "stats must be the table that forward returned"),
+        ((g, table[:2], None, 1e-5, 0, 0.0), "moments must be the table that forward returned"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
             native(*args)

@@ -698,7 +698,7 @@ OUT_OF_MEMORY = {
     "rows": (lambda o, x, t: o.forward(x, torch.ones(3, C), *[None] * 5, 1e-5, 0, 0.0, None, 2), "for each"),
     "ghosts of given": (
         lambda o, x, t: o.forward(x, None, None, torch.ones(C), torch.ones(C), None, None, 1e-5, 0, 0.0, None, 2),
-        "no group",
+        "no ghost_size",
     ),
 }
 

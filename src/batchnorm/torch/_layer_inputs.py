@@ -160,8 +160,8 @@ def watching(norms: Sequence[Norm], arrived: Arrived) -> Iterator[None]:
     """
     others: dict[int, int] = {}
 
-    def take(i: int, x: Tensor, weights: Tensor | None) -> None:
-        arrived(i, _shared.gather(_shared.Part(x, weights, None)))
+    def take(i: int, x: Tensor, position_weight: Tensor | None) -> None:
+        arrived(i, _shared.gather(_shared.Part(x, position_weight, None)))
 
     handles = []
     try:
@@ -188,10 +188,10 @@ def _ours(layer: Any, i: int, take: Any) -> Any:
 
     def with_moments(x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, *rest: Any) -> Any:
         if x.layout is not _operands.ONEDNN:  # or the layer comes back with a dense one
-            weights = None
+            position_weight = None
             if mask is not None or sample_weight is not None:
-                weights = _positions.weights_like(x, mask, sample_weight, type(layer).__name__)
-            take(i, x, weights)
+                position_weight = _positions.weights_like(x, mask, sample_weight, type(layer).__name__)
+            take(i, x, position_weight)
         return normalize(x, mask, sample_weight, *rest)
 
     return with_moments

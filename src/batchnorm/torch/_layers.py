@@ -166,9 +166,9 @@ class _Extended(_running.KeepsCount):
             batch = updates = False
         updates = updates and not empty and not self._is_again(batch)
         selection = selection if batch or updates else None
-        group = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
-        if group:
-            _positions.check_ghosts(type(self).__name__, x, group)
+        ghost_size = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
+        if ghost_size:
+            _positions.check_ghosts(type(self).__name__, x, ghost_size)
         native = is_native(x) and not empty
         if not native or self.renorm is not None:
             self._check_operands(x, residual, updates or not batch)
@@ -176,8 +176,8 @@ class _Extended(_running.KeepsCount):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _activations.activate(y if residual is None else y + residual, *activation)
         if not native or not batch:  # the kernels count where the batch normalizes
-            _positions.check(x, selection, group, 2)
-        y, table = self._by_tables(x, selection, residual, activation, batch, updates, group, native)
+            _positions.check(x, selection, ghost_size, 2)
+        y, table = self._by_tables(x, selection, residual, activation, batch, updates, ghost_size, native)
         if updates:
             _running.move(self, table, native, selection is not None)
         return y
@@ -259,7 +259,7 @@ class _Extended(_running.KeepsCount):
         activation: tuple[int, float],
         batch: bool,
         updates: bool,
-        group: int,
+        ghost_size: int,
         native: bool,
     ) -> tuple[Tensor, Tensor]:
         """y, and the moments that move the running statistics."""
@@ -277,9 +277,9 @@ class _Extended(_running.KeepsCount):
             return y, backend.moments(x.detach(), selection) if updates else table
         known = None
         if self.renorm is not None and self.training:
-            known = backend.moments(x.detach(), selection, group)
+            known = backend.moments(x.detach(), selection, ghost_size)
             weight, bias = _running.renormalized(self, known, weight, bias)
-        y, table = backend.forward(x, weight, bias, None, None, selection, residual, *options, known, group)
+        y, table = backend.forward(x, weight, bias, None, None, selection, residual, *options, known, ghost_size)
         return y, table
 
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:

@@ -23,54 +23,56 @@ Tensor = torch.Tensor
 LIBRARY = torch.library.Library("batchnorm", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
-# With running_mean and running_var: evaluation. `weights` is bool or float and broadcasts to x, with one channel. The
-# second result is a (4, C) float64 table: count, mean, what rounding the mean left out, sum of squared deviations.
-# `stats` is such a table, known before: nothing is gathered, and derivatives are those of x's own moments. With a
-# `group`, every so many samples are normalized by themselves: tables are (4, G, C), weight and bias may be (G, C).
+# With running_mean and running_var: evaluation. `position_weight` is bool or float and broadcasts to x, with one
+# channel. The second result is a (4, C) float64 table: count, mean, what rounding the mean left out, M2.
+# `moments` is such a table, known before: nothing is gathered, and derivatives are those of x's own moments. With a
+# `ghost_size`, every so many samples are normalized by themselves: tables are (4, G, C), weight and bias may be (G, C).
 LIBRARY.define(
-    "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, Tensor? weights, "
-    "Tensor? residual, float eps, int activation, float slope, Tensor? stats=None, int group=0) -> (Tensor, Tensor)",
+    "forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
+    "Tensor? position_weight, Tensor? residual, float eps, int activation, float slope, Tensor? moments=None, "
+    "int ghost_size=0) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 # Gradients by x, weight, bias and residual; the last is empty where there is no residual. `y`, what came out,
 # may stand for a residual where it tells the derivative of the activation: see `_activations.is_told_by_y`.
 LIBRARY.define(
-    "backward(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? weights, Tensor? residual, "
-    "float eps, int activation, float slope, bool training, int group=0, Tensor? y=None) "
+    "backward(Tensor grad_y, Tensor x, Tensor moments, Tensor? weight, Tensor? bias, Tensor? position_weight, "
+    "Tensor? residual, float eps, int activation, float slope, bool training, int ghost_size=0, Tensor? y=None) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 # `backward` without residual, activation or derivatives: that of a step under autograd's own node, see `step`. Weight
 # may be undefined; `wanted` has a bit for each result, and others are undefined.
 LIBRARY.define(
-    "step_backward(Tensor grad_y, Tensor x, Tensor stats, Tensor weight, float eps, bool training, int wanted) "
+    "step_backward(Tensor grad_y, Tensor x, Tensor moments, Tensor weight, float eps, bool training, int wanted) "
     "-> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 # `backward` of an evaluation whose weight and bias need no gradients: by x and by the residual (empty where there is
 # none), without x, which it does not depend on but by the activation; that is told by y.
 LIBRARY.define(
-    "frozen_gradients(Tensor grad_y, Tensor stats, Tensor? weight, float eps, int activation, float slope, "
+    "frozen_gradients(Tensor grad_y, Tensor moments, Tensor? weight, float eps, int activation, float slope, "
     "Tensor? y=None, bool residual=False) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 LIBRARY.define(
-    "update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, Tensor stats, "
+    "update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) num_batches_tracked, Tensor moments, "
     "float? momentum, int correction, int on_nonfinite, Tensor(d!)? running_count=None) -> ()",
     tags=_TAGS,
 )
-# The table of `forward`; each group of so many samples has a row of its own, (4, G, C).
-LIBRARY.define("moments(Tensor x, Tensor? weights, int group=0) -> Tensor", tags=_TAGS)
+# The table of `forward`; each ghost of so many samples has a row of its own, (4, G, C).
+LIBRARY.define("moments(Tensor x, Tensor? position_weight, int ghost_size=0) -> Tensor", tags=_TAGS)
 # Of g·xhat and of g, where g is the gradient before the activation: (2, C) or (2, G, C).
 LIBRARY.define(
-    "sums(Tensor grad_y, Tensor x, Tensor stats, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
-    "int activation, float slope, int group=0, Tensor? y=None) -> Tensor",
+    "sums(Tensor grad_y, Tensor x, Tensor moments, Tensor? weight, Tensor? bias, Tensor? residual, float eps, "
+    "int activation, float slope, int ghost_size=0, Tensor? y=None) -> Tensor",
     tags=_TAGS,
 )
 # By x, and by the residual (empty where there is none), with the sums of a batch that x is a part of.
 LIBRARY.define(
-    "input_gradients(Tensor grad_y, Tensor x, Tensor stats, Tensor sums, Tensor? weight, Tensor? bias, "
-    "Tensor? weights, Tensor? residual, float eps, int activation, float slope, Tensor? y=None) -> (Tensor, Tensor)",
+    "input_gradients(Tensor grad_y, Tensor x, Tensor moments, Tensor sums, Tensor? weight, Tensor? bias, "
+    "Tensor? position_weight, Tensor? residual, float eps, int activation, float slope, Tensor? y=None) "
+    "-> (Tensor, Tensor)",
     tags=_TAGS,
 )
 # Up the canonical tree: moments (4, G, C) to (4, C), sums (2, G, C) to (2, C).
@@ -127,10 +129,10 @@ merge = torch.ops.batchnorm.merge.default
 update_ = torch.ops.batchnorm.update_.default
 
 
-def _fake_table(x: Tensor, rows: int, group: Any) -> Tensor:
+def _fake_table(x: Tensor, rows: int, ghost_size: Any) -> Tensor:
     """A table of statistics of x, without values."""
-    groups = (-(-x.shape[0] // group),) if group else ()
-    return x.new_empty((rows, *groups, x.shape[1]), dtype=torch.float64)
+    ghosts = (-(-x.shape[0] // ghost_size),) if ghost_size else ()
+    return x.new_empty((rows, *ghosts, x.shape[1]), dtype=torch.float64)
 
 
 def _with_defaults(inputs: tuple[Any, ...], defaults: tuple[Any, ...], n: int) -> tuple[Any, ...]:
@@ -146,8 +148,8 @@ def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 @_fake("backward")
 def _(
-    grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, weights: Tensor | None,
-    residual: Tensor | None, *rest: object,
+    grad_y: Tensor, x: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None,
+    position_weight: Tensor | None, residual: Tensor | None, *rest: object,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     _, y = _with_defaults(rest, (0, None), 6)[-2:]
     by_weight, by_bias = (
@@ -158,7 +160,7 @@ def _(
 
 
 @_fake("step_backward")
-def _(grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, *rest: object) -> tuple[Tensor, ...]:
+def _(grad_y: Tensor, x: Tensor, moments: Tensor, weight: Tensor | None, *rest: object) -> tuple[Tensor, ...]:
     dtype = torch.float64 if weight is None else weight.dtype
     return torch.empty_like(x), x.new_empty(x.shape[1], dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
@@ -169,13 +171,13 @@ def _(grad_y: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
 
 
 @_fake("moments")
-def _(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:
-    return _fake_table(x, 4, group)
+def _(x: Tensor, position_weight: Tensor | None, ghost_size: int = 0) -> Tensor:
+    return _fake_table(x, 4, ghost_size)
 
 
 @_fake("sums")
-def _(grad_y: Tensor, x: Tensor, *rest: object, group: int = 0, y: Tensor | None = None) -> Tensor:
-    return _fake_table(x, 2, rest[7] if len(rest) > 7 else group)
+def _(grad_y: Tensor, x: Tensor, *rest: object, ghost_size: int = 0, y: Tensor | None = None) -> Tensor:
+    return _fake_table(x, 2, rest[7] if len(rest) > 7 else ghost_size)
 
 
 @_fake("input_gradients")
@@ -221,22 +223,22 @@ def _save(
     ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, rest: tuple[Any, ...],
     output: tuple[Tensor, Tensor],
 ) -> None:  # fmt: skip
-    running_mean, _, weights, eps, activation, slope, _, group = rest
-    y, stats = output
-    ctx.mark_non_differentiable(stats)
+    running_mean, _, position_weight, eps, activation, slope, _, ghost_size = rest
+    y, moments = output
+    ctx.mark_non_differentiable(moments)
     ctx.set_materialize_grads(False)
     ctx.frozen = running_mean is not None and _needs_no_x(ctx, x.dtype, activation, slope)
     if ctx.frozen:  # nothing of x's size is kept; y the next layer keeps, too
         ctx.known = (eps, activation, slope), residual is not None, y.stride()
-        ctx.save_for_backward(stats, weight, y if activation else None)
+        ctx.save_for_backward(moments, weight, y if activation else None)
         return
-    ctx.known = (eps, activation, slope, running_mean is None, group), residual is not None
-    kept: tuple[Tensor | None, Tensor | None] = (residual, None)
+    ctx.known = (eps, activation, slope, running_mean is None, ghost_size), residual is not None
+    saved: tuple[Tensor | None, Tensor | None] = (residual, None)
     if residual is None or activation == 0:  # what the activation was applied to: x tells it, or nobody asks
-        kept = (None, None)
+        saved = (None, None)
     elif _activations.keeps_y(x.dtype, activation, slope):  # the next layer often keeps y, too
-        kept = (None, y)
-    ctx.save_for_backward(x, stats, weight, bias, weights, *kept)
+        saved = (None, y)
+    ctx.save_for_backward(x, moments, weight, bias, position_weight, *saved)
 
 
 def _needs_no_x(ctx: Any, dtype: torch.dtype, activation: int, slope: float) -> bool:
@@ -247,12 +249,12 @@ def _needs_no_x(ctx: Any, dtype: torch.dtype, activation: int, slope: float) -> 
 
 def _gradients_without_x(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, Tensor]:
     """In memory they lie as x did, whatever grad_y does."""
-    stats, weight, y = ctx.saved_tensors
+    moments, weight, y = ctx.saved_tensors
     options, has_residual, strides = ctx.known
     g = grad_y
     if not _lies_as(g, strides):
         g = torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
-    by_x, by_residual = frozen_gradients(g, stats, weight, *options, y, has_residual and y is not None)
+    by_x, by_residual = frozen_gradients(g, moments, weight, *options, y, has_residual and y is not None)
     return by_x, None, None, grad_y if y is None else by_residual
 
 
@@ -272,9 +274,9 @@ def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, Tensor 
     """By x, weight, bias and residual, wanted or not."""
     if ctx.frozen:
         return _gradients_without_x(ctx, grad_y)
-    x, stats, weight, bias, weights, residual, y = ctx.saved_tensors
+    x, moments, weight, bias, position_weight, residual, y = ctx.saved_tensors
     options, has_residual = ctx.known
-    arguments = (grad_y, x, stats, weight, bias, weights, residual, *options, y)
+    arguments = (grad_y, x, moments, weight, bias, position_weight, residual, *options, y)
     differentiable = torch.is_grad_enabled() or torch.compiler.is_compiling()
     by_x, by_weight, by_bias, by_residual = backward(*arguments) if differentiable else _kernel(backward, *arguments)
     if has_residual and residual is None and y is None:
@@ -283,8 +285,8 @@ def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, Tensor 
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, mean, var, weights, residual, *options = _with_defaults(inputs, (None, 0), 12)
-    _save(ctx, x, weight, bias, residual, (mean, var, weights, *options), output)
+    x, weight, bias, mean, var, position_weight, residual, *options = _with_defaults(inputs, (None, 0), 12)
+    _save(ctx, x, weight, bias, residual, (mean, var, position_weight, *options), output)
 
 
 def _forward_backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -326,11 +328,11 @@ class _Forward(torch.autograd.Function):
 
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
-    stats: Tensor | None = None, group: int = 0,
+    position_weight: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+    moments: Tensor | None = None, ghost_size: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Call `batchnorm::forward`; outside of compilers by the shorter way."""
-    rest = (running_mean, running_var, weights, eps, activation, slope, stats, group)
+    rest = (running_mean, running_var, position_weight, eps, activation, slope, moments, ghost_size)
     if torch.compiler.is_compiling():
         return _forward(x, weight, bias, *rest[:3], residual, *rest[3:])  # type: ignore[no-any-return]
     return _Forward.apply(x, weight, bias, residual, rest)  # type: ignore[no-any-return]
@@ -371,22 +373,22 @@ def _is_trained(parameter: Tensor | None) -> bool:
 
 def step_backward_of_record(
     grad_y: Tensor, x: Tensor, weight: Tensor | None, running_mean: Tensor | None, _var: object, _mean: object,
-    _invstd: object, _update: object, eps: float, _wanted: object, stats: Tensor,
+    _invstd: object, _update: object, eps: float, _wanted: object, moments: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The backward of a step while a graph of it is made: with the derivatives of ours. Any bias will do."""
-    return backward(grad_y, x, stats, weight, weight, None, None, eps, 0, 0.0, running_mean is None)[:3]  # type: ignore[no-any-return]
+    return backward(grad_y, x, moments, weight, weight, None, None, eps, 0, 0.0, running_mean is None)[:3]  # type: ignore[no-any-return]
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, eps, activation, slope, training, group, y = _with_defaults(inputs, (0, None), 13)
+    *tensors, eps, activation, slope, training, ghost_size, y = _with_defaults(inputs, (0, None), 13)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.training, ctx.group = (eps, activation, slope), training, group
+    ctx.options, ctx.training, ctx.ghost_size = (eps, activation, slope), training, ghost_size
     ctx.save_for_backward(*tensors, y)
 
 
 def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate the backward: the forward in PyTorch's operations, differentiated once and then once more."""
-    grad_y, x, stats, weight, bias, weights, residual, out = ctx.saved_tensors
+    grad_y, x, moments, weight, bias, position_weight, residual, out = ctx.saved_tensors
     eps, activation, slope = ctx.options
     if out is not None:  # the value of what was added is not needed: what is differentiated is linear in it
         residual = out.detach()
@@ -396,10 +398,10 @@ def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
         upon = leaves["grad_y"]
         if out is not None:
             upon, activation = _plain.before_activation(upon, out, activation, slope), 0
-        mean, var = (None, None) if ctx.training else (stats[1], stats[3] / stats[0])
+        mean, var = (None, None) if ctx.training else (moments[1], moments[3] / moments[0])
         y, _ = _plain.forward(
-            leaves["x"], leaves.get("weight"), leaves.get("bias"), mean, var, weights, leaves.get("residual"), eps,
-            activation, slope, None, ctx.group,
+            leaves["x"], leaves.get("weight"), leaves.get("bias"), mean, var, position_weight, leaves.get("residual"),
+            eps, activation, slope, None, ctx.ghost_size,
         )  # fmt: skip
         by = [name for name in leaves if name != "grad_y"]
         first = torch.autograd.grad(y, [leaves[name] for name in by], upon, create_graph=True, materialize_grads=True)
@@ -421,16 +423,16 @@ def _backward_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, 
 
 
 def _save_frozen(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, stats, weight, *options, y, _ = _with_defaults(inputs, (None, False), 8)
+    _, moments, weight, *options, y, _ = _with_defaults(inputs, (None, False), 8)
     ctx.set_materialize_grads(False)
     ctx.options = options
-    ctx.save_for_backward(stats, weight, y)
+    ctx.save_for_backward(moments, weight, y)
 
 
 def _frozen_backward(ctx: Any, by_x: Tensor | None, by_residual: Tensor | None) -> tuple[Tensor | None, ...]:
     """Differentiate by grad_y, in which all is linear."""
-    stats, weight, y = ctx.saved_tensors
-    found = None if by_x is None else frozen_gradients(by_x, stats, weight, *ctx.options, y)[0]
+    moments, weight, y = ctx.saved_tensors
+    found = None if by_x is None else frozen_gradients(by_x, moments, weight, *ctx.options, y)[0]
     if by_residual is not None:
         through = by_residual if y is None else _plain.before_activation(by_residual, y.detach(), *ctx.options[1:])
         found = through if found is None else found + through

@@ -28,16 +28,16 @@ def over_channels(values: Tensor, x: Tensor) -> Tensor:
     return values.to(compute_dtype(x)).reshape(1, -1, *[1] * (x.dim() - 2))
 
 
-def mean_and_variance(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def mean_and_variance(x: Tensor, position_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and biased variance of each channel; a position of weight 0 is not there."""
     over = [d for d in range(x.dim()) if d != 1]
     v = x.to(compute_dtype(x))
     if not _backend.is_jit_trace() and x.numel() == 0:
         return (v.new_zeros(x.shape[1]),) * 3  # where PyTorch's operations would warn
-    if weights is None:
+    if position_weight is None:
         var, mean = torch.var_mean(v, over, correction=0)
         return torch.full_like(mean, x.numel() / x.shape[1]), mean, var
-    w = weights.to(v.dtype).expand_as(v)
+    w = position_weight.to(v.dtype).expand_as(v)
     counts = w > 0
     count = w.sum(over)
     zero = torch.zeros((), dtype=v.dtype, device=v.device)
@@ -64,8 +64,8 @@ def _affine(xhat: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None,
 
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
-    stats: Tensor | None = None, group: int = 0,
+    position_weight: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+    moments: Tensor | None = None, ghost_size: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y, and the table of what normalized it. Statistics that are given are x's own: gradients flow through them."""
     options = (eps, activation, slope)
@@ -73,23 +73,25 @@ def forward(
         y = standardize(x, running_mean, running_var, weight, bias, residual, *options)
         return y, _table(x, torch.ones_like(running_mean), running_mean, running_var)
     parts, tables = [], []
-    for i, (part, w, r) in enumerate(zip(*(_cut(t, x, group) for t in (x, weights, residual)), strict=True)):
+    for i, (part, w, r) in enumerate(
+        zip(*(_cut(t, x, ghost_size) for t in (x, position_weight, residual)), strict=True)
+    ):
         assert part is not None
         count, mean, var = mean_and_variance(part, w)
         parts.append(standardize(part, mean, var, _row(weight, i), _row(bias, i), r, *options))
         tables.append(_table(x, count, mean, var))
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return y, torch.stack(tables, 1) if group else tables[0]
+    return y, torch.stack(tables, 1) if ghost_size else tables[0]
 
 
 def _row(parameter: Tensor | None, i: int) -> Tensor | None:
-    """Of group i, where each has its own."""
+    """Of ghost i, where each has its own."""
     return parameter if parameter is None or parameter.dim() == 1 else parameter[i]
 
 
-def _cut(t: Tensor | None, x: Tensor, group: int) -> list[Tensor | None]:
+def _cut(t: Tensor | None, x: Tensor, ghost_size: int) -> list[Tensor | None]:
     """Consecutive parts of that many samples; of what is broadcast over samples, or absent, the same for all."""
-    size = min(group, x.shape[0]) if group else x.shape[0]
+    size = min(ghost_size, x.shape[0]) if ghost_size else x.shape[0]
     parts = 1 if size == 0 else -(-x.shape[0] // size)
     if t is None or t.shape[0] != x.shape[0] or parts == 1:
         return [t] * parts
@@ -123,19 +125,19 @@ def merge(parts: Tensor) -> Tensor:
     return parts[:, 0]
 
 
-def moments(x: Tensor, weights: Tensor | None, group: int = 0) -> Tensor:
-    """The table of x, or of each of its parts of `group` samples."""
-    cut = zip(_cut(x, x, group), _cut(weights, x, group), strict=True)
+def moments(x: Tensor, position_weight: Tensor | None, ghost_size: int = 0) -> Tensor:
+    """The table of x, or of each of its parts of `ghost_size` samples."""
+    cut = zip(_cut(x, x, ghost_size), _cut(position_weight, x, ghost_size), strict=True)
     tables = [_table(x, *mean_and_variance(part, w)) for part, w in cut if part is not None]
-    return torch.stack(tables, 1) if group else tables[0]
+    return torch.stack(tables, 1) if ghost_size else tables[0]
 
 
 def normalize(
-    x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float,
+    x: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float,
     activation: int, slope: float,
 ) -> Tensor:  # fmt: skip
     """y by the statistics of a table."""
-    return standardize(x, stats[1], stats[3] / stats[0], weight, bias, residual, eps, activation, slope)
+    return standardize(x, moments[1], moments[3] / moments[0], weight, bias, residual, eps, activation, slope)
 
 
 def before_activation(grad_y: Tensor, z: Tensor, activation: int, slope: float) -> Tensor:
@@ -151,40 +153,41 @@ def before_activation(grad_y: Tensor, z: Tensor, activation: int, slope: float) 
 
 
 def sums(
-    grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    eps: float, activation: int, slope: float, group: int = 0, y: Tensor | None = None,
+    grad_y: Tensor, x: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    eps: float, activation: int, slope: float, ghost_size: int = 0, y: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Sums of g·xhat and of g, a table as that of `moments`, where g is the gradient before the activation."""
     tables = []
-    for g_y, part, r, out in zip(*(_cut(t, x, group) for t in (grad_y, x, residual, y)), strict=True):
+    for g_y, part, r, out in zip(*(_cut(t, x, ghost_size) for t in (grad_y, x, residual, y)), strict=True):
         assert g_y is not None
         assert part is not None
-        g, xhat = _gradient_and_xhat(g_y, part, stats, weight, bias, r, out, eps, activation, slope)
+        g, xhat = _gradient_and_xhat(g_y, part, moments, weight, bias, r, out, eps, activation, slope)
         over = [d for d in range(x.dim()) if d != 1]
         tables.append(torch.stack([(g * xhat).sum(over), g.sum(over)]).to(table_dtype(x)))
-    return torch.stack(tables, 1) if group else tables[0]
+    return torch.stack(tables, 1) if ghost_size else tables[0]
 
 
 def input_gradients(
-    grad_y: Tensor, x: Tensor, stats: Tensor, given: Tensor, weight: Tensor | None, bias: Tensor | None,
-    weights: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float, y: Tensor | None = None,
+    grad_y: Tensor, x: Tensor, moments: Tensor, given: Tensor, weight: Tensor | None, bias: Tensor | None,
+    position_weight: Tensor | None, residual: Tensor | None, eps: float, activation: int, slope: float,
+    y: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients by x and by the residual (empty where there is none), with the sums given."""
-    g, xhat = _gradient_and_xhat(grad_y, x, stats, weight, bias, residual, y, eps, activation, slope)
-    by_x = over_channels(given[1] / stats[0], x) + xhat * over_channels(given[0] / stats[0], x)
-    if weights is not None:
-        by_x = by_x * weights.to(by_x.dtype)
-    scale = torch.rsqrt(stats[3] / stats[0] + eps)
+    g, xhat = _gradient_and_xhat(grad_y, x, moments, weight, bias, residual, y, eps, activation, slope)
+    by_x = over_channels(given[1] / moments[0], x) + xhat * over_channels(given[0] / moments[0], x)
+    if position_weight is not None:
+        by_x = by_x * position_weight.to(by_x.dtype)
+    scale = torch.rsqrt(moments[3] / moments[0] + eps)
     by_x = (g - by_x) * over_channels(scale if weight is None else scale * weight, x)
     return by_x.to(x.dtype), x.new_empty(0) if residual is None and y is None else g.to(x.dtype)
 
 
 def _gradient_and_xhat(
-    grad_y: Tensor, x: Tensor, stats: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    grad_y: Tensor, x: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
     y: Tensor | None, eps: float, activation: int, slope: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient by what the activation is applied to, and xhat."""
     with torch.no_grad():
-        xhat = standardize(x.to(compute_dtype(x)), stats[1], stats[3] / stats[0], None, None, None, eps, 0, 0.0)
+        xhat = standardize(x.to(compute_dtype(x)), moments[1], moments[3] / moments[0], None, None, None, eps, 0, 0.0)
         z = _affine(xhat, x, weight, bias, residual) if y is None else y
         return before_activation(grad_y.to(xhat.dtype), z, activation, slope), xhat

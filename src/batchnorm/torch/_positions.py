@@ -101,32 +101,32 @@ def counted(x: Tensor, selection: Tensor | None) -> Tensor | int:
     return (selection > 0).expand(x.shape[0], 1, *x.shape[2:]).sum()
 
 
-def refused(x: Tensor, sample_weight: Tensor, group: int, least: int) -> str:
+def refused(x: Tensor, sample_weight: Tensor, ghost_size: int, least: int) -> str:
     """What is wrong with the values of weights, or nothing: the rules of `refused_weights` of fused_calls.cpp.
 
-    At least `least` positions must count, of every `group` samples where each so many are normalized by themselves.
+    At least `least` positions must count; of every `ghost_size` samples, where so many are normalized by themselves.
     """
     N = x.shape[0]
-    size = min(group, N) if group else N
-    groups = -(-N // size)
+    size = min(ghost_size, N) if ghost_size else N
+    ghosts = -(-N // size)
     of_samples = (sample_weight > 0).expand(N, 1, *x.shape[2:]).flatten(1).sum(1)
-    counts = torch.nn.functional.pad(of_samples, (0, groups * size - N)).reshape(groups, size).sum(1)
+    counts = torch.nn.functional.pad(of_samples, (0, ghosts * size - N)).reshape(ghosts, size).sum(1)
     bad = ~((sample_weight >= 0) & torch.isfinite(sample_weight))
     *found, bads = torch.cat([counts, bad.sum().reshape(1)]).tolist()  # at once, so that a device is waited for once
     if bads:
         return _refusals.weight_value(sample_weight[bad][0].item())
     few = [(n, g) for g, n in enumerate(found) if n < least]
-    ghost = (few[0][1], groups, group) if few and groups > 1 else None
+    ghost = (few[0][1], ghosts, ghost_size) if few and ghosts > 1 else None
     return _refusals.too_few(few[0][0], True, ghost=ghost) if few else ""
 
 
-def check(x: Tensor, sample_weight: Tensor | None, group: int, least: int) -> None:
+def check(x: Tensor, sample_weight: Tensor | None, ghost_size: int, least: int) -> None:
     """Refuse what the CPU kernels refuse, in their words, where PyTorch's operations are to compute."""
     if (
         sample_weight is not None
         and x.numel()
         and _backend.is_readable(x)
-        and (words := refused(x, sample_weight, group, least))
+        and (words := refused(x, sample_weight, ghost_size, least))
     ):
         raise ValueError(f"batch_norm: {words}")
 
@@ -146,26 +146,26 @@ def has_single_value(layer: Any, x: Tensor, selection: Tensor | None) -> bool:
         return False
     if layer.on_single_value == "running" and layer.running_mean is not None:
         return True
-    kept = layer.running_mean is not None
-    fix = "on_single_value='running'" if kept else "track_running_stats=True, and evaluate after training"
+    has_running = layer.running_mean is not None
+    fix = "on_single_value='running'" if has_running else "track_running_stats=True, and evaluate after training"
     said = _refusals.too_few(1, selection is not None, f" (input {shape}, channels on axis 1)", fix)
     raise ValueError(f"{type(layer).__name__}: {said}")
 
 
-def check_ghosts(who: str, x: Tensor, group: int) -> None:
+def check_ghosts(who: str, x: Tensor, ghost_size: int) -> None:
     """Refuse ghost batches of an unknown batch, and a last one of one value; of a selection, the kernels count."""
     if _backend.is_jit_trace() or type(x.shape[0]) is not int:
         raise ValueError(
-            f"{who}: virtual_batch_size={group} makes as many ghost batches as the batch has room for, and a trace or "
-            "an export has one number for all batches; got training in one. Trace or export layer.eval(), or export "
-            "with a fixed batch"
+            f"{who}: virtual_batch_size={ghost_size} makes as many ghost batches as the batch has room for, and a "
+            "trace or an export has one number for all batches; got training in one. Trace or export layer.eval(), or "
+            "export with a fixed batch"
         )
     N, C = x.shape[:2]
-    last = ((N - 1) % group + 1) * (x.numel() // (N * C))
+    last = ((N - 1) % ghost_size + 1) * (x.numel() // (N * C))
     if last < 2:
-        ghosts = -(-N // group)
+        ghosts = -(-N // ghost_size)
         where = f" (input {tuple(x.shape)}, channels on axis 1)"
-        raise ValueError(f"{who}: {_refusals.too_few(last, False, where, ghost=(ghosts - 1, ghosts, group))}")
+        raise ValueError(f"{who}: {_refusals.too_few(last, False, where, ghost=(ghosts - 1, ghosts, ghost_size))}")
 
 
 def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:

@@ -34,7 +34,7 @@ def world_size(group: Any) -> int:
 class Whole(NamedTuple):
     """What all ranks know after a forward's collective."""
 
-    stats: Tensor
+    moments: Tensor
     positions: int
     samples: int
     refused: list[int]  # ranks
@@ -46,7 +46,7 @@ class Ranks:
     def __init__(self, process_group: Any, reproducible: bool, who: str) -> None:
         self.process_group = process_group
         self.world = world_size(process_group)
-        self.group = 1 if reproducible else 0
+        self.ghost_size = 1 if reproducible else 0
         self.who = who
         self.samples: list[int] = []  # of each rank
 
@@ -54,28 +54,28 @@ class Ranks:
         """Merge the moments of all ranks' parts: this one's are (4, C), or (4, N, C) of N samples."""
         header = table.new_tensor([_FORWARD, 0, float(refused), 0, samples])
         header[3] = positions
-        if self.group:
+        if self.ghost_size:
             headers, tables = self._of_samples(header, table)
         else:
             headers, tables = self._gather(_FORWARD, header, table)
         said = torch.stack(headers).tolist()
         ranks = [rank for rank, of_rank in enumerate(said) if of_rank[2]]
         self.samples = [int(of_rank[4]) for of_rank in said]
-        stats = table.new_zeros(4, table.shape[-1]) if ranks else _shared.merged(torch.cat(tables, 1))
-        return Whole(stats, int(sum(of_rank[3] for of_rank in said)), sum(self.samples), ranks)
+        moments = table.new_zeros(4, table.shape[-1]) if ranks else _shared.merged(torch.cat(tables, 1))
+        return Whole(moments, int(sum(of_rank[3] for of_rank in said)), sum(self.samples), ranks)
 
     def sums(self, parts: list[Tensor]) -> Tensor:
         """Add the sums of all ranks."""
         (table,) = parts
         header = table.new_tensor([_BACKWARD, 0, 0, 0, 0])
-        if self.group:
+        if self.ghost_size:
             return _shared.merged(torch.cat(self._padded(_BACKWARD, header, table), 1))
         return _shared.merged(torch.cat(self._gather(_BACKWARD, header, table)[1], 1))
 
     def own_sums(self, parts: list[Tensor]) -> Tensor:
         """Gradients of weight and bias are each rank's own, as in torch.nn's layer: data parallelism averages them."""
         (table,) = parts
-        return _shared.merged(table.contiguous()) if self.group else table
+        return _shared.merged(table.contiguous()) if self.ghost_size else table
 
     def total(self, parts: list[Tensor]) -> Tensor:
         """Sum over ranks; its derivative is a sum over ranks as well."""

@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 class Exchange(Protocol):
     """What the parts at hand are parts of."""
 
-    group: int  # samples that have moments and sums of their own; 0: a part as a whole
+    ghost_size: int  # samples that have moments and sums of their own; 0: a part as a whole
 
     def sums(self, parts: list[Tensor]) -> Tensor:
         """Of the backward's sums of the parts at hand, those of the whole."""
@@ -44,7 +44,7 @@ def merged(parts: Tensor) -> Tensor:
 class Here:
     """The parts at hand are all there are."""
 
-    group = 0
+    ghost_size = 0
 
     def moments(self, parts: list[Tensor]) -> Tensor:
         """Merge the moments of the parts."""
@@ -65,15 +65,15 @@ class Part(NamedTuple):
     """What is normalized, which of its positions count, and what is added before the activation."""
 
     x: Tensor
-    weights: Tensor | None
+    position_weight: Tensor | None
     residual: Tensor | None
 
 
-class _Kept(NamedTuple):
+class _Saved(NamedTuple):
     """What a backward needs of a part: y in place of the residual where it tells the activation's derivative."""
 
     x: Tensor
-    weights: Tensor | None
+    position_weight: Tensor | None
     residual: Tensor | None
     y: Tensor | None
 
@@ -86,22 +86,22 @@ class Options(NamedTuple):
     slope: float
 
 
-def gather(part: Part, group: int = 0) -> Tensor:
+def gather(part: Part, ghost_size: int = 0) -> Tensor:
     """Moments of the positions of a part that count, (4, C) or (4, G, C); zeros of those of none."""
     x = part.x.detach()
     if x.numel() == 0:
-        shape = (4, 0, x.shape[1]) if group else (4, x.shape[1])
+        shape = (4, 0, x.shape[1]) if ghost_size else (4, x.shape[1])
         return x.new_zeros(shape, dtype=_plain.table_dtype(x))
     if is_native(x):
-        table: Tensor = _operations.moments(x, part.weights, group)
+        table: Tensor = _operations.moments(x, part.position_weight, ghost_size)
         return table
-    _positions.check(x, part.weights, group, 0)
-    return _plain.moments(x, part.weights, group)
+    _positions.check(x, part.position_weight, ghost_size, 0)
+    return _plain.moments(x, part.position_weight, ghost_size)
 
 
 def normalize(
     exchange: Exchange,
-    stats: Tensor,
+    moments: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     parts: Sequence[Part],
@@ -109,38 +109,38 @@ def normalize(
 ) -> list[Tensor]:
     """y of each part, with the moments of the whole, which depend on x: gradients flow through them."""
     given = [t for part in parts for t in part]
-    return list(_Normalize.apply(exchange, options, stats, weight, bias, *given))
+    return list(_Normalize.apply(exchange, options, moments, weight, bias, *given))
 
 
-def _kept(part: Part, y: Tensor, options: Options) -> _Kept:
-    x, weights, residual = part
+def _saved(part: Part, y: Tensor, options: Options) -> _Saved:
+    x, position_weight, residual = part
     if residual is not None and _activations.keeps_y(x.dtype, options.activation, options.slope):
-        return _Kept(x, weights, None, y)
-    return _Kept(x, weights, residual, None)
+        return _Saved(x, position_weight, None, y)
+    return _Saved(x, position_weight, residual, None)
 
 
-def _all_kept(given: Sequence[Any]) -> list[_Kept]:
-    return [_Kept(*given[i : i + 4]) for i in range(0, len(given), 4)]
+def _all_saved(given: Sequence[Any]) -> list[_Saved]:
+    return [_Saved(*given[i : i + 4]) for i in range(0, len(given), 4)]
 
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, exchange: Exchange, options: Options, stats: Tensor, weight: Tensor | None, bias: Tensor | None,
+        ctx: Any, exchange: Exchange, options: Options, moments: Tensor, weight: Tensor | None, bias: Tensor | None,
         *given: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         ctx.exchange, ctx.options = exchange, options
         parts = [Part(*given[i : i + 3]) for i in range(0, len(given), 3)]  # type: ignore[arg-type]
-        ys = tuple(_normalize(part, stats, weight, bias, options) for part in parts)
-        kept = [t for part, y in zip(parts, ys, strict=True) for t in _kept(part, y, options)]
-        ctx.save_for_backward(stats, weight, bias, *kept)
+        ys = tuple(_normalize(part, moments, weight, bias, options) for part in parts)
+        saved = [t for part, y in zip(parts, ys, strict=True) for t in _saved(part, y, options)]
+        ctx.save_for_backward(moments, weight, bias, *saved)
         return ys
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        stats, weight, bias, *kept = ctx.saved_tensors
+        moments, weight, bias, *saved = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
-        by = _Gradients.apply(ctx.exchange, ctx.options, wanted, stats, weight, bias, len(grads), *grads, *kept)
+        by = _Gradients.apply(ctx.exchange, ctx.options, wanted, moments, weight, bias, len(grads), *grads, *saved)
         return (None, None, None, *(g if w else None for g, w in zip(by, wanted, strict=True)))
 
 
@@ -149,15 +149,16 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, exchange: Exchange, options: Options, wanted: tuple[bool, ...], stats: Tensor, weight: Tensor | None,
-        bias: Tensor | None, n: int, *tensors: Tensor | None,
+        ctx: Any, exchange: Exchange, options: Options, wanted: tuple[bool, ...], moments: Tensor,
+        weight: Tensor | None, bias: Tensor | None, n: int, *tensors: Tensor | None,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        grads, parts = [t for t in tensors[:n] if t is not None], _all_kept(tensors[n:])
+        grads, parts = [t for t in tensors[:n] if t is not None], _all_saved(tensors[n:])
         ctx.set_materialize_grads(False)
         ctx.exchange, ctx.options, ctx.n = exchange, options, n
-        ctx.save_for_backward(stats, weight, bias, *tensors)
+        ctx.save_for_backward(moments, weight, bias, *tensors)
         own = [
-            _sums(g, part, stats, weight, bias, options, exchange.group) for g, part in zip(grads, parts, strict=True)
+            _sums(g, part, moments, weight, bias, options, exchange.ghost_size)
+            for g, part in zip(grads, parts, strict=True)
         ]
         by_weight, by_bias = exchange.own_sums(own)
         found: list[Tensor | None] = [
@@ -167,66 +168,78 @@ class _Gradients(torch.autograd.Function):
         of_inputs = any(wanted[2:])  # by x; or by a residual, in the same pass
         sums = exchange.sums(own) if of_inputs else None
         for g, part in zip(grads, parts, strict=True):
-            by_x, by_residual = (None, None) if sums is None else _inputs(g, part, stats, sums, weight, bias, options)
+            by_x, by_residual = (None, None) if sums is None else _inputs(g, part, moments, sums, weight, bias, options)
             found += [by_x, None, by_residual]
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *second: Tensor | None) -> tuple[Any, ...]:
-        stats, weight, bias, *tensors = ctx.saved_tensors
-        grads, parts = tensors[: ctx.n], _all_kept(tensors[ctx.n :])
+        moments, weight, bias, *tensors = ctx.saved_tensors
+        grads, parts = tensors[: ctx.n], _all_saved(tensors[ctx.n :])
         with torch.enable_grad():
-            found = _differentiate_again(ctx.exchange, ctx.options, stats, weight, bias, grads, parts, second)
+            found = _differentiate_again(ctx.exchange, ctx.options, moments, weight, bias, grads, parts, second)
         needed, own = ctx.needs_input_grad[4:], 2 + ctx.n  # before those of parts
         by_parts = [t for i in range(own, len(found), 3) for t in (*found[i : i + 3], None)]  # none by y
         given = [*found[:2], None, *found[2:own], *by_parts]
         return (None, None, None, None, *(g if w else None for g, w in zip(given, needed, strict=True)))
 
 
-def _normalize(part: Part, stats: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> Tensor:
+def _normalize(part: Part, moments: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options) -> Tensor:
     x, _, residual = part
     if x.numel() == 0:
         return torch.empty_like(x)
     if is_native(x):
-        y: Tensor = _operations.forward(x, weight, bias, None, None, None, residual, *options, stats)[0]
+        y: Tensor = _operations.forward(x, weight, bias, None, None, None, residual, *options, moments)[0]
         return y
-    return _plain.normalize(x, stats, weight, bias, residual, *options)
+    return _plain.normalize(x, moments, weight, bias, residual, *options)
 
 
 def _sums(
-    grad: Tensor, part: _Kept, stats: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options, group: int
+    grad: Tensor,
+    part: _Saved,
+    moments: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    options: Options,
+    ghost_size: int,
 ) -> Tensor:
     x, _, residual, y = part
     if x.numel() == 0:
-        return stats.new_zeros((2, 0, x.shape[1]) if group else (2, x.shape[1]))
+        return moments.new_zeros((2, 0, x.shape[1]) if ghost_size else (2, x.shape[1]))
     if is_native(x):
-        sums: Tensor = _operations.sums(grad.to(x.dtype), x, stats, weight, bias, residual, *options, group, y)
+        sums: Tensor = _operations.sums(grad.to(x.dtype), x, moments, weight, bias, residual, *options, ghost_size, y)
         return sums
-    return _plain.sums(grad, x, stats, weight, bias, residual, *options, group, y)
+    return _plain.sums(grad, x, moments, weight, bias, residual, *options, ghost_size, y)
 
 
 def _inputs(
-    grad: Tensor, part: _Kept, stats: Tensor, sums: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options
+    grad: Tensor,
+    part: _Saved,
+    moments: Tensor,
+    sums: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    options: Options,
 ) -> tuple[Tensor, Tensor | None]:
-    x, weights, residual, y = part
+    x, position_weight, residual, y = part
     if x.numel() == 0:
         by_x, by_residual = torch.zeros_like(x), torch.zeros_like(x)
     else:
-        arguments = (grad.to(x.dtype), x, stats, sums, weight, bias, weights, residual, *options, y)
+        arguments = (grad.to(x.dtype), x, moments, sums, weight, bias, position_weight, residual, *options, y)
         native = is_native(x)
         by_x, by_residual = (_operations if native else _plain).input_gradients(*arguments)
     return by_x, None if residual is None and y is None else by_residual
 
 
 def _differentiate_again(
-    exchange: Exchange, options: Options, stats: Tensor, weight: Tensor | None, bias: Tensor | None,
-    grads: list[Tensor], parts: list[_Kept], second: Sequence[Tensor | None],
+    exchange: Exchange, options: Options, moments: Tensor, weight: Tensor | None, bias: Tensor | None,
+    grads: list[Tensor], parts: list[_Saved], second: Sequence[Tensor | None],
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients by weight, bias, grads and parts: the forward in plain operations, differentiated twice."""
     w, b = (None if t is None else _operations.leaf(t) for t in (weight, bias))
-    leaves = [Part(_operations.leaf(p.x), p.weights, _leaf_of_residual(p)) for p in parts]
+    leaves = [Part(_operations.leaf(p.x), p.position_weight, _leaf_of_residual(p)) for p in parts]
     upon = [_operations.leaf(g) for g in grads]
-    mean, var = _moments_of_whole(exchange, stats, leaves)
+    mean, var = _moments_of_whole(exchange, moments, leaves)
     ys, by_ys = [], []
     for p, y, g in zip(leaves, (part.y for part in parts), upon, strict=True):
         upto = options if y is None else options._replace(activation=0)
@@ -250,16 +263,16 @@ def _differentiate_again(
     return [*by_parameters_and_parts[:2], *of, *by_parameters_and_parts[2:]]
 
 
-def _leaf_of_residual(part: _Kept) -> Tensor | None:
+def _leaf_of_residual(part: _Saved) -> Tensor | None:
     """Of y where that stands for the residual: what is differentiated is linear in it then, so any value will do."""
     residual = part.residual if part.y is None else part.y.detach()
     return None if residual is None else _operations.leaf(residual)
 
 
-def _moments_of_whole(exchange: Exchange, stats: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
+def _moments_of_whole(exchange: Exchange, moments: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance as functions of x: their values are in the table, but not their derivatives."""
     dtype = _plain.compute_dtype(parts[0].x)
-    count = stats[0].to(dtype)
+    count = moments[0].to(dtype)
     mean = exchange.total([_sum(p, lambda x: x) for p in parts]) / count
     deviation = exchange.total([_sum(p, lambda x: (x - _plain.over_channels(mean, x)).square()) for p in parts])
     return mean, deviation / count
@@ -268,8 +281,8 @@ def _moments_of_whole(exchange: Exchange, stats: Tensor, parts: list[Part]) -> t
 def _sum(part: Part, of: Any) -> Tensor:
     x = part.x.to(_plain.compute_dtype(part.x))
     over = [d for d in range(x.dim()) if d != 1]
-    if part.weights is None:
+    if part.position_weight is None:
         return of(x).sum(over)  # type: ignore[no-any-return]
-    w = part.weights.to(x.dtype).expand_as(x)
+    w = part.position_weight.to(x.dtype).expand_as(x)
     zero = torch.zeros((), dtype=x.dtype, device=x.device)
     return (w * of(torch.where(w > 0, x, zero))).sum(over)  # type: ignore[no-any-return]

@@ -147,12 +147,12 @@ class SyncBatchNorm(_Extended):
         if whole.positions == 1:  # on_single_value="running", or it would have been refused
             batch = updates = False
         if residual is None or part.residual is not None:
-            y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, *activation), batch)
+            y = self._by_whole(ranks, whole.moments, part, _shared.Options(self.eps, *activation), batch)
         else:
-            y = self._by_whole(ranks, whole.stats, part, _shared.Options(self.eps, 0, 0.0), batch)
+            y = self._by_whole(ranks, whole.moments, part, _shared.Options(self.eps, 0, 0.0), batch)
             y = _activations.activate(y + residual, *activation)
         if updates and whole.positions and not _backend.is_recomputation():
-            _running.move(self, whole.stats, _backend.is_native(x), True)
+            _running.move(self, whole.moments, _backend.is_native(x), True)
         return y
 
     def _gathered(
@@ -172,13 +172,16 @@ class SyncBatchNorm(_Extended):
                 _operands.check_residual(type(self).__name__, x, residual, activation)
                 in_pass = None
             part = _shared.Part(x, self._selection(x, mask, sample_weight), in_pass)
-            table = _shared.gather(part, ranks.group)
-            positions = _positions.counted(x, part.weights)
+            table = _shared.gather(part, ranks.ghost_size)
+            positions = _positions.counted(x, part.position_weight)
         except (TypeError, ValueError) as error:
             if ranks.world == 1:
                 raise
             refusal = error
-            shape, device = (4, *((0,) if ranks.group else ()), self.num_features), "cpu" if x.is_meta else x.device
+            shape, device = (
+                (4, *((0,) if ranks.ghost_size else ()), self.num_features),
+                "cpu" if x.is_meta else x.device,
+            )
             table = torch.zeros(shape, dtype=_plain.table_dtype(x), device=device)
         samples = x.shape[0] if refusal is None and x.numel() else 0
         whole = ranks.moments(table, positions, samples, refusal is not None)
@@ -220,13 +223,13 @@ class SyncBatchNorm(_Extended):
             raise ValueError(f"{who}: {_refusals.too_few(0, True, _OF_ALL)}")
 
     def _by_whole(
-        self, ranks: Ranks, stats: Tensor, part: _shared.Part, options: _shared.Options, batch: bool
+        self, ranks: Ranks, moments: Tensor, part: _shared.Part, options: _shared.Options, batch: bool
     ) -> Tensor:
         weight, bias = self._affine()
         if batch:
             if self.renorm is not None:
-                weight, bias = _running.renormalized(self, stats, weight, bias)
-            return _shared.normalize(ranks, stats, weight, bias, [part], options)[0]
+                weight, bias = _running.renormalized(self, moments, weight, bias)
+            return _shared.normalize(ranks, moments, weight, bias, [part], options)[0]
         native = _backend.is_native(part.x) and part.x.numel() > 0
         backend = _operations if native else _plain
         mean, var = self.running_mean, self.running_var

@@ -247,7 +247,7 @@ def _as_one(
     (x, selection, residual), *rest = parts
     if rest:
         x = torch.cat([part.x for part in parts])
-        if any(part.weights is not None for part in parts):
+        if any(part.position_weight is not None for part in parts):
             selection = torch.cat([_expanded(part) for part in parts])
         residual = None if residual is None else torch.cat([p.residual for p in parts if p.residual is not None])
     backend = _operations if native else _plain
@@ -257,20 +257,22 @@ def _as_one(
 
 def _expanded(part: _shared.Part) -> Tensor:
     shape = (part.x.shape[0], 1, *part.x.shape[2:])
-    return part.x.new_ones(shape) if part.weights is None else part.weights.to(part.x.dtype).expand(shape)
+    return (
+        part.x.new_ones(shape) if part.position_weight is None else part.position_weight.to(part.x.dtype).expand(shape)
+    )
 
 
 def _check_positions(parts: list[_shared.Part], who: str) -> None:
-    counts = [_positions.counted(part.x, part.weights) for part in parts]
+    counts = [_positions.counted(part.x, part.position_weight) for part in parts]
     if any(isinstance(count, Tensor) for count in counts) and torch.compiler.is_compiling():
         return  # of a selection the kernels count
     for part in parts:
         if not _backend.is_native(part.x):
-            _positions.check(part.x, part.weights, 0, 0)
+            _positions.check(part.x, part.position_weight, 0, 0)
     positions = int(sum(counts))
     if positions < 2:
         shapes = ", ".join(str(tuple(part.x.shape)) for part in parts)
-        counted = any(part.weights is not None and part.x.numel() for part in parts)
+        counted = any(part.position_weight is not None and part.x.numel() for part in parts)
         where = f" (input {shapes}, channels on axis 1)"
         raise ValueError(f"{who}: {_refusals.too_few(positions, counted, where, 'use training=False')}")
 
