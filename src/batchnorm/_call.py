@@ -68,7 +68,8 @@ def backward(
     residual, position_weight, weight, bias, eps, activation, ghost_size, omit = p
     if d.x.size and not _backward(
         grad_y, d.buffer, grad_x, False, residual, grad_residual, position_weight if training else None, moments,
-        weight, bias, sums[0, ...], sums[1, ...], d.plan.axis, eps, *activation, training, ghost_size, omit, False, False,
+        weight, bias, sums[0, ...], sums[1, ...], d.plan.axis, eps, *activation, training, ghost_size, omit, False,
+        False,
     ):  # fmt: skip
         raise _declined(d)
 
