@@ -54,6 +54,7 @@ class Call {
     groups.emplace(x.view(), channel_axes_mask_, ghost_size);
     of_ghosts_ = ghost_size > 0;
     if (groups->channels == 0 || m_ == 0 || m_ > kMaxExactCount) return false;
+    operands_.reserve(6);
     operands_.push_back({&Problem::x, x.view()});
     if (!add(&Problem::residual, residual_, residual)) return false;
     if (!position_weight.is_none()) {
