@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import batchnorm as bn
-from batchnorm import _call, _inputs
+from batchnorm import _call, _inputs, _native
 
 VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "contiguous": lambda x: x,
@@ -231,3 +231,43 @@ def test_a_state_out_of_the_ordinary_is_refused_and_nothing_moves() -> None:
     running.running_mean.flags.writeable = False
     with pytest.raises(ValueError, match="writeable"):
         running.update(bn.moments(x0))
+
+
+def test_what_was_prepared_goes_through_the_same_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where C++ declines it, something of ours is wrong: it is said, and nothing is computed."""
+    monkeypatch.setattr(_call, "_forward", lambda *_: False)
+    monkeypatch.setattr(_call, "_backward", lambda *_: False)
+    mask = np.ones(4, bool)
+    with pytest.raises(AssertionError, match=r"batch_norm: the kernels do not take .*please report"):
+        bn.batch_norm(x0, mask=mask)
+    m = bn.Moments.from_statistics(np.zeros(3), np.ones(3), 4)
+    with pytest.raises(AssertionError, match=r"batch_norm_backward: the kernels do not take"):
+        bn.batch_norm_backward(x0, x0, m, mask=mask)
+
+
+OUT_OF_MEMORY: dict[str, dict[int, Any]] = {
+    "x of another format": {0: x0.astype(np.int32)},
+    "y of another shape": {1: np.empty((4, 2), np.float32)},
+    "residual of another dtype": {3: x0.astype(np.float64)},
+    "weights of another shape": {4: np.ones((4, 1), bool)},
+    "moments of another number of channels": {5: np.empty((4, 2))},
+    "moments of ghosts": {5: np.empty((4, 2, 3))},
+    "moments that lie apart": {5: np.empty((8, 3))[::2]},
+    "a weight of another number of channels": {7: np.ones(2)},
+    "a bias of ghosts": {8: np.ones((2, 3))},
+    "an axis too far": {9: 2},
+    "an axis twice": {9: (0, 0)},
+    "no int": {9: 1.0},
+    "a ghost of less than nothing": {13: -1},
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_MEMORY)
+def test_the_door_takes_nothing_that_would_lead_out_of_memory(name: str) -> None:
+    given = [x0, np.empty_like(x0), False, None, None, np.empty((4, 3)), True, None, None, 1, 1e-5, 0, 0.0, 0, False]
+    assert _native.forward(*given)
+    for position, value in OUT_OF_MEMORY[name].items():
+        given[position] = value
+    assert not _native.forward(*given)
+    with pytest.raises(TypeError, match="takes 15 arguments; got 14"):
+        _native.forward(*given[:-1])

@@ -123,7 +123,6 @@ FORMATS = {
 #: For sentences: the files that can be read; the same without those that are another's, compressed; the text tables.
 READABLE = ", ".join(FORMATS)
 READABLE_OR = " or ".join(READABLE.rsplit(", ", 1))
-UNPACKED = ", ".join(suffix for suffix in FORMATS if not suffix.endswith(".gz"))
 TEXTS = ".csv or .tsv"
 TABLES_OR = " or ".join(", ".join(_TABLES).rsplit(", ", 1))
 
