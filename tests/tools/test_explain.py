@@ -459,7 +459,7 @@ def test_non_finite_values_are_counted_per_channel(rng: np.random.Generator) -> 
     assert e.inside.without_order == 2
     finite = np.where(np.isfinite(x), x, np.nan)
     assert np.array_equal(e.channels.maximum, np.nanmax(finite, axis=(0, 2)))
-    assert "Channel 0 holds 1 NaN of 40 values" in " ".join(e.to_text().split())
+    assert "Channel 0 holds 1 NaN among its 40 values" in " ".join(e.to_text().split())
     assert e.between.pairs == 0
     assert "Fewer than two channels are free of NaN and infinity" in " ".join(e.to_text().split())
 
@@ -573,9 +573,18 @@ def test_several_outliers_on_both_sides_of_an_array(rng: np.random.Generator, mo
     assert "900 (x[3, 1, 2, 4]) and 2 more lie far" in " ".join(bn.explain(x).to_text().split())
 
 
+def test_two_outliers_of_a_short_column(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(60, 1))
+    x[3], x[9] = 400, -380
+    (o,) = bn.explain(x).outliers
+    assert (o.position, o.count) == (3, 2)
+
+
 def test_ordinary_values_are_no_outliers(rng: np.random.Generator) -> None:
     for x in (
         rng.normal(size=(200, 50)),
+        rng.normal(size=(20, 400)),
+        rng.normal(size=(6, 20)).round(1),
         rng.uniform(size=(20, 50)),
         rng.exponential(size=(1000, 20)),
         np.eye(30),  # one in thirty is 1, and the others are alike

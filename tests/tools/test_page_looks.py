@@ -48,13 +48,14 @@ def test_keys_move_the_choice_and_change_the_kind(example: Page) -> None:
 
 def test_everything_is_reached_by_the_tab_key(example: Page) -> None:
     take(example, "group")
+    example.mouse.move(0, 0)  # away from the cells, which choose themselves below it
     reached = []
     for _ in range(40):
         example.keyboard.press("Tab")
         reached.append(example.evaluate("document.activeElement.id || document.activeElement.dataset.i || ''"))
     wanted = {"language", "tensor", "blocks", "batch", "gamma", "beta", "eps", "reset"}
     assert wanted <= set(reached)
-    assert {"0"} <= set(reached)  # one cell of a drawing; arrows do the rest
+    assert "0" in reached  # one cell of a drawing; arrows do the rest
 
 
 def test_a_keyboard_user_sees_the_focus(example: Page) -> None:

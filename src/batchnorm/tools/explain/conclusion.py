@@ -14,9 +14,10 @@ from .formulas import Formulas
 def conclusion(e: Facts, words: Words, columns: int) -> list[Line]:
     """Return a few sentences, each on a line of its own."""
     kind = e.labels.kind
-    unlike = any(s.tag != "16-bit" for s in e.suspicions)
+    unlike = {c for s in e.suspicions if s.tag != "16-bit" for c in s.channels}
+    but = "_but" if unlike and e.plan.axis else ""
     said = [
-        words(f"scale_{kind}{'_but' if unlike and e.plan.axis else ''}"),
+        *([words(f"scale_{kind}{but}")] if len(unlike) < len(e.channels) else []),
         words(f"compare_{kind}"),
         words("stays_outlier" if e.outliers else "stays"),
         *_undone(e, words),

@@ -14,8 +14,8 @@ from .sampling import Sample
 
 #: The rest keeps this part of the range at most: of ten normal values that happens once in thousands of columns.
 SQUEEZED = 0.2
-#: Of a channel, at most one value in a hundred is an outlier, and at most so many; one always may be.
-MOST = 15
+#: Of a channel, at most one value in a hundred is an outlier, and at most so many; one always may be, two of FEW.
+MOST, FEW = 15, 20
 #: In a channel of fewer values none is called so.
 FEWEST = 5
 #: Channels looked at value by value.
@@ -54,7 +54,7 @@ def find_outliers(
 
 
 def _allowed(count: int) -> int:
-    return min(MOST, max(1, count // 100))
+    return min(MOST, max(2 if count >= FEW else 1, count // 100))
 
 
 def _suspects(table: ChannelTable, sample: Sample) -> np.ndarray:

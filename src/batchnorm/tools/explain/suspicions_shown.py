@@ -54,9 +54,8 @@ def _about(e: Facts, s: Suspicion) -> Said:
     who = e.labels.of(c)
     if s.kind == "non-finite":
         t = e.channels
-        kinds = [
-            Said(key, n=many(int(n))) for key, n in (("nan_count", t.nans[c]), ("infinite_count", t.infinities[c])) if n
-        ]
+        counts = (("nan_count", int(t.nans[c])), ("infinite_count", int(t.infinities[c])))
+        kinds = [Said(f"{key}_{'one' if n == 1 else 'many'}", n=many(n)) for key, n in counts if n]
         return Said("is_nonfinite", who=who, what=tuple(kinds), m=many(e.plan.m))
     if s.kind == "overflow":
         return Said("is_overflow", who=who, value=short(value, 3))

@@ -164,11 +164,14 @@ EXPLAIN: dict[str, tuple[str, str]] = {
     "all_others_channel": ("every other channel", "其他各通道"),
     "listed_more": ("{listed} and {n} more", "{listed} 和另外 {n} 个"),
     "is_nonfinite": (
-        "{Who} holds {what} of {m} values, so its mean or its variance is not a number, and its whole output is NaN.",
+        "{Who} holds {what} among its {m} values, so its mean or its variance is not a number, and its whole "
+        "output is NaN.",
         "{who}的 {m} 个数中有 {what}，因此均值或方差不是数，输出全为 NaN。",
     ),
-    "nan_count": ("{n} NaN", "{n} 个 NaN"),
-    "infinite_count": ("{n} infinite", "{n} 个无穷"),
+    "nan_count_one": ("1 NaN", "1 个 NaN"),
+    "nan_count_many": ("{n} NaN", "{n} 个 NaN"),
+    "infinite_count_one": ("1 infinity", "1 个无穷"),
+    "infinite_count_many": ("{n} infinities", "{n} 个无穷"),
     "is_overflow": (
         "{Who} reaches {value}, whose square float64 cannot hold, so its whole output is NaN.",
         "{who}达到 {value}，它的平方 float64 存不下，因此输出全为 NaN。",
