@@ -152,7 +152,8 @@ class _Extended(_running.KeepsCount):
                 mean, var, _ = _running.statistics(self)
                 return _operations.step(x, weight, bias, mean, var, residual, self.eps, *activation)[0]
             y, table = _operations.step(x, weight, bias, None, None, residual, self.eps, *activation)
-            _running.move(self, table, True, weighted=False)
+            if self.update_running_stats is None:
+                _running.move(self, table, True, weighted=False)
             return y
         if x.layout is _operands.ONEDNN:  # there and back
             added = None if residual is None else residual.to_dense()
@@ -206,14 +207,14 @@ class _Extended(_running.KeepsCount):
             mean, var, _ = _running.statistics(self)
             known = mean is not None and var is not None and not (mean.requires_grad or var.requires_grad)
             return known and x.numel() > 0
-        if self.normalize_with != "auto" or self.update_running_stats is not None or not self.train_affine:
+        if self.normalize_with != "auto" or self.update_running_stats or not self.train_affine:
             return False
         many = self.virtual_batch_size is None and x.numel() > self.num_features
         return many and self.track_running_stats and not is_recomputation()
 
     def _evaluates(self) -> bool:
         """Whether the running statistics normalize, and stay: in evaluation, or frozen."""
-        if self.normalize_with == "auto" and self.update_running_stats is None:
+        if self.normalize_with == "auto" and not self.update_running_stats:
             return not self.training
         return self.normalize_with == "running" and self.update_running_stats is False
 

@@ -1,0 +1,162 @@
+"""Contexts over a model: inside, an attribute of its batch normalizations has another value; afterwards, its own again.
+
+Contexts nest, may be left in any order and by exceptions, and may be open in several threads: of those that are open
+over a layer the one that was entered last decides, and when all are left, the attribute is what it was, or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from ._layers import _Extended
+from ._norms import Only, chosen, norms_of
+from ._sync import check_model
+
+
+class Setting(NamedTuple):
+    """An attribute of a layer, and its value inside of a context."""
+
+    layer: nn.Module
+    name: str
+    value: Any
+
+
+class _Open:
+    """The contexts that are open over one attribute of a layer, in the order in which they were entered."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+        self.values: dict[object, Any] = {}  # by the entry
+
+
+_ABSENT = object()
+_lock = threading.Lock()
+_open: dict[tuple[int, str], _Open] = {}  # by the layer's id: whoever is inside holds the layer
+
+
+class Context(contextlib.ContextDecorator):
+    """Settings that hold inside of a `with` block."""
+
+    def __init__(self, who: str, settings: list[Setting]) -> None:
+        self._who, self._settings = who, settings
+        self._entries: list[object] = []
+
+    def __enter__(self) -> None:
+        entry = object()
+        with _lock:
+            for layer, name, value in self._settings:
+                own = layer.__dict__
+                key = id(layer), name
+                if key not in _open:
+                    _open[key] = _Open(own.get(name, _ABSENT))
+                _open[key].values[entry] = value
+                own[name] = value
+            self._entries.append(entry)
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            entry = self._entries.pop()
+            for layer, name, _value in self._settings:
+                key = id(layer), name
+                values = _open[key].values
+                del values[entry]
+                now = next(reversed(values.values())) if values else _open.pop(key).before
+                if now is _ABSENT:
+                    layer.__dict__.pop(name, None)
+                else:
+                    layer.__dict__[name] = now
+
+    def __repr__(self) -> str:
+        n = len(self._settings)
+        return f"<batchnorm.torch.{self._who}: {n} layer{'' if n == 1 else 's'}{', open' if self._entries else ''}>"
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The batch normalizations of a model, each once: `norms_of` without names, which take most of its time."""
+    found: list[nn.Module] = []
+    seen: set[nn.Module | None] = {None}
+    to_see: list[nn.Module | None] = [model]
+    while to_see:
+        module = to_see.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        assert module is not None
+        if isinstance(module, _BatchNorm):
+            found.append(module)
+        to_see += module._modules.values()
+    return found
+
+
+# --- what contexts set, by the kind of layer ---
+
+
+def _held(layer: nn.Module) -> Setting:
+    """What keeps a layer's statistics and count as they are, and lets it normalize with what it does."""
+    if isinstance(layer, _Extended):
+        return Setting(layer, "update_running_stats", False)
+    return Setting(layer, "track_running_stats", False)  # read in each forward: in training no buffers take part then
+
+
+def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextManager[None]:
+    """Inside of ``with hold(model):`` no running statistics and no count move; outputs and gradients stay what they are.
+
+    For forwards that are not to be counted: the second one of SAM, adversarial examples, inner loops of meta-learning,
+    passes that warm up or measure. Layers normalize with what they would without it: the batch in training, the running
+    statistics in evaluation.
+
+    Works for torch.nn's layers, their subclasses that ask `track_running_stats` as torch.nn's do (timm's are), and
+    ours. It is of the model, so of all threads that run it. Blocks nest, and may be left by exceptions.
+
+    Parameters
+    ----------
+    model
+        Any module; a batch normalization by itself, too. Layers that it gets later are not held.
+    only
+        Which layers: names or patterns (``"backbone.*"``), or a function of a name and a module. None: all.
+
+    Returns
+    -------
+    context manager
+        May be entered again, and used as a decorator.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module.
+    ValueError
+        If `only` names no layer; for lazy layers without parameters.
+
+    Notes
+    -----
+    Copy and save models outside of the block: a copy that is made inside stays held.
+
+    A checkpoint (`torch.utils.checkpoint`) computes its forward again in the backward. Layers of ours do not move their
+    statistics then. Those of torch.nn do, so let the backward be inside, too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import batchnorm.torch as bnt
+    >>> layer = torch.nn.BatchNorm1d(1)
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> with bnt.hold(layer):
+    ...     y = layer(x)
+    >>> y.flatten().tolist() == layer(x).flatten().tolist(), int(layer.num_batches_tracked)
+    (True, 1)
+    """
+    check_model(model, "hold")
+    layers = _layers(model) if only is None else [norm.layer for norm in chosen(norms_of(model), only, "hold")]
+    for layer in layers:
+        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+            raise ValueError(
+                f"hold: a lazy layer makes its statistics in its first forward; got {type(layer).__name__} before that; "
+                "call the model once, then hold it"
+            )
+    return Context("hold", [_held(layer) for layer in layers])
