@@ -66,7 +66,7 @@ INSIDE = {
         ("_fuse/trace", "_fuse/aliases", "_definitions"),
         ("_fuse/forward", "_fuse/patterns"),
         ("_convert",),
-        ("_fuse/fuse", "fused", "_freeze"),
+        ("_fuse/fuse", "fused", "_freeze", "_contexts"),
         ("_recalibrate",),
         ("__init__",),
     ),

@@ -19,6 +19,7 @@ except ImportError as error:
 from .._public import publish
 from . import functional, fused  # noqa: F401
 from ._accelerate import Acceleration, Status, accelerate, decelerate, status
+from ._contexts import hold
 from ._convert import convert, convert_sync, revert
 from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse
@@ -48,6 +49,7 @@ __all__ = [
     "frozen",
     "functional",
     "fuse",
+    "hold",
     "mask_from_lengths",
     "merge_state_dicts",
     "recalibrate",

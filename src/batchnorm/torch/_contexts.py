@@ -105,7 +105,7 @@ def _held(layer: nn.Module) -> Setting:
 
 
 def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextManager[None]:
-    """Inside of ``with hold(model):`` no running statistics and no count move; outputs and gradients stay what they are.
+    """Inside of ``with hold(model):`` no running statistics and no count move; outputs and gradients are the same.
 
     For forwards that are not to be counted: the second one of SAM, adversarial examples, inner loops of meta-learning,
     passes that warm up or measure. Layers normalize with what they would without it: the batch in training, the running
@@ -156,7 +156,7 @@ def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextMa
     for layer in layers:
         if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
             raise ValueError(
-                f"hold: a lazy layer makes its statistics in its first forward; got {type(layer).__name__} before that; "
-                "call the model once, then hold it"
+                f"hold: a lazy layer makes its statistics in its first forward; got {type(layer).__name__} before that "
+                "forward; call the model once, then hold it"
             )
     return Context("hold", [_held(layer) for layer in layers])
