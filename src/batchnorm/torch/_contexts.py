@@ -154,7 +154,7 @@ def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextMa
     check_model(model, "hold")
     layers = _layers(model) if only is None else [norm.layer for norm in chosen(norms_of(model), only, "hold")]
     for layer in layers:
-        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+        if isinstance(layer, LazyModuleMixin):  # no longer, after its first forward
             raise ValueError(
                 f"hold: a lazy layer makes its statistics in its first forward; got {type(layer).__name__} before that "
                 "forward; call the model once, then hold it"
