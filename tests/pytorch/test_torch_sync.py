@@ -423,8 +423,8 @@ def _model():
     return nn.Sequential(*layers, nn.Linear(16, 1)).double()
 
 
-def train(rank, group, batches, checkpointed):
-    """Three steps of data-parallel training; the state after them."""
+def train(rank, group, batches, how):
+    """Three steps of data-parallel training; the state after them. Held: each with a forward that does not count."""
     from torch.nn.parallel import DistributedDataParallel
     from torch.utils.checkpoint import checkpoint
 
@@ -435,22 +435,28 @@ def train(rank, group, batches, checkpointed):
     for x in batches:
         optimizer.zero_grad()
         x = torch.from_numpy(x)
-        y = checkpoint(parallel, x, use_reentrant=False) if checkpointed else parallel(x)
+        y = checkpoint(parallel, x, use_reentrant=False) if how == "checkpointed" else parallel(x)
         y.square().mean().backward()
+        if how == "held":
+            with bnt.hold(parallel):
+                parallel(x + 1).square().mean().backward()
         optimizer.step()
     return {k: v.numpy() for k, v in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
-def test_data_parallel_training_is_training_in_one_process(four, checkpointed):
+@pytest.mark.parametrize("how", ["plainly", "checkpointed", "held"])
+def test_data_parallel_training_is_training_in_one_process(four, how):
     batches = [_randn(6, 2, 8, seed=s) for s in range(3)]
     parts = [[b[i : i + 2].numpy() for b in batches] for i in (0, 2, 4)]
-    found = four.run(train, [(0, 1, 2)] * 3, parts, [checkpointed] * 3, ranks=range(3))
+    found = four.run(train, [(0, 1, 2)] * 3, parts, [how] * 3, ranks=range(3))
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for x in batches:
         optimizer.zero_grad()
         model(x).square().mean().backward()
+        if how == "held":
+            with bnt.hold(model):
+                model(x + 1).square().mean().backward()
         optimizer.step()
     for answer in found:
         assert not isinstance(answer, Failed), answer
