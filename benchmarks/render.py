@@ -224,6 +224,46 @@ def offsets(document: Document) -> Table:
     return Table(["dtype", "mean", "scikit-learn", "batchnorm"], lines, 1, note + absent(document))
 
 
+DATA = {
+    "uneven": "batches of 9998 and 2 samples",
+    "sorted": "sorted by the first channel, batches of 500",
+    "mean 1e4": "a mean of 1e4 standard deviations",
+    "dropout": "dropout before the layer",
+}
+
+
+def recalibrated(document: Document) -> Table:
+    """Of each tool, how far the mean is off, and the variance as a part of the exact one."""
+    names = list(dict.fromkeys(who for row in document["rows"] for who in row["off"]))
+    lines = []
+    for row in document["rows"]:
+        cells = []
+        for who in names:
+            off = row["off"].get(who)
+            cells += ["–", "–"] if off is None else [power(off["mean"]), "–".join(f"{r:.4g}" for r in off["var"])]
+        lines.append([DATA[row["what"]], *cells])
+    head = ["", *(f"{who}, {what}" for who in names for what in ("mean off by, std", "variance ×"))]
+    note = f"{where(document)}; float32, the least and the largest of four channels. "
+    note += "A mean of 1e4 standard deviations is stored to 5e-4 of one at best."
+    return Table(head, lines, 1, note + absent(document))
+
+
+def recalibration(document: Document) -> Table:
+    """A forward of all batches in evaluation, what the tools take beside it, and memory."""
+    lines = []
+    rows = [row for row in document["rows"] if row["times"]]
+    first, *others = rows[0]["times"]
+    for row in rows:
+        base = seconds(row, first, "all batches")
+        cells = [ms(row, first, "all batches"), *(multiple(row, who, "all batches", base) for who in others)]
+        memory = [row["memory"][what] for what in ("evaluation", "taken", "predicted")]
+        cells += ["–" if size is None else f"{size / MIB:.0f}" for size in memory]
+        lines.append([row["what"], *cells])
+    head = ["network", f"{first}, ms", *others, "evaluation, MiB", "recalibrate, MiB", "predicted, MiB"]
+    shapes = ", ".join(f"{row['what']} {shape(row)}" for row in rows)
+    return Table(head, lines, 1, f"{where(document)}; medians. Eight batches: {shapes}." + absent(document))
+
+
 def multiples(document: Document) -> Table:
     """The first contestant in milliseconds, the others as multiples of it."""
     first, *others = document["rows"][0]["times"]
@@ -356,6 +396,8 @@ def parts(documents: dict[str, Document]) -> Iterator[tuple[str, str, str]]:
         ("offsets", PERFORMANCE, "offsets", offsets),
         ("variants", PERFORMANCE, "variants", multiples),
         ("sync", PERFORMANCE, "sync", multiples),
+        ("recalibrated", PERFORMANCE, "recalibrated", recalibrated),
+        ("recalibration", PERFORMANCE, "recalibration", recalibration),
         ("gpu", PERFORMANCE, "gpu", on_gpu),
         ("trust", TRUST, "wrong-table", lambda document: wrong(document, ACCELERATED)),
         ("trust", TRUST, "wrong-layers-table", lambda document: wrong(document, MODULE)),

@@ -44,6 +44,8 @@ TRUST = [
     Problem((64, 4), TABLE, what="checkpoint"),
     Problem((1, 4), TABLE, what="refused batch"),
 ]
+RECALIBRATED = [Problem((10_000, 4), TABLE, what=what) for what in ("uneven", "sorted", "mean 1e4", "dropout")]
+RECALIBRATION = [Problem((n, 3, 128, 128), what=name) for name, n in NETWORKS.items()]
 ON_GPU = ((32, 64, 56, 56), (32, 256, 56, 56), (64, 512, 7, 7))
 
 
@@ -79,6 +81,8 @@ PARTS = {
     "scaler": Part(list(SCALER), "others.scaler", Settings(9, 3)),
     "offsets": Part(OFFSETS, "others.offsets", Settings()),
     "sync": Part(every(VARIANTS), "sync.row_of", Settings(9, 1e9)),  # no budget: all processes must do the same
+    "recalibrated": Part(RECALIBRATED, "recalibration.errors", Settings()),
+    "recalibration": Part(RECALIBRATION, "recalibration.speed", Settings(9, 30, modes=(IN_TURN,))),
     "trust": Part(TRUST, "trust.row_of", Settings(200)),  # so many steps of training
     "gpu": Part(every(ON_GPU, DTYPES[:2], KINDS[::4]), "layers.on_gpu", Settings(11, 10, calls=20), named=True),
 }

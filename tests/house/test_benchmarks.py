@@ -176,6 +176,19 @@ def test_options_and_standard_scaler_are_shown() -> None:
     assert ours < 1e-6 < 1e-5 < sklearn
 
 
+def test_recalibration_is_exact_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks, recalibration = part("networks"), part("recalibration")
+    lines = shown("recalibrated", part("rows").RECALIBRATED)["recalibrated"]
+    assert len(lines) == 4
+    assert all(float(line[-2]) < 6e-4 and line[-1] == "1–1" for line in lines)
+    for name in networks.NETWORKS:
+        monkeypatch.setitem(recalibration.NETWORKS, name, small_network)
+    lines = shown("recalibration", [p._replace(shape=(2, 3, 32, 32)) for p in part("rows").RECALIBRATION[:1]])
+    (line,) = lines["recalibration"]
+    assert line[0] == "MobileNetV2"
+    assert len(line) in (8, 9)  # with fvcore, or without
+
+
 def test_every_way_trains_to_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The promise of docs/trust.md, for the first steps: the same bits for all our ways, near PyTorch's."""
     trust, rows, render = part("trust"), part("rows"), part("render")
