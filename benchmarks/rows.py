@@ -82,7 +82,7 @@ PARTS = {
     "offsets": Part(OFFSETS, "others.offsets", Settings()),
     "sync": Part(every(VARIANTS), "sync.row_of", Settings(9, 1e9)),  # no budget: all processes must do the same
     "recalibrated": Part(RECALIBRATED, "recalibration.errors", Settings()),
-    "recalibration": Part(RECALIBRATION, "recalibration.speed", Settings(9, 30, modes=(IN_TURN,))),
+    "recalibration": Part(RECALIBRATION, "recalibration.speed", Settings(9, 12, modes=(IN_TURN,))),
     "trust": Part(TRUST, "trust.row_of", Settings(200)),  # so many steps of training
     "gpu": Part(every(ON_GPU, DTYPES[:2], KINDS[::4]), "layers.on_gpu", Settings(11, 10, calls=20), named=True),
 }
