@@ -87,7 +87,7 @@ class Recalibration:
         self.undo()
 
     def to_json(self) -> str:
-        """As JSON: of each layer the largest |mean_moved| and the extremes of var_ratio; infinity is a text."""
+        """As JSON: of each layer the largest absolute mean_moved and the extremes of var_ratio; infinity is a text."""
         layers = [
             {
                 "name": layer.name,
