@@ -22,9 +22,8 @@ try:
 except ImportError as error:
     raise ImportError(
         "batchnorm: the compiled module batchnorm._native is missing or cannot be loaded "
-        f"({error}). There is no slow substitute for it. Reinstall with a C++ compiler at hand: "
-        "pip install --force-reinstall --no-binary batchnorm batchnorm; "
-        "from a checkout: pip install . (and import from outside the checkout's src folder)"
+        f"({error}). There is no slow substitute for it. Reinstall it in a clone of the repository, with a C++ "
+        "compiler at hand: pip install --force-reinstall . (and import it from outside the clone's src folder)"
     ) from error
 
 from ._functional import batch_norm, batch_norm_backward, normalize

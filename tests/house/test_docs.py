@@ -168,6 +168,13 @@ def test_links_lead_to_files(page: Path) -> None:
         assert (page.parent / link).exists(), f"{page.name} links to {link}, which does not exist"
 
 
+def test_nothing_says_to_install_the_library_from_an_index() -> None:
+    """No index has it: documents say `pip install ".[torch]"` in a clone, messages name the package that is missing."""
+    texts = [*PAGES, ROOT / "CHANGELOG.md", *(ROOT / "src").rglob("*.py"), *(ROOT / "cpp").rglob("*.cpp")]
+    found = [name_of(path) for path in texts if re.search(r"pip install[^\n`&;]*batchnorm", path.read_text("utf-8"))]
+    assert not found
+
+
 GENERATED = re.compile(r"^<!-- (why|[\w-]+-table)\b.*?^<!-- /\1 -->$", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r"^\$\$.*?\$\$$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ +```.*?^ +```$", re.MULTILINE | re.DOTALL)

@@ -23,7 +23,7 @@ def connect() -> None:
         raise ImportError(
             "batchnorm.torch needs PyTorch 2.10 or later, whose libtorch has the C functions that our kernels call; "
             f"got PyTorch {torch.__version__}, which has no {missing}. Install it with: "
-            'pip install --upgrade "torch>=2.10" batchnorm'
+            'pip install --upgrade "torch>=2.10"'
         )
 
 

@@ -23,9 +23,7 @@ _WRAPPED = ("module.", "_orig_mod.")  # before every name, in a state of a wrapp
 def need_torch() -> None:
     """Refuse to go on without PyTorch."""
     if importlib.util.find_spec("torch") is None:
-        raise Refused(
-            'this command needs PyTorch, which is not installed. Install it with: pip install "batchnorm[torch]"'
-        )
+        raise Refused('this command needs PyTorch, which is not installed. Install it with: pip install "torch>=2.10"')
 
 
 def built(named: str) -> Any:
@@ -156,7 +154,7 @@ def _safetensors() -> Any:
         return importlib.import_module("safetensors.torch")
     except ImportError as error:
         raise Refused(
-            'a .safetensors file needs the package safetensors. Install it with: pip install "batchnorm[safetensors]"'
+            "a .safetensors file needs the package safetensors. Install it with: pip install safetensors"
         ) from error
 
 

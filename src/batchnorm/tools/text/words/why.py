@@ -11,10 +11,10 @@ WHY: dict[str, tuple[str, str]] = {
         "互相比较的网络有相同的初始权重、相同的批和相同的步数。",
     ),
     "why.numbers": (
-        "Each number is the mean over the seeds. The smallest and the largest stand behind it in parentheses.",
+        "Each number is the mean over the seeds; the smallest and the largest follow in parentheses.",
         "每个数是各个种子的平均值，括号里是最小值和最大值。",
     ),
-    "why.drawn": ("In the figures they are bars or a band.", "在图中，它们画成误差线或色带。"),
+    "why.drawn": ("The figures show them as bars or as a band.", "在图中，它们画成误差线或色带。"),
     "why.clear": (
         "A difference is called clear if all seeds agree on its direction. With five seeds, chance alone does that one "
         "time in sixteen.",
@@ -537,7 +537,10 @@ WHY: dict[str, tuple[str, str]] = {
         "and {plain} without one.",
         "在每批填充到不同长度的训练之后，有掩码的网络答对 {mask}，没有掩码的答对 {plain}。",
     ),
-    "why.padding.still": ("With a mask, more padding changes nothing.", "有掩码时，再多的填充也不改变什么。"),
+    "why.padding.still": (
+        "With a mask, more padding changes only the last digits.",
+        "有掩码时，再多的填充也只改变最后几位数字。",
+    ),
     "why.padding.moves": (
         "Even with a mask, more padding changes the outputs.",
         "即使有掩码，更多的填充也会改变输出。",
