@@ -430,7 +430,7 @@ BREAKS = [
         "return (w * of(torch.where(w > 0, x, zero))).sum(over)",
         "return of(x).sum(over)",
         "second derivatives: weights are forgotten",
-        "test_torch_variants.py test_torch_sync.py test_layer_matrix.py",
+        "test_torch_functional.py test_torch_sync.py test_layer_matrix.py",
     ),
     Break(
         SRC + "torch/_accelerate.py",
