@@ -10,13 +10,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from recalibration import Activated, Branches, Keeps, Oracle, Tokens, dense, everything, filled, norms, statistics
 from torch import nn
 
 import batchnorm as bn
 import batchnorm.torch as bnt
 from batchnorm.torch import _lockstep
 from networks import NETWORKS
+from recalibration import Activated, Branches, Keeps, Oracle, Tokens, dense, everything, filled, norms, statistics
 
 SIZES = {"even": [12, 12, 12, 12], "uneven": [1, 31, 2, 0, 14], "one": [48], "single": [1] * 48}
 
@@ -94,6 +94,15 @@ def test_batches_is_update_bn_without_its_faults():
     _recalibrate(model, data.split([10, 30]), how="batches")
     _close(statistics(model), statistics(theirs))
     assert model[1].num_batches_tracked == theirs[1].num_batches_tracked == 2
+
+
+def test_an_empty_batch_has_no_statistics():
+    model, data = filled(nn.Sequential(nn.BatchNorm1d(3), nn.Tanh(), nn.BatchNorm1d(3))), dense(40)
+    other = copy.deepcopy(model)
+    for how in ("batches", "pooled"):
+        _recalibrate(model, data.split([10, 0, 30]), how=how)
+        _recalibrate(other, data.split([10, 30]), how=how)
+        _close(statistics(model), statistics(other))
 
 
 # --- laws of "whole" ---
