@@ -243,8 +243,8 @@ def recalibrated(document: Document) -> Table:
             cells += ["–", "–"] if off is None else [power(off["mean"]), "–".join(f"{r:.4g}" for r in off["var"])]
         lines.append([DATA[row["what"]], *cells])
     head = ["", *(f"{who}, {what}" for who in names for what in ("mean off by, std", "variance ×"))]
-    note = f"{where(document)}; float32, the least and the largest of four channels. "
-    note += "A mean of 1e4 standard deviations is stored to 5e-4 of one at best."
+    note = f"{where(document)}; float32, the least and the largest of four channels; "
+    note += "a mean of 1e4 standard deviations is stored to 5e-4 of one at best."
     return Table(head, lines, 1, note + absent(document))
 
 
@@ -261,7 +261,7 @@ def recalibration(document: Document) -> Table:
         lines.append([row["what"], *cells])
     head = ["network", f"{first}, ms", *others, "evaluation, MiB", "recalibrate, MiB", "predicted, MiB"]
     shapes = ", ".join(f"{row['what']} {shape(row)}" for row in rows)
-    return Table(head, lines, 1, f"{where(document)}; medians. Eight batches: {shapes}." + absent(document))
+    return Table(head, lines, 1, f"{where(document)}; medians; eight batches: {shapes}." + absent(document))
 
 
 def multiples(document: Document) -> Table:
