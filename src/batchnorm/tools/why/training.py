@@ -10,8 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+import batchnorm.torch as bnt
+
 from .data import Data
-from .networks import BATCHES, generator, normalizations
+from .networks import BATCHES, generator
 
 Tensor = torch.Tensor
 #: Called with the number of steps done (0 before the first) and the last batch's loss (NaN before the first).
@@ -112,15 +114,4 @@ def finite(value: float) -> float | None:
 
 def recalibrate(model: nn.Module, x: Tensor, *, batch: int = 250) -> None:
     """Gather the running statistics anew: the plain average over batches of ``x``, without labels or gradients."""
-    layers = normalizations(model)
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the average of all batches, each with the same weight
-        layer.train()
-    with torch.no_grad():
-        for part in x.split(batch):
-            model(part)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
+    bnt.recalibrate(model, x.split(batch), how="batches", verbose=False)
