@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,3 +48,66 @@ class LayerRecord:
         if self.weight is not None:
             y = y * self.weight.reshape(shape)
         return y if self.bias is None else y + self.bias.reshape(shape)
+
+
+class Finding(NamedTuple):
+    """Something that is wrong with a layer, or, as a remark, that may be."""
+
+    code: str
+    layer: str
+    sentence: str
+    fix: str
+    is_remark: bool = False
+
+
+def findings_of(record: LayerRecord) -> list[Finding]:
+    """What a record tells by itself."""
+    found = []
+
+    def say(code: str, sentence: str, fix: str, is_remark: bool = False) -> None:
+        found.append(Finding(code, record.name, sentence, fix, is_remark))
+
+    mean, var, eps = record.mean, record.var, record.eps or 0.0
+    if mean is not None and var is not None:
+        finite = np.isfinite(mean) & np.isfinite(var)
+        if not finite.all():
+            c = int(np.flatnonzero(~finite)[0])
+            say(
+                "non-finite",
+                f"{(~finite).sum()} of {record.channels} channels have NaN or infinity; channel {c} has mean "
+                f"{mean[c]:g} and variance {var[c]:g}",
+                "find the batch with on_nonfinite='raise', then bnt.recalibrate(model, train)",
+            )
+        elif (var < 0).any():
+            c = int(var.argmin())
+            say("negative variance", f"channel {c} has variance {var[c]:g}", "bnt.recalibrate(model, train)")
+        elif not mean.any() and (var == var[:1]).all() and var[:1] in (0, 1):
+            say(
+                "never-updated",
+                f"mean 0 and variance {var[0]:g} in every channel: never updated, or never saved",
+                "load the state that has them, or bnt.recalibrate(model, train)",
+            )
+        elif (few := int((var < eps).sum())) > 0:
+            say(
+                "eps decides",
+                f"{few} of {record.channels} channels have a variance below eps={eps:g}, which sets their scale",
+                "channels that hardly vary carry little; keep eps when you port the layer",
+                True,
+            )
+    momentum, batches = record.momentum, record.batches
+    if isinstance(momentum, float) and momentum >= 0.5:
+        say(
+            "large momentum",
+            f"momentum={momentum:g} is the weight of the new batch, so the statistics are those of the last one or two",
+            "bnt.recalibrate(model, train) before evaluation; Keras and Flax name 1 - momentum",
+            True,
+        )
+    elif isinstance(momentum, float) and batches and (left := (1 - momentum) ** batches) > 0.01:
+        say(
+            "start",
+            f"{left:.0%} of the statistics are still those of the start, after {batches} batches with "
+            f"momentum={momentum:g}",
+            "bnt.recalibrate(model, train), or a larger momentum",
+            True,
+        )
+    return found

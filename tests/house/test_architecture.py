@@ -68,6 +68,7 @@ INSIDE = {
         ("_convert",),
         ("_fuse/fuse", "fused", "_freeze", "_contexts"),
         ("_recalibrate",),
+        ("_diagnose",),
         ("__init__",),
     ),
     "tools": (("text",), ("files", "explain"), ("why", "bench", "models"), ("cli",)),

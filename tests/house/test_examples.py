@@ -87,3 +87,15 @@ def test_finetune_small_batches():
     assert all(0 <= accuracy <= 100 for accuracy in ways.values())
     best = re.search(r"best here: (.*);", text)[1]
     assert ways[best] == max(ways.values())
+
+
+def test_finetune_frozen():
+    text = printed("finetune_frozen.py")
+    by_hand, once, ours = (
+        cells(text, name) for name in ("layer.eval(), at each epoch", "layer.eval(), once", "bnt.freeze(model), once")
+    )
+    assert [row[0] for row in (by_hand, once, ours)] == ["no, to the bit", "yes", "no, to the bit"]
+    assert abs(percent(ours[2]) - percent(by_hand[2])) < 3, "rounding alone"
+    assert percent(ours[2]) > 20, "twice as many as by chance"
+    share = float(re.search(r"a step with bnt.freeze takes ([\d.]+) of the time", text)[1])
+    assert abs(share - float(ours[1]) / float(by_hand[1])) < 0.02

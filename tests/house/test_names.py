@@ -98,6 +98,10 @@ MADE: dict[tuple[str, str], Callable[[], Any]] = {
     **{("batchnorm.torch", name): made for name, made in _layers(bnt, T).items()},
     ("batchnorm.sklearn", "StandardScaler"): lambda: bns.StandardScaler().fit(X, groups=["a", "b", "a"]),
     ("batchnorm.torch", "RecalibratedLayer"): lambda: _recalibration().layers[0],
+    ("batchnorm.torch", "Diagnosis"): lambda: _diagnosis(),
+    ("batchnorm.torch", "DiagnosedLayer"): lambda: _diagnosis().layers[0],
+    ("batchnorm.torch", "Causes"): lambda: _diagnosis().layers[0].mean,
+    ("batchnorm.torch", "Finding"): lambda: _diagnosis().findings[0],
     ("batchnorm.torch", "FrozenLayer"): lambda: bnt.frozen(bnt.freeze(torch.nn.BatchNorm1d(2), verbose=False))[0],
     ("batchnorm.torch", "SyncBatchNorm"): lambda: bnt.convert_sync(torch.nn.BatchNorm1d(2), verbose=False),
     ("batchnorm.torch", "Status"): bnt.status,
@@ -106,6 +110,10 @@ MADE: dict[tuple[str, str], Callable[[], Any]] = {
 }
 # Holds on this process's kernels, and on a model of it, which no file can have.
 UNPICKLED = {("batchnorm.torch", "Acceleration"), ("batchnorm.torch", "Recalibration")}
+
+
+def _diagnosis() -> bnt.Diagnosis:
+    return bnt.diagnose(torch.nn.Sequential(torch.nn.BatchNorm1d(2)), [T + 1] * 4, verbose=False)
 
 
 def _recalibration() -> bnt.Recalibration:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ OF_RECALIBRATE = (torch_options.HOW, torch_options.SAMPLES, torch_options.MAX_ME
 OWN = {  # that mean something else in one function, or have other defaults
     bnt.recalibrate: _options.by_name(*OF_RECALIBRATE),
     bnt.freeze: torch_options.FREEZE,
+    bnt.diagnose: _options.by_name(torch_options.HOW, replace(torch_options.SAMPLES, default=1024)),
 }
 SIGNATURES = [getattr(module, name) for module in (bn, bnt, bnt.functional) for name in module.__all__]
 SIGNATURES = [thing for thing in SIGNATURES if callable(thing) and thing is not bnt.FrozenLayer]  # which frozen makes

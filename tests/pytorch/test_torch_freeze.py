@@ -448,6 +448,12 @@ def test_derivatives_of_a_frozen_layer(activation):
         cubes = [(call(*inputs) ** 3).sum()]
         for _ in range(3):  # of a third derivative
             cubes.append(torch.autograd.grad(cubes[-1], x, create_graph=True)[0].sum())
+        if len(inputs) == 2:
+            g = torch.ones_like(x, requires_grad=True)
+            by_both = torch.autograd.grad(call(x, r), (x, r), g, create_graph=True)
+            through = torch.autograd.grad(by_both[0].sum() + 2 * by_both[1].sum(), g)[0]
+            apart = [torch.autograd.grad(call(x, r), leaf, torch.ones_like(x))[0] for leaf in (x, r)]
+            assert torch.allclose(through, apart[0] + 2 * apart[1])
         scale = layer.weight.detach() / (layer.running_var + layer.eps).sqrt()
         through = call(*inputs) > 0 if activation else torch.ones_like(x)
         assert torch.allclose(cubes[-1], (6 * scale.view(3, 1, 1) ** 3 * through).sum())

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from ranks import Failed, Ranks, group_of
-from recalibration import Branches, dense, everything, filled, statistics
 from torch import nn
 
 import batchnorm.torch as bnt
+from recalibration import Branches, dense, everything, filled, statistics
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,12 @@ except ImportError as error:
     ) from error
 
 from .._public import publish
+from .._records import Finding
 from . import functional, fused  # noqa: F401
 from ._accelerate import Acceleration, Status, accelerate, decelerate, status
 from ._contexts import hold
 from ._convert import convert, convert_sync, revert
+from ._diagnose import Causes, DiagnosedLayer, Diagnosis, diagnose
 from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -35,6 +37,10 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Causes",
+    "DiagnosedLayer",
+    "Diagnosis",
+    "Finding",
     "FrozenLayer",
     "RecalibratedLayer",
     "Recalibration",
@@ -45,6 +51,7 @@ __all__ = [
     "convert",
     "convert_sync",
     "decelerate",
+    "diagnose",
     "freeze",
     "frozen",
     "functional",

@@ -65,6 +65,11 @@ class Batches:
         return len(self._read)
 
     @property
+    def sizes(self) -> list[int]:
+        """Samples of each batch of a pass."""
+        return self._read
+
+    @property
     def samples_read(self) -> int:
         """How many samples a pass has."""
         return sum(self._read)

@@ -1,0 +1,241 @@
+"""`diagnose`: the factors are an identity, planted causes come first, and the model stays as it is."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import batchnorm.torch as bnt
+from batchnorm._records import findings_of
+from batchnorm.torch._norms import norms_of, record_of
+
+NAMES = ["1", "4", "7"]
+
+
+def data(seed: int, n: int = 640, spread: float = 1.0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of 32 around four centers."""
+    random = torch.Generator().manual_seed(seed)
+    centers = 1.5 * torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.randint(0, 4, (n,), generator=random)
+    x = centers[y] + torch.randn(n, 6, generator=random)
+    return list(zip((x * spread).split(32), y.split(32), strict=True))
+
+
+def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def trained(seed: int, make: Callable[[int], nn.Module] = nn.BatchNorm1d) -> nn.Sequential:
+    """A network after 12 epochs."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for n in (6, 24, 24):
+        layers += [nn.Linear(n, 24), make(24), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(24, 4)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for epoch in range(12):
+        for batch in data(100 * seed + epoch):
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=[11, 12, 13])
+def healthy(request) -> nn.Sequential:
+    return trained(request.param)
+
+
+def test_a_healthy_network(healthy):
+    for more in ({}, {"loss": loss}):
+        found = bnt.diagnose(healthy, data(1), test=data(2), verbose=False, **more)
+        assert found.findings == [], str(found)
+
+
+@pytest.mark.parametrize("spoilt", [*itertools.combinations(NAMES, 1), *itertools.combinations(NAMES, 2)], ids=str)
+@pytest.mark.parametrize("statistic", ["running_var", "running_mean"])
+def test_planted_layers_come_first(healthy, spoilt, statistic):
+    model = copy.deepcopy(healthy)
+    for name in spoilt:
+        layer = model.get_submodule(name)
+        if statistic == "running_var":
+            layer.running_var.mul_(6)
+        else:
+            layer.running_mean.add_(2 * layer.running_var.sqrt())
+    for more in ({}, {"loss": loss}):
+        found = bnt.diagnose(model, data(1), test=data(2), verbose=False, **more)
+        assert {each.layer for each in found.findings[: len(spoilt)]} == {*spoilt}, str(found)
+        assert {each.code for each in found.findings} == {"lag"}
+        if more:
+            costs = [layer.loss - found.losses["recalibrated"] for layer in found.layers if layer.name in spoilt]
+            assert min(costs) > 0
+
+
+def _dropout(model: nn.Sequential) -> nn.Sequential:
+    noisy = copy.deepcopy(model)
+    noisy[3] = nn.Sequential(nn.Dropout(0.5), noisy[3])
+    with bnt.recalibrate(noisy, data(1), verbose=False):
+        pass
+    noisy[4].train()
+    noisy[3][0].train()
+    with torch.no_grad():  # what training with dropout leaves
+        noisy[4].momentum = None
+        noisy[4].reset_running_stats()
+        for x, _ in data(1):
+            noisy(x)
+    noisy[4].momentum = 0.1
+    return noisy.eval()
+
+
+def test_other_causes_are_told_by_name(healthy):
+    found = bnt.diagnose(healthy, data(1), test=data(2, spread=3.0), loss=loss, verbose=False)
+    assert {each.code for each in found.findings} == {"shift"}, str(found)
+    late = copy.deepcopy(healthy)
+    late[4].momentum, late[4].num_batches_tracked[()] = 0.003, 258
+    assert bnt.diagnose(late, data(1), test=data(2), verbose=False).findings == []  # it was gathered otherwise
+    late[4].running_var.mul_(6)
+    found = bnt.diagnose(late, data(1), test=data(2), verbose=False)
+    assert [each.code for each in found.findings] == ["lag", "start"]
+    found = bnt.diagnose(_dropout(healthy), data(1), test=data(2), verbose=False)
+    assert ("dropout", "4") in [each[:2] for each in found.findings], str(found)
+    noisy = _dropout(healthy)
+    bnt.recalibrate(noisy, data(1), verbose=False)
+    assert bnt.diagnose(noisy, data(1), test=data(2), verbose=False).findings == []  # two causes that cancel are none
+    x, y = (torch.cat(part) for part in zip(*data(1), strict=True))
+    order = torch.argsort(y)
+    batches = list(zip(x[order].split(32), y[order].split(32), strict=True))
+    model = copy.deepcopy(healthy)
+    bnt.recalibrate(model, batches, how="batches", verbose=False)
+    found = bnt.diagnose(model, batches, test=data(2), verbose=False)
+    assert found.findings[0].code == "batching", str(found)
+    assert found.findings[0].layer == "1"
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, bnt.BatchNorm1d, lambda n: bnt.BatchNorm1d(n, running_correction=0)])
+def test_the_factors_are_an_identity(make):
+    model = trained(1, make).double()
+    batches = [(x.double(), y) for x, y in data(1)]
+    test = [(x.double(), y) for x, y in data(2, spread=2.0)]
+    found = bnt.diagnose(model, batches, test=test, verbose=False)
+    recalibrated = copy.deepcopy(model)
+    bnt.recalibrate(recalibrated, batches, verbose=False)
+    seen: list[torch.Tensor] = []
+    for name, layer in zip(NAMES, found.layers, strict=True):
+        hook = recalibrated.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        recalibrated.eval()(torch.cat([x for x, _ in test]))
+        hook.remove()
+        x, own = seen.pop().detach().numpy(), model.get_submodule(name)
+        var, eps = x.var(0, ddof=getattr(own, "running_correction", 1)), own.eps
+        off = (own.running_var.numpy() + eps) / (var + eps)
+        assert np.allclose(np.prod(layer.variance, axis=0), off, rtol=1e-12, atol=0)
+        moved = (own.running_mean.numpy() - x.mean(0)) / np.sqrt(var + eps)
+        assert np.allclose(np.sum(layer.mean, axis=0), moved, rtol=1e-12, atol=1e-12)
+        assert layer.m == 32
+
+
+def test_nothing_is_changed():
+    model = trained(2)
+    model[4].train()
+    state, rng = [t.numpy().tobytes() for t in model.state_dict().values()], torch.get_rng_state()
+    modes = [m.training for m in model.modules()]
+
+    def failing(model: nn.Module, batch: Any) -> float:
+        calls.append(1)
+        if len(calls) == 8:
+            raise RuntimeError
+        return float(loss(model, batch))
+
+    for given in (loss, failing):
+        calls: list[int] = []
+        try:
+            bnt.diagnose(model, data(1, 128), loss=given, verbose=False)
+        except ValueError:
+            assert given is failing
+        assert [t.numpy().tobytes() for t in model.state_dict().values()] == state
+        assert torch.equal(torch.get_rng_state(), rng)
+        assert [m.training for m in model.modules()] == modes
+        assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_report(capsys):
+    model = trained(3)
+    model[4].running_var.mul_(6)
+    found = bnt.diagnose(model, data(1), loss=loss)
+    text = capsys.readouterr().out
+    assert text == f"{found}\n" == f"{found!r}\n"
+    assert re.search(r"^loss [\d.]+ in evaluation, [\d.]+ with batch statistics, [\d.]+ recalibrated: .* cost", text)
+    assert re.search(r"^4 +32 +\S+ +[567]\.\d\d +[567]\.\d\d +1.00 ", text, re.MULTILINE)
+    assert "1  4: its running statistics are not those that the update rule gives at these weights (lag: var" in text
+    facts = json.loads(found.to_json())
+    assert facts["findings"][0]["code"] == "lag"
+    assert facts["losses"] == found.losses
+    assert [layer["name"] for layer in facts["layers"]] == NAMES
+    assert 5 < facts["layers"][1]["variance"]["lag"] < 7
+    healthy = bnt.diagnose(trained(3), data(1), verbose=False)
+    assert str(healthy).endswith("nothing found")
+    assert json.loads(healthy.to_json())["losses"] is None
+    model[1].running_mean[0] = torch.nan
+    spoilt = bnt.diagnose(model, data(1), verbose=False)
+    assert spoilt.findings[0].code == "non-finite"
+    assert json.loads(spoilt.to_json())["layers"][0]["mean"]["lag"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "codes"),
+    [
+        ({}, lambda layer: None, ["never-updated"]),
+        ({}, lambda layer: layer.running_var.zero_(), ["never-updated"]),
+        ({}, lambda layer: layer.running_mean.fill_(torch.inf), ["non-finite"]),
+        ({}, lambda layer: layer.running_var.fill_(-1), ["negative variance"]),
+        ({}, lambda layer: (layer.running_mean.fill_(1), layer.running_var[0].fill_(1e-6)), ["eps decides"]),
+        ({"momentum": 0.9}, lambda layer: layer.running_mean.fill_(1), ["large momentum"]),
+        (
+            {"momentum": 0.003}, lambda layer: (layer.running_mean.fill_(1), layer.num_batches_tracked.fill_(258)),
+            ["start"],
+        ),
+        ({}, lambda layer: (layer.running_mean.fill_(1), layer.num_batches_tracked.fill_(258)), []),
+        ({"momentum": None}, lambda layer: layer.running_mean.fill_(1), []),
+        ({"track_running_stats": False}, lambda layer: None, []),
+    ],
+)  # fmt: skip
+def test_what_a_record_tells_by_itself(options, change, codes):
+    layer = nn.BatchNorm1d(3, **options)
+    change(layer)
+    found = findings_of(record_of(norms_of(layer)[0]))
+    assert [each.code for each in found] == codes
+    if codes == ["start"]:
+        assert found[0].sentence == (
+            "46% of the statistics are still those of the start, after 258 batches with momentum=0.003"
+        )
+
+
+@pytest.mark.parametrize(
+    ("train", "kind", "said"),
+    [
+        (torch.ones(8, 6), TypeError, "diagnose: train must be an iterable of batches, as in training; got Tensor"),
+        ([torch.ones(8, 6)] * 3, ValueError, "diagnose: train must have 4 batches at least, as in training"),
+        (7, TypeError, "train must be an iterable of batches, as in training; got int"),
+    ],
+)
+def test_refusals(train, kind, said):
+    with pytest.raises(kind, match=re.escape(said)):
+        bnt.diagnose(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)), train)
+    with pytest.raises(TypeError, match="diagnose: model must be a"):
+        bnt.diagnose(nn.BatchNorm1d, train)
+
+
+def test_few_positions_are_a_remark():
+    model = trained(4)
+    found = bnt.diagnose(model, [x[:8] for x, _ in data(1)], test=[x for x, _ in data(2)], verbose=False)
+    assert [each[:2] for each in found.findings if each.code == "few positions"] == [
+        ("few positions", n) for n in NAMES
+    ]
