@@ -14,7 +14,7 @@ BN_INLINE void put_units(T* out, int64_t j, int64_t end, int64_t period, const U
   for (int64_t column = period == kNoPeriod ? 0 : j % period; j < end; column -= period) {
     int64_t stop = end;
     if (period != kNoPeriod && period - column < end - j) stop = j + period - column;
-    for (; j < stop; j += kLanes, column += kLanes) put<Past>(out + j, unit(j, column));
+    for (; j < stop; j += kLanes, column += kLanes) put<Past>(out + j, inlined_or_called<kCalls<Compute<T>>>(unit, j, column));
     if (period == kNoPeriod) return;
   }
 }
@@ -22,7 +22,8 @@ BN_INLINE void put_units(T* out, int64_t j, int64_t end, int64_t period, const U
 // A run of n >= 16 elements. Its last unit overlaps the one before, and is computed first, for the output may be an input.
 template <class T, class Unit> BN_INLINE void each_unit(T* out, int64_t n, int64_t period, const Unit& unit) {
   const int64_t last = n - kLanes;
-  const U<Compute<T>> at_end = unit(last, period == kNoPeriod ? 0 : last % period);
+  const int64_t column = period == kNoPeriod ? 0 : last % period;
+  const U<Compute<T>> at_end = inlined_or_called<kCalls<Compute<T>>>(unit, last, column);
   put_units<false>(out, 0, last, period, unit);
   store(out + last, at_end);
 }
@@ -114,13 +115,14 @@ BN_INLINE void apply_of(const Runs& runs, const Coefs& k, int64_t period, Activa
     const Of center(k.center, i), scale(k.scale, i), shift(k.shift, i);
     over<Past>(at.out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       U<C> z = multiply_add(load(at.x + j) - center(c), scale(c), shift(c));
-      if (Residual) z = z + load(at.residual + j);
+      if (Residual && (!kSmall || at.residual)) z = z + load(at.residual + j);
       return then == Then::none ? z : then == Then::clip ? bounds.clip(z) : activate_any(act, slope, z);
     });
   });
   if (Past) fence();
 }
 template <class T, class Of> BN_INLINE void apply_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if constexpr (kCalls<Compute<T>>) return apply_of<T, Of, true, false, Then::any>(runs, k, period, act);
   const bool plain = act == Activation::none && !runs.residual && !runs.past_cache && kHasTogether;
   if (plain) return apply_of<T, Of, false, false, Then::none>(runs, k, period, act);
   if (!is_clip(act) && runs.residual) apply_of<T, Of, true, false, Then::any>(runs, k, period, act);
@@ -149,13 +151,14 @@ BN_INLINE void inner_of(const Runs& runs, const Coefs& k, int64_t period, Activa
     over<false>(at.out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       const U<C> unit = load(at.x + j);
       U<C> z = multiply_add(unit - center(c), scale(c), shift(c));
-      if (Residual) z = z + load(at.residual + j);
+      if (Residual && (!kSmall || at.residual)) z = z + load(at.residual + j);
       const U<C> h = Clips ? where_inside(z, most, load(at.g + j)) : activate_any_backward(act, slope, z, load(at.g + j));
       return omits ? where_number(unit, h) : h;
     });
   });
 }
 template <class T, class Of> BN_INLINE void inner_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
+  if constexpr (kCalls<Compute<T>>) return inner_of<T, Of, true, false>(runs, k, period, act);
   if (!runs.residual) inner_of<T, Of, false, false>(runs, k, period, act);
   else if (is_clip(act)) inner_of<T, Of, true, true>(runs, k, period, act);
   else inner_of<T, Of, true, false>(runs, k, period, act);
@@ -183,7 +186,7 @@ BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activat
     over<Past>(at.out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       const U<C> unit = load(at.x + j), d = unit - center(c);
       U<C> h = load(at.g + j);
-      if (Clips) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
+      if (Clips && (!kSmall || act != Activation::none)) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
       if (W != Weighing::none) {
         const U<C> w = W == Weighing::by_run ? of_run : load_raw(weights + j);
         h = h - if_less(zero, w, multiply_add(d, k1(c), k0(c)) * w, zero);
@@ -197,7 +200,7 @@ BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activat
 }
 template <class T, class Of, Weighing W>
 BN_INLINE void grad_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
-  const bool clips = act != Activation::none;
+  const bool clips = kSmall || act != Activation::none;
   if (runs.weights && clips) grad_of<T, Of, true, true, false, W>(runs, k, period, act);
   else if (runs.weights) grad_of<T, Of, true, false, false, W>(runs, k, period, act);
   else if (runs.past_cache && k.k1 == nullptr) grad_of<T, Of, false, true, kStreams>(runs, k, period, act);

@@ -4,7 +4,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/apply.h"
-#ifndef BN_OTHER_TYPES
+#ifndef BN_ONLY_STORES
 #include "kernels/per_channel.h"
 #endif
 #include "kernels/sums.h"
@@ -81,6 +81,7 @@ template <class C> void choose(char* z, const double* wide, const char* is_wide,
   }
 }
 
+#ifndef BN_ONLY_STORES
 template <class T> constexpr Leaves leaves_of() {
   using C = Compute<T>;
   return {sizeof(T),
@@ -157,20 +158,14 @@ uint64_t add_words(const char* from, int64_t bytes) {
   return total;
 }
 
-constexpr Leaves bf16 = leaves_of<BFloat16>();
-#ifndef BN_OTHER_TYPES
-constexpr Leaves f64 = leaves_of<double>(), f32 = leaves_of<float>(), f16 = leaves_of<Half>();
+constexpr Leaves f64 = leaves_of<double>(), f32 = leaves_of<float>(), f16 = leaves_of<Half>(), bf16 = leaves_of<BFloat16>();
 #endif
 
 }  // namespace
 
 namespace BN_ISA {
-#ifdef BN_OTHER_TYPES  // an instruction set that has something for bfloat16, and is another for all else
-extern const Isa isa = {{BN_OTHER_TYPES::isa.leaves[0], BN_OTHER_TYPES::isa.leaves[1], BN_OTHER_TYPES::isa.leaves[2], &bf16},
-                        BN_OTHER_TYPES::isa.channels,
-                        copy_runs,
-                        stream,
-                        add_words};
+#ifdef BN_ONLY_STORES
+extern const Stores stores = {apply<BFloat16>, inner<BFloat16>, grad<BFloat16>, from_compute<BFloat16>};
 #else
 extern const Isa isa = {{&f64, &f32, &f16, &bf16}, &per_channel, copy_runs, stream, add_words};
 #endif

@@ -134,6 +134,14 @@ struct Isa {
   uint64_t (*add_words)(const char* from, int64_t bytes);     // little-endian
 };
 
+// The leaves of bfloat16 that store, of an instruction set that rounds to it and is another for all else.
+struct Stores {
+  void (*apply)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  void (*inner)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  void (*grad)(const Runs& runs, Coefs k, int64_t period, Activation act);
+  void (*from_compute)(char* to, const char* from, int64_t n);
+};
+
 namespace portable {
 extern const Isa isa;
 }
@@ -144,7 +152,8 @@ namespace avx512 {
 extern const Isa isa;
 }
 namespace avx512bf16 {
+extern const Stores stores;  // beside avx512
 extern const Isa isa;
-}
+}  // namespace avx512bf16
 
 }  // namespace batchnorm

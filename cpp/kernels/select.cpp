@@ -10,6 +10,26 @@
 #include "kernels/kernels.h"
 
 namespace batchnorm {
+
+#if defined(BN_HAS_avx512) && defined(BN_HAS_avx512bf16)
+namespace avx512bf16 {
+namespace {
+// Put together here, where any processor may do it.
+Leaves with_stores(Leaves leaves) {
+  leaves.apply = stores.apply, leaves.inner = stores.inner, leaves.grad = stores.grad;
+  leaves.from_compute = stores.from_compute;
+  return leaves;
+}
+Isa with_bfloat16(Isa isa, const Leaves& leaves) {
+  isa.leaves[static_cast<int>(DType::bf16)] = &leaves;
+  return isa;
+}
+const Leaves bf16 = with_stores(*avx512::isa.leaves[static_cast<int>(DType::bf16)]);
+}  // namespace
+const Isa isa = with_bfloat16(avx512::isa, bf16);
+}  // namespace avx512bf16
+#endif
+
 namespace {
 
 #ifdef BN_X86

@@ -39,6 +39,14 @@ constexpr bool kStreams = false, kHasTogether = false;
 #define BN_INLINE_IF_SHORT __attribute__((noinline))
 #endif
 
+// For x86 without AVX2 the code is made small, not fast: a unit is four vectors or eight, and a fused operation thirty
+// instructions. One loop asks in each unit for what others have loops for.
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr bool kSmall = false;
+#else
+constexpr bool kSmall = true;
+#endif
+
 // Arithmetic is in double for float64 data and in float for everything else.
 template <class T> using Compute = std::conditional_t<std::is_same<T, double>::value, double, float>;
 
@@ -51,6 +59,16 @@ template <class C> struct U {
   V v[N];
 };
 #define BN_EACH(C, i) _Pragma("GCC unroll 16") for (int i = 0; i < U<C>::N; ++i)
+
+// f of so and so, called and not inlined where the code of floats is to be small; doubles are never fused.
+template <class C> constexpr bool kCalls = kSmall && sizeof(C) == 4;
+template <class F, class... Arguments> __attribute__((noinline)) auto call(const F& f, Arguments... arguments) {
+  return f(arguments...);
+}
+template <bool Calls, class F, class... Arguments> BN_INLINE auto inlined_or_called(const F& f, Arguments... arguments) {
+  if constexpr (Calls) return call(f, arguments...);
+  else return f(arguments...);
+}
 
 template <class C> BN_INLINE U<C> operator+(U<C> a, U<C> b) {
   BN_EACH(C, i) a.v[i] += b.v[i];

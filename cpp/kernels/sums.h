@@ -18,10 +18,12 @@ template <class C> struct Terms<C, false> {
   U<C> d;
 };
 template <bool G, bool Clips, class C, class Gradient, class Scale, class Shift>
-BN_INLINE Terms<C, G> terms_of(U<C> x, U<C> center, U<C> most, const Gradient& g, const Scale& scale, const Shift& shift) {
+BN_INLINE Terms<C, G> terms_of(U<C> x, U<C> center, U<C> most, Activation act, const Gradient& g, const Scale& scale,
+                               const Shift& shift) {
   const U<C> d = x - center;
   if constexpr (!G) return {d};
   else if constexpr (!Clips) return {d, g()};
+  else if (kSmall && act == Activation::none) return {d, g()};
   else return {d, where_inside(multiply_add(d, scale(), shift()), most, g())};
 }
 
@@ -36,9 +38,23 @@ template <class C> BN_INLINE Sum<C> pair_of(Terms<C, true> a, Terms<C, true> b) 
 template <class C> BN_INLINE Sum<C> pair_of(Terms<C, false> a, Terms<C, false> b) {
   return {a.d + b.d, multiply_add(b.d, b.d, a.d * a.d)};
 }
-template <class Term> BN_INLINE auto four_of(const Term& term) {
-  const auto a = term(0), b = term(1), c = term(2), d = term(3);
+template <bool Calls, class Term> BN_INLINE auto four_of(int first, const Term& term) {
+  const auto at = [&](int t) BN_INLINE_LAMBDA { return inlined_or_called<Calls>(term, first + t); };
+  const auto a = at(0), b = at(1), c = at(2), d = at(3);
   return pair_of(a, b) + pair_of(c, d);
+}
+template <bool Calls, class Term> BN_INLINE auto eight_of(const Term& term) {
+  if (!kSmall) {
+    const auto first = four_of<Calls>(0, term);
+    return first + four_of<Calls>(4, term);
+  }
+  decltype(four_of<Calls>(0, term)) sum;
+#pragma GCC unroll 1
+  for (int first = 0; first < 8; first += 4) {
+    const auto four = four_of<Calls>(first, term);
+    sum = first == 0 ? four : sum + four;
+  }
+  return sum;
 }
 
 // Which elements are summed: all; those that are not NaN; or some: those in `lanes`, and of them, but for those in `anyway`, those
@@ -62,7 +78,7 @@ template <bool Joined, class T> struct Units {
   const T* at;
   int64_t inner, left, jump;  // left: positions of this run from `at` on; jump: from its end to the next one
 
-  BN_INLINE U<Compute<T>> next() {
+  BN_INLINE_IF_SHORT U<Compute<T>> next() {
     const T* here = at;
     at += kLanes;
     if (!Joined || __builtin_expect(left >= kLanes, 1)) {
@@ -108,12 +124,12 @@ BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, 
     const auto term = [&](int) BN_INLINE_LAMBDA {
       const U<C> unit = x.next();
       auto of = terms_of<G, Clips>(
-          unit, center, most, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
+          unit, center, most, act, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
       select<which>(of, unit, lanes_of<C>(*bits), anyway, counter);
       if (which == Which::some) bits += step;
       return of;
     };
-    const Sum<C> first = four_of(term), sum = first + four_of(term);
+    const Sum<C> sum = eight_of<kCalls<C>>(term);
     s_all += fold(sum.s), q_all += fold(sum.q);
   }
   std::memcpy(acc, &s_all, sizeof s_all), std::memcpy(acc + 4, &q_all, sizeof q_all);
@@ -154,7 +170,7 @@ BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int
       weights += kLanes;
       return Terms<double, true>{d, w * d};
     };
-    const Sum<double> first = four_of(term), sum = first + four_of(term);
+    const Sum<double> sum = eight_of<kSmall>(term);
     Four s, q;
     std::memcpy(&s, acc, sizeof s), std::memcpy(&q, acc + 4, sizeof q);
     s += fold(sum.s), q += fold(sum.q);
@@ -171,7 +187,7 @@ template <class T>
 void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, bool omits, double* acc) {
   using C = Compute<T>;
   static constexpr C kZero = 0, kOne = 1;
-  const bool clips = act != Activation::none;
+  const bool clips = kSmall || act != Activation::none;
   if (kHasTogether && omits) {
     // Without an activation z is 1, or NaN, which are inside of its bounds.
     if (!clips) k.scale = reinterpret_cast<const char*>(&kZero), k.shift = reinterpret_cast<const char*>(&kOne);
@@ -213,7 +229,8 @@ template <class T, bool G, bool Clips> struct Lane {
 
   template <int First, int Rows> BN_INLINE void add(unsigned counts, C* s_to, C* rest, bool begins) const {
     constexpr unsigned all = ((1u << Rows) - 1) << First;
-    if ((counts & all) == all && !omits) add_rows<First, Rows, Which::all>(counts, s_to, rest, begins);
+    if (kSmall) add_rows<First, Rows, Which::some>(counts, s_to, rest, begins);
+    else if ((counts & all) == all && !omits) add_rows<First, Rows, Which::all>(counts, s_to, rest, begins);
     else if ((counts & all) == all && !G && kHasTogether) add_rows<First, Rows, Which::numbers>(counts, s_to, rest, begins);
     else add_rows<First, Rows, Which::some>(counts, s_to, rest, begins);
   }
@@ -247,12 +264,11 @@ template <class T, bool G, bool Clips> struct Lane {
         if (which == Which::some && (counts >> t & 1) == 0) return Terms<C, G>{};
         const U<C> unit = load(x + at + t * x_step);
         auto of =
-            terms_of<G, Clips>(unit, center, most, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
+            terms_of<G, Clips>(unit, center, most, act, [&]() BN_INLINE_LAMBDA { return load(g + at + t * g_step); }, scale, shift);
         if constexpr (!G || kHasTogether) select<which>(of, unit, all, anyway, counter);
         return of;
       };
-      Sum<C> sum = four_of([&](int t) BN_INLINE_LAMBDA { return term(First + t); });
-      if (Rows == 8) sum = sum + four_of([&](int t) BN_INLINE_LAMBDA { return term(4 + t); });
+      Sum<C> sum = Rows == 8 ? eight_of<kCalls<C>>(term) : four_of<kCalls<C>>(First, term);
       if (First > 0) sum = Sum<C>{load_raw(rest + i), load_raw(q_rest + i)} + sum;
       if (First + Rows < 8) {
         store_raw(rest + i, sum.s), store_raw(q_rest + i, sum.q);
@@ -307,7 +323,7 @@ void moments_rows(const char* x, int64_t step, There there, int64_t width, const
 template <class T>
 void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width, Coefs k, Activation act,
                char* scratch, double* acc) {
-  if (act != Activation::none) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
+  if (kSmall || act != Activation::none) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
   else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
 }
 
@@ -330,7 +346,7 @@ void moments_weighted_rows(const char* x, int64_t step, const double* weights, i
         r += kLanes;
         return Terms<double, true>{d, fill(w) * d};
       };
-      const Sum<double> first = four_of(term), sum = first + four_of(term);
+      const Sum<double> sum = eight_of<kSmall>(term);
       four[l & 3] = l < 4 ? sum : four[l & 3] + sum;
     }
     for (int j = 0; j < 4; ++j) {
@@ -374,7 +390,7 @@ void moments_narrow(const char* x, int64_t cells, int64_t channels, const char* 
 template <class T>
 void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, bool omits, char* scratch,
                  double* acc) {
-  if (act != Activation::none) add_narrow_cells<T, true, true>(x, g, cells, channels, k, act, omits, scratch, acc);
+  if (kSmall || act != Activation::none) add_narrow_cells<T, true, true>(x, g, cells, channels, k, act, omits, scratch, acc);
   else add_narrow_cells<T, true, false>(x, g, cells, channels, k, act, omits, scratch, acc);
 }
 
