@@ -44,15 +44,15 @@ ZH = {
 }  # fmt: skip
 NOTES = {
     "networks": {
-        "en": "{where}. Training steps: how many times as fast as PyTorch's own; bold where slower. bfloat16 is "
-        "autocast. The share of the gain: 1 is the step without batch norm and activations, which no batch norm beats.",
-        "zh": "{where}。训练步的速度是 PyTorch 自身的多少倍，加粗表示更慢。bfloat16 指 autocast。收益份额：1 "
-        "表示去掉批归一化与激活后的训练步，任何批归一化都不会更快。",
+        "en": "{where}. Bold figures are slower than PyTorch. bfloat16 rows run under autocast. No batch norm can "
+        "beat the limit, where the share is 1.",
+        "zh": "{where}。加粗表示比 PyTorch 慢。bfloat16 各行在 autocast 下运行。任何批归一化都不会超过 limit，"
+        "那里的份额是 1。",
     },
     "functions": {
-        "en": "{where}. PyTorch's own calls with our kernels: how many times faster, geometric means and the worst; "
-        "bold where slower.",
-        "zh": "{where}。PyTorch 自身的调用改用我们的内核后快多少倍：几何平均与最差值，加粗表示更慢。",
+        "en": "{where}. Each figure is a geometric mean over the shapes; the last column shows the worst case. Bold "
+        "figures are slower than PyTorch.",
+        "zh": "{where}。每个数是各形状的几何平均，最后一列是最差的情况。加粗表示比 PyTorch 慢。",
     },
 }
 

@@ -296,8 +296,10 @@ def test_what_is_said(capsys):
     x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
     bnt.recalibrate(model, [x, x], only="0")
     assert capsys.readouterr().out == (
-        "recalibrated 1 batch normalization (whole: the whole data as one batch), 4 samples in 2 batches, one pass\n"
-        "most moved: the mean of 0, by 1.73 std; the variance of 0, ×133\n"
+        "recalibrated 1 batch normalization (whole: the whole data as one batch) from 4 samples in 2 batches, in "
+        "one pass\n"
+        "the mean of layer 0 moved most, by 1.73 standard deviations; the variance of layer 0 changed most, by a "
+        "factor of 133\n"
     )
     _recalibrate(model, [x, x])
     assert capsys.readouterr().out == ""

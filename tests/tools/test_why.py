@@ -326,7 +326,7 @@ def test_what_is_said_of_the_variants_follows_the_numbers(variants: float, said:
     seen = text_of(summary_of("small-batches", small(70, 70, variants)).reading)
     for sentence in (
         "batch renormalization had {0} right. {1} With",
-        "ghosts of 4, and 70.1 % (70.0–70.2) with the whole batch. {1} What",
+        "normalized together, and {0} if every 4 samples were normalized by themselves (ghost batches). {1} What",
     ):
         number = f"{variants + 0.1:.1f} % ({variants:.1f}–{variants + 0.2:.1f})"
         assert sentence.format(number, said) in seen

@@ -115,7 +115,7 @@ def _rows(text: str) -> int | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="batchnorm",
-        description="Batch normalization: explained, questioned by experiments, and done, on your data.",
+        description="Explain batch normalization, test it by experiments, and apply it to your data.",
     )
     parser.add_argument("--version", action="version", version=f"batchnorm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -152,12 +152,15 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "--axis",
         type=_axis,
         metavar="A",
-        help="axis of the channels; several as 1,3 or --axis=-1,-2; none pools everything; default 1",
+        help="axis of the channels (default: 1); several are written as 1,3 or --axis=-1,-2; the word none averages "
+        "over all axes together",
     )
-    parser.add_argument("--eps", type=float, help="added to the variance; default 1e-5")
+    parser.add_argument("--eps", type=float, help="number that is added to the variance (default: 1e-5)")
     parser.add_argument("--key", help="name of the array in an .npz")
     parser.add_argument(
-        "--columns", metavar="A,B", help="columns of a table, by name or number (from 0); default all of numbers"
+        "--columns",
+        metavar="A,B",
+        help="columns of a table, by name or number, counted from 0 (default: all that hold numbers)",
     )
     header = parser.add_mutually_exclusive_group()
     header.add_argument(
@@ -172,20 +175,22 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         default=None,
         dest="header",
-        help="it is data; default: data if all its cells are numbers",
+        help="the first line is data (default: it is data if all its cells are numbers)",
     )
     parser.add_argument(
         "--delimiter",
         type=_delimiter,
         metavar="D",
-        help=f'what stands between the cells of a {TEXTS}, such as ";" or tab; default as found',
+        help=f'what stands between the cells of a {TEXTS}, such as ";" or tab (default: what the file shows)',
     )
-    parser.add_argument("--decimal", choices=(".", ","), help="what stands before decimals in it; default as found")
+    parser.add_argument(
+        "--decimal", choices=(".", ","), metavar="S", help="decimal sign, . or , (default: what the file shows)"
+    )
     parser.add_argument(
         "--nan-policy",
         choices=NAN_POLICY.choices,
         help="what a missing value (NaN) does: it spreads over its channel, is left out of the statistics, or is "
-        "refused; default omit for tables, propagate for arrays",
+        "refused (default: omit for tables, propagate for arrays)",
     )
 
 
@@ -194,15 +199,22 @@ def _add_explain(commands: Any) -> None:
         "explain",
         help="show what batch normalization does to an array or a table",
         description="Show which values are averaged together, the formulas with their numbers, every channel before "
-        "and after, and what is kept and lost. Without FILE: a worked example of five rows and five columns.",
+        "and after, and what is kept and lost. Without FILE, it explains an example of five rows and five columns.",
     )
     parser.add_argument("file", nargs="?", metavar="FILE", type=Path, help=f"{READABLE_OR}, or - for standard input")
     _add_data_options(parser)
     parser.add_argument(
-        "--channel", default="0", metavar="C", help="channel of the formulas: a number, or a column's name; default 0"
+        "--channel",
+        default="0",
+        metavar="C",
+        help="channel whose numbers the formulas show: a number, or a column's name (default: 0)",
     )
     parser.add_argument(
-        "--rows", type=_rows, default=12, metavar="N", help="rows in the table of channels, or all; default 12"
+        "--rows",
+        type=_rows,
+        default=12,
+        metavar="N",
+        help="number of rows in the table of channels, or all (default: 12)",
     )
     add_language(parser)
     form = parser.add_mutually_exclusive_group()
@@ -212,7 +224,7 @@ def _add_explain(commands: Any) -> None:
         nargs="?",
         const=PRINTED,
         metavar="FILE",
-        help="all numbers as JSON, printed or written to FILE, which ends in .json; NaN and infinity are texts",
+        help="print all numbers as JSON, or write them to FILE, whose name ends in .json; NaN and infinity become text",
     )
     form.add_argument(
         "--html",
@@ -228,8 +240,8 @@ def _add_normalize(commands: Any) -> None:
         "normalize",
         aliases=["normalise"],
         help="write a normalized copy of a file",
-        description="Normalize an array or a table, in blocks where it is larger than memory. OUT appears when it is "
-        "complete; it may be IN.",
+        description="Normalize an array or a table. A file larger than memory is read in blocks. OUT appears only "
+        "when it is complete, and it may be IN.",
     )
     parser.add_argument("input", metavar="IN", type=Path, help=f"{READABLE_OR}, or - for standard input")
     parser.add_argument(
@@ -264,7 +276,8 @@ def _add_moments(commands: Any) -> None:
         "moments",
         help="save the moments of one file, or of several together",
         description="Gather count, mean and variance of every channel, merge those of all files, and save them for "
-        "normalize --use-moments or bn.load_moments. The columns of the first table, by name, are those of all.",
+        "normalize --use-moments or bn.load_moments. From every table it takes the columns that it takes from the "
+        "first, by name.",
     )
     parser.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help=f"{READABLE_OR}, or - for standard input")
     parser.add_argument(

@@ -105,14 +105,15 @@ def _held(layer: nn.Module) -> Setting:
 
 
 def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextManager[None]:
-    """Inside of ``with hold(model):`` no running statistics and no count move; outputs and gradients are the same.
+    """Inside ``with hold(model):`` running statistics and counts do not change; outputs and gradients are the same.
 
-    For forwards that are not to be counted: the second one of SAM, adversarial examples, inner loops of meta-learning,
-    passes that warm up or measure. Layers normalize with what they would without it: the batch in training, the running
-    statistics in evaluation.
+    Use it for forwards that should not count: the second one of SAM, adversarial examples, inner loops of
+    meta-learning, passes that warm up or measure. Layers normalize with what they would use without it: the batch in
+    training, the running statistics in evaluation.
 
-    Works for torch.nn's layers, their subclasses that ask `track_running_stats` as torch.nn's do (timm's are), and
-    ours. It is of the model, so of all threads that run it. Blocks nest, and may be left by exceptions.
+    It works for torch.nn's layers, for their subclasses that look at `track_running_stats` as torch.nn's do (such as
+    timm's), and for ours. It holds for the model, so for all threads that run it. Blocks nest, and may be left by
+    exceptions.
 
     Parameters
     ----------
@@ -137,8 +138,8 @@ def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextMa
     -----
     Copy and save models outside of the block: a copy that is made inside stays held.
 
-    A checkpoint (`torch.utils.checkpoint`) computes its forward again in the backward. Layers of ours do not move their
-    statistics then. Those of torch.nn do, so let the backward be inside, too.
+    `torch.utils.checkpoint` runs a forward again during the backward. Our layers do not move their statistics then.
+    Those of torch.nn do, so call the backward inside the block, too.
 
     Examples
     --------

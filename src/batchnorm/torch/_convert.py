@@ -86,7 +86,8 @@ def convert(
     """Make every `torch.nn.BatchNorm1d`, `2d` and `3d` of a model one of ours, in place; set options of all of ours.
 
     Only the class of these modules changes: each stays the object it is, with its parameters, buffers, hooks, mode,
-    device and dtype. Only modules of exactly those classes are converted; others that normalize by batch are named.
+    device and dtype. Only modules of exactly those classes are converted; others that normalize by
+    the batch are left, and the report names them.
 
     Parameters
     ----------

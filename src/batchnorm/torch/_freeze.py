@@ -77,8 +77,8 @@ def freeze(
     train_affine
         False: weight and bias get no gradient (``requires_grad`` is off and ``grad`` None), so no optimizer moves them.
     only
-        Names of layers or of what they are in, patterns such as ``"backbone.*"``, or a function of a name and a module.
-        None: all.
+        Names of layers or of modules that contain them, patterns such as ``"backbone.*"``, or a function of a name and
+        a module. None: all.
     verbose
         Print what was frozen and how, and what was left and why.
 

@@ -105,17 +105,20 @@ class Recalibration:
         passes = "one pass" if self.passes == 1 else f"{self.passes} passes"
         batches = "one batch" if self.batches == 1 else f"{self.batches} batches"
         lines = [
-            f"recalibrated {counted(len(self.layers))} ({self.how}: {_SAID[self.how]}), {self.samples} samples in "
-            f"{batches}, {passes}"
+            f"recalibrated {counted(len(self.layers))} ({self.how}: {_SAID[self.how]}) from {self.samples} samples in "
+            f"{batches}, in {passes}"
         ]
         moved = max(self.layers, key=lambda layer: float(layer.mean_moved.abs().max()))
         became = max(self.layers, key=lambda layer: float(_off(layer).max()))
+        by, factor = float(moved.mean_moved.abs().max()), float(became.var_ratio[_off(became).argmax()])
         lines.append(
-            f"most moved: the mean of {moved.name}, by {float(moved.mean_moved.abs().max()):.3g} std; the variance of "
-            f"{became.name}, ×{float(became.var_ratio[_off(became).argmax()]):.3g}"
+            f"the mean of {_named(moved)} moved most, by {by:.3g} standard deviations; the variance of "
+            f"{_named(became)} changed most, by a factor of {factor:.3g}"
         )
         if self.skipped:
-            lines.append(f"left out {self.skipped} batches with NaN or infinity")
+            lines.append(
+                f"left out {'one batch' if self.skipped == 1 else f'{self.skipped} batches'} with NaN or infinity"
+            )
         return "\n".join([*lines, *self.notes])
 
     __repr__ = __str__
@@ -135,10 +138,11 @@ def recalibrate(
     progress: Progress | None = None,
     verbose: bool = True,
 ) -> Recalibration:
-    """Make the running statistics of a model those of some data, at the weights it has now.
+    """Compute the running statistics of a model anew from data, with the weights that it has now.
 
-    For weights that were averaged (EMA, SWA), replaced (schedule-free optimizers), loaded or fine-tuned: their running
-    statistics are of other weights. The three definitions differ in what they call the statistics of the data:
+    Weights may have been averaged (EMA, SWA), replaced (schedule-free optimizers), loaded or fine-tuned since. Then the
+    running statistics belong to other weights. The three definitions differ in what they call the statistics of the
+    data:
 
     "whole"
         Those of the whole data as one batch: of what a layer gets in evaluation, with the new statistics in all layers
@@ -148,10 +152,11 @@ def recalibrate(
         The moments of all batches, merged, where the layers before normalize by the batch (Wu and Johnson 2021). Takes
         any control flow. The batch size matters.
     "batches"
-        The mean over batches of mean and variance, where the layers before normalize by the batch (Ioffe and Szegedy
-        2015, algorithm 2; `torch.optim.swa_utils.update_bn`). Each batch weighs the same, whatever its size.
+        The mean and the variance of each batch, averaged over the batches, where the layers before normalize by the
+        batch (Ioffe and Szegedy 2015, algorithm 2; `torch.optim.swa_utils.update_bn`). Each batch weighs the same,
+        whatever its size.
 
-    All other layers, dropout say, are in evaluation in all three.
+    All other layers, such as dropout, are in evaluation mode in all three.
 
     Parameters
     ----------
@@ -163,7 +168,7 @@ def recalibrate(
     how
         Which definition.
     samples
-        Stop after the batch that completes so many. None: all.
+        Stop after the batch that completes this number of samples. None: use all.
     forward
         Called as ``forward(model, batch)`` in place of ``model(batch)``; it may take batches of any kind.
     only
@@ -350,6 +355,10 @@ def _written(new: Sequence[tuple[Norm, Statistics, int]]) -> list[tuple[Any, str
 
 def _put(values: Sequence[tuple[Any, str, Tensor]]) -> None:
     put_back([(getattr(layer, name), value) for layer, name, value in values])
+
+
+def _named(layer: RecalibratedLayer) -> str:
+    return f"layer {layer.name}" if layer.name else "the layer"
 
 
 def _off(layer: RecalibratedLayer) -> Tensor:

@@ -18,16 +18,21 @@ def add_bench(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="measure the speed on this machine, beside copies, PyTorch and oneDNN",
-        description="Verify, then time the functions on named shapes, in turn with copies of the tensor and, where it "
-        "is installed, PyTorch as it is, accelerated, and with oneDNN's kernels. Takes about a minute; wants an idle "
-        "machine.",
+        description="Check the results of the functions on named shapes, then time them in turn with copies of the "
+        "tensor. If PyTorch is installed, time it, too: as it is, accelerated, and with oneDNN's kernels. The "
+        "command takes about a minute and needs an idle machine.",
     )
     parser.add_argument(
-        "--threads", type=_threads, metavar="N,M", help="numbers of threads, each measured; default one per processor"
+        "--threads",
+        type=_threads,
+        metavar="N,M",
+        help="measure with each of these numbers of threads (default: one per processor)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument("--shapes", type=Path, metavar="FILE", help="a list of shapes, each line as: name, 32x64x56x56")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and contiguous tensors only")
+    parser.add_argument(
+        "--shapes", type=Path, metavar="FILE", help="a file with one shape per line, such as: name, 32x64x56x56"
+    )
+    parser.add_argument("--quick", action="store_true", help="measure fewer rounds, and contiguous tensors only")
     parser.set_defaults(run=run_bench)
 
 

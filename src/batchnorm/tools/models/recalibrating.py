@@ -14,10 +14,10 @@ def add_recalibrate(commands: Any) -> None:
     """Add the command to the commands of ``batchnorm``."""
     parser = commands.add_parser(
         "recalibrate",
-        help="make the running statistics of a PyTorch model those of some data",
+        help="compute the running statistics of a PyTorch model anew from data",
         description="Build a model, load its state, recalibrate it on data, and write the state with the new running "
-        "statistics. This imports MODEL and runs it: use code that you trust. OUT appears when it is complete; it may "
-        "be STATE.",
+        "statistics. This imports MODEL and runs it: use code that you trust. OUT appears only when it is complete, "
+        "and it may be STATE.",
     )
     add_model_options(parser)
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="where to write the state")
@@ -25,18 +25,27 @@ def add_recalibrate(commands: Any) -> None:
         "--how",
         choices=("whole", "pooled", "batches"),
         default="whole",
-        help="of the whole data as one batch (default); of all batches' moments, merged; or the mean over batches",
+        help="the statistics of the whole data as one batch (default), the merged moments of all batches, or the "
+        "mean over batches",
     )
-    parser.add_argument("--only", action="append", metavar="NAME", help='a layer or pattern, "backbone.*"; repeatable')
-    parser.add_argument("--samples", type=int, metavar="N", help="stop after the batch that completes so many")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help='layer to recalibrate, or a pattern such as "backbone.*"; may be repeated',
+    )
+    parser.add_argument("--samples", type=int, metavar="N", help="stop after the batch that completes N samples")
     parser.add_argument(
         "--on-nonfinite",
         choices=("raise", "skip"),
         default="raise",
-        help="a batch with NaN or infinity: refused (default), or left out from that layer on",
+        help="refuse a batch with NaN or infinity (default), or leave it out from that layer on",
     )
     parser.add_argument(
-        "--max-memory", type=_gib, metavar="GIB", help="for batches in flight; default half of the free"
+        "--max-memory",
+        type=_gib,
+        metavar="GIB",
+        help="most memory for the batches that run side by side (default: half of the free memory)",
     )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(run=run_recalibrate)
@@ -44,16 +53,23 @@ def add_recalibrate(commands: Any) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which model, and which data."""
-    parser.add_argument("model", metavar="MODEL", help="the function that makes the model: model.py:build")
+    parser.add_argument("model", metavar="MODEL", help="the function that makes the model, such as model.py:build")
     parser.add_argument("--state", metavar="STATE", type=Path, help="its state_dict: .pt, .pth or .safetensors")
-    parser.add_argument("--key", help="where in STATE, if it holds more, such as an optimizer's state")
     parser.add_argument(
-        "--train", metavar="FILE", type=Path, nargs="+", required=True, help="arrays of samples: .npy and others"
+        "--key", help="where the model's state is in STATE, if STATE holds more, such as an optimizer's state"
     )
     parser.add_argument(
-        "--batch-size", type=_positive, default=128, metavar="N", help="samples of a batch; default 128"
+        "--train",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="files with arrays of samples, .npy and others",
     )
-    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda; default cpu")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=128, metavar="N", help="number of samples in a batch (default: 128)"
+    )
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: cpu)")
 
 
 def _positive(text: str) -> int:

@@ -38,12 +38,14 @@ def add_why(commands: Any) -> None:
     parser = commands.add_parser(
         "why",
         help="run experiments that show what batch normalization is good for",
-        description="Train small networks with and without batch normalization on real data, and say what came out, "
-        "for the papers' claims and against them. The command prints what came out. It writes a page with figures, and "
+        description="Train small networks with and without batch normalization on real data, and say which claims of "
+        "papers hold. The command prints what came out. It writes a page with figures, and "
         "all numbers as JSON, if you name the files or say yes. It takes two to three minutes on two cores, and a "
         "second run gives the same bits.",
     )
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="which to run, see --list; default all")
+    parser.add_argument(
+        "experiments", nargs="*", metavar="EXPERIMENT", help="experiment to run, as --list names it (default: all)"
+    )
     parser.add_argument(
         "--list", action="store_true", help="say what the experiments ask and which papers claim it; run nothing"
     )
@@ -57,16 +59,18 @@ def add_why(commands: Any) -> None:
         "--seeds",
         type=_positive,
         metavar="N",
-        help=f"how many of each run; default {SEEDS}, {QUICK_SEEDS} with --quick",
+        help=f"number of random seeds, each a run of its own (default: {SEEDS}, or {QUICK_SEEDS} with --quick)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="take fewer steps, settings and seeds: for a try, not for evidence"
+        "--quick",
+        action="store_true",
+        help="take fewer steps, settings and seeds; the result is a first look, not evidence",
     )
-    parser.add_argument("--jobs", type=_positive, metavar="N", help="processes; default the processors there are")
+    parser.add_argument("--jobs", type=_positive, metavar="N", help="number of processes (default: one per processor)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument(
-        "--from", type=Path, dest="saved", metavar="FILE", help="draw the report of these results, and run nothing"
+        "--from", type=Path, dest="saved", metavar="FILE", help="read results that --json wrote, and run nothing"
     )
     add_language(parser)
     parser.set_defaults(run=run_why)

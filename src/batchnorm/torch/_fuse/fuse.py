@@ -28,7 +28,7 @@ def fuse(model: Model, *, verbose: bool = ..., return_report: Literal[True]) -> 
 
 
 def fuse(model: Model, *, verbose: bool = True, return_report: bool = False) -> Model | tuple[Model, Report]:
-    """Return a model that computes the same, batch normalization in one pass with the sum and the activation after it.
+    """Return a model that computes the same, but adds and activates in the same pass as it normalizes.
 
     ``activation(batch_norm(x) + residual)``, with or without the residual and the activation, becomes one step, forward
     and backward, in training and in evaluation. Activations are ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish and ELU;

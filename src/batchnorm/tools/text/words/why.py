@@ -214,19 +214,19 @@ WHY: dict[str, tuple[str, str]] = {
         "沿梯度方向走一段，有批归一化时损失的变化范围是 {with}，没有时是 {without}。",
     ),
     "why.smoother-loss.gradient_change": (
-        "The gradient changed by {with} (l2) with batch norm, and by {without} without it.",
-        "梯度的变化（l2）在有批归一化时是 {with}，没有时是 {without}。",
+        "The gradient changed by {with} (its l2 norm) with batch norm, and by {without} without it.",
+        "梯度的变化（l2 范数）在有批归一化时是 {with}，没有时是 {without}。",
     ),
     "why.smoother-loss.relative_change": (
         "As a multiple of its own length, the gradient changed by {with} with batch norm, and by {without} without it.",
         "相对于自身的长度，梯度的变化在有批归一化时是 {with}，没有时是 {without}。",
     ),
     "why.smoother-loss.less": (
-        "On the way of training, loss and gradient changed less along a step with batch norm.",
+        "During training, loss and gradient changed less along a step with batch norm.",
         "训练途中，有批归一化时损失和梯度沿一步的变化更小。",
     ),
     "why.smoother-loss.more": (
-        "On the way of training, loss and gradient changed more along a step with batch norm.",
+        "During training, loss and gradient changed more along a step with batch norm.",
         "训练途中，有批归一化时损失和梯度沿一步的变化更大。",
     ),
     "why.smoother-loss.mixed": (
@@ -234,21 +234,21 @@ WHY: dict[str, tuple[str, str]] = {
         "各项度量的结果并不都在同一边。",
     ),
     "why.smoother-loss.where": (
-        "The curves show where. At the first points nothing is learned yet, so they need not look like the rest.",
+        "The curves show at which steps. At the first points nothing is learned yet, so they may look unlike the rest.",
         "曲线显示差别在哪里。最初几点还什么都没学到，不必与其余部分相像。",
     ),
     "why.smoother-loss.but": (
-        "Both networks walk with the same step sizes, but each walks from points of its own path, and its gradients "
-        "have a length of their own. That is why the relative change is measured as well. One line says nothing about "
-        "other directions.",
+        "Both networks take steps of the same sizes, but each starts from points of its own path, and the gradients "
+        "of the two differ in length. That is why the relative change is measured as well. One line says nothing "
+        "about other directions.",
         "两个网络走的步长相同，但各自从自己路径上的点出发，梯度的长度也各不相同，所以还度量了相对变化。"
         "一条直线不能说明其他方向。",
     ),
     # noise
     "why.noise.title": ("Noise after it", "之后加噪声"),
     "why.noise.question": (
-        "Is it a steadier distribution that helps? Noise after batch norm takes the steadiness away.",
-        "有帮助的是更稳定的分布吗？在批归一化之后加噪声会消除这种稳定。",
+        "Does batch norm help because it makes distributions steadier? Noise after it takes the steadiness away.",
+        "批归一化有帮助，是因为它使分布更稳定吗？在它之后加噪声会消除这种稳定。",
     ),
     "why.noise.shift": (
         "With noise after batch norm, the mean of a unit moved by {noisy} standard deviations from one step to the "
@@ -256,7 +256,7 @@ WHY: dict[str, tuple[str, str]] = {
         "在批归一化之后加噪声时，一个单元的均值每步移动 {noisy} 个标准差；没有批归一化时移动 {without} 个标准差。",
     ),
     "why.noise.right": (
-        "On the way of training, the network had {noisy} right with the noise, and {without} without batch norm.",
+        "During training, the network had {noisy} right with the noise, and {without} without batch norm.",
         "训练途中，有噪声的网络答对 {noisy}，没有批归一化的网络答对 {without}。",
     ),
     "why.noise.stays": (
@@ -374,7 +374,7 @@ WHY: dict[str, tuple[str, str]] = {
         "批大小为 {size} 时，批归一化与组归一化没有明确差别。",
     ),
     "why.small-batches.froze_well": ("It helped to freeze the statistics.", "冻结统计量有帮助。"),
-    "why.small-batches.froze_badly": ("It did harm to freeze the statistics.", "冻结统计量有害。"),
+    "why.small-batches.froze_badly": ("Freezing the statistics did harm.", "冻结统计量有害。"),
     "why.small-batches.froze": (
         "It made no clear difference to freeze the statistics.",
         "冻结统计量没有明确差别。",
@@ -384,20 +384,20 @@ WHY: dict[str, tuple[str, str]] = {
         "批大小为 {size} 时，批重归一化答对 {right}。",
     ),
     "why.small-batches.ghosts": (
-        "With batches of {usual}, the network had {ghosts} right in ghosts of {ghost}, and {whole} with the whole "
-        "batch.",
-        "批大小为 {usual} 时，分成 {ghost} 个一组的 ghost 批答对 {ghosts}，整批答对 {whole}。",
+        "With batches of {usual}, the network had {whole} right if the whole batch was normalized together, and "
+        "{ghosts} if every {ghost} samples were normalized by themselves (ghost batches).",
+        "批大小为 {usual} 时，整批一起归一化答对 {whole}，每 {ghost} 个样本单独归一化（ghost 批）答对 {ghosts}。",
     ),
     "why.small-batches.better": ("That is clearly better.", "这明确更好。"),
     "why.small-batches.worse": ("That is clearly worse.", "这明确更差。"),
     "why.small-batches.equal": ("That is no clear difference.", "这没有明确差别。"),
     "why.small-batches.but": (
-        "What counts is the number of values behind each mean, and a batch of images brings many. In a fully connected "
-        "network a batch of 2 has two values. On the digits, this network has 8 in its last layer, and 128 in its "
-        "first. All networks saw the same few images, so large batches took few steps. One rule gave all of them their "
-        "learning rate; a rate of its own for each might move single points.",
-        "重要的是每个均值背后有多少个数，而一批图像带来很多。在全连接网络中，大小为 2 的批只有两个数；在手写数字上，"
-        "这个网络的最后一层有 8 个，第一层有 128 个。所有网络看的是同样少量的图像，所以批越大步数越少。"
+        "What counts is the number of values behind each mean, and images bring many. In a fully connected network, "
+        "a batch of 2 gives two values for each mean. In this convolutional network, it gives 128 in the first layer "
+        "and 8 in the last, on the digits. All networks saw the same few images, so large batches took few steps. "
+        "One rule set the learning rates of all networks; a separate rate for each might move single points.",
+        "重要的是每个均值背后有多少个数，而图像带来很多。在全连接网络中，大小为 2 的批给每个均值两个数；在手写数字上，"
+        "这个卷积网络的第一层有 128 个，最后一层有 8 个。所有网络看的是同样少量的图像，所以批越大步数越少。"
         "所有网络的学习率出自同一条规则；若各用各的学习率，个别点可能会移动。",
     ),
     # running-statistics
@@ -407,7 +407,7 @@ WHY: dict[str, tuple[str, str]] = {
         "累积的统计量能否代替训练时的统计量？",
     ),
     "why.running-statistics.way": (
-        "On the way of training, with batches of {size}, the network had {running} right with the running statistics, "
+        "During training, with batches of {size}, the network had {running} right with the running statistics, "
         "and {fresh} with recalibrated ones.",
         "训练途中，批大小为 {size} 时，用累积统计量的网络答对 {running}，用重新校准的答对 {fresh}。",
     ),
@@ -417,15 +417,15 @@ WHY: dict[str, tuple[str, str]] = {
         "训练结束时，批大小为 {size}，用累积统计量的网络答对 {running}，用重新校准的答对 {fresh}。",
     ),
     "why.running-statistics.lag": (
-        "On the way, the running statistics lag behind the network.",
+        "During training, the running statistics lag behind the network.",
         "训练途中，累积的统计量落后于网络。",
     ),
     "why.running-statistics.lead": (
-        "On the way, the running statistics did better than fresh ones.",
+        "During training, the running statistics did better than fresh ones.",
         "训练途中，累积的统计量胜过新收集的。",
     ),
     "why.running-statistics.even": (
-        "On the way, the running statistics were not clearly worse than fresh ones.",
+        "During training, the running statistics were not clearly worse than fresh ones.",
         "训练途中，累积的统计量没有明确地比新收集的差。",
     ),
     "why.running-statistics.noisy": (
@@ -468,8 +468,8 @@ WHY: dict[str, tuple[str, str]] = {
         "新的统计量能否修复在偏移测试集上的正确率？",
     ),
     "why.shifted-test.right": (
-        "On images of the kind “{shift}”, the network had {before} right with its own statistics, and {after} with new "
-        "ones.",
+        "On images with the shift “{shift}”, the network had {before} right with its own statistics, and {after} "
+        "with new ones.",
         "在“{shift}”的图像上，网络用原来的统计量答对 {before}，用新的答对 {after}。",
     ),
     "why.shifted-test.guessing": (
@@ -481,8 +481,8 @@ WHY: dict[str, tuple[str, str]] = {
         "在 {all} 种偏移中，新统计量明确更好的有 {better} 种，明确更差的有 {worse} 种。",
     ),
     "why.shifted-test.repaired": (
-        "New statistics from shifted images repaired part of what the shift had broken, without a label. They did so "
-        "for {names}.",
+        "New statistics from shifted images repaired part of what the shift had broken, and they needed no labels. "
+        "They did so for {names}.",
         "来自偏移图像的新统计量不用标签就修复了偏移造成的一部分损害：{names}。",
     ),
     "why.shifted-test.unrepaired": (
