@@ -140,6 +140,8 @@ def test_explain_channels_last_and_several_axes(capsys: Capture, rng: np.random.
     assert "Axes 1 and 3 are kept" in capsys.readouterr().out
     assert main(["explain", "x.npy", "--axis", "none"]) == 0
     assert "All 120 values have one mean" in capsys.readouterr().out
+    assert main(["explain", "--axis", "none"]) == 0  # of the example, too
+    assert "All 25 values have one mean" in capsys.readouterr().out
 
 
 def test_explain_every_kind_of_file_says_the_same(capsys: Capture, rng: np.random.Generator) -> None:

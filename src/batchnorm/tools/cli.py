@@ -345,7 +345,7 @@ def _explanation(options: argparse.Namespace) -> Explanation:
     remarks: Sequence[str] = ()
     nan_policy: Any = options.nan_policy or "propagate"
     if options.file is None:
-        options = argparse.Namespace(**{**vars(options), "axis": options.axis or (2,)})
+        options = argparse.Namespace(**{**vars(options), "axis": (2,) if options.axis is None else options.axis})
         x, source = EXAMPLE, Said("the_example")
         _refuse_file_options(options)
     else:
