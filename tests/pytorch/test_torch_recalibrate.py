@@ -301,6 +301,11 @@ def test_what_is_said(capsys):
         "the mean of layer 0 moved most, by 1.73 standard deviations; the variance of layer 0 changed most, by a "
         "factor of 133\n"
     )
+    bnt.recalibrate(nn.BatchNorm1d(2), [x / 10, x / 10])
+    assert capsys.readouterr().out.endswith(
+        "\nthe mean of the model itself moved most, by 1.73 standard deviations; the variance of the model itself "
+        "changed most, by a factor of 0.0133\n"
+    )
     _recalibrate(model, [x, x])
     assert capsys.readouterr().out == ""
 

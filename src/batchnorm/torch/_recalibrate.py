@@ -110,10 +110,10 @@ class Recalibration:
         ]
         moved = max(self.layers, key=lambda layer: float(layer.mean_moved.abs().max()))
         became = max(self.layers, key=lambda layer: float(_off(layer).max()))
-        by, factor = float(moved.mean_moved.abs().max()), float(became.var_ratio[_off(became).argmax()])
+        by, factor = f"{float(moved.mean_moved.abs().max()):.3g}", float(became.var_ratio[_off(became).argmax()])
         lines.append(
-            f"the mean of {_named(moved)} moved most, by {by:.3g} standard deviations; the variance of "
-            f"{_named(became)} changed most, by a factor of {factor:.3g}"
+            f"the mean of {_named(moved)} moved most, by {by} standard deviation{'' if by == '1' else 's'}; the "
+            f"variance of {_named(became)} changed most, by a factor of {factor:.3g}"
         )
         if self.skipped:
             lines.append(
@@ -358,7 +358,7 @@ def _put(values: Sequence[tuple[Any, str, Tensor]]) -> None:
 
 
 def _named(layer: RecalibratedLayer) -> str:
-    return f"layer {layer.name}" if layer.name else "the layer"
+    return "the model itself" if layer.name == "the model itself" else f"layer {layer.name}"
 
 
 def _off(layer: RecalibratedLayer) -> Tensor:

@@ -100,8 +100,8 @@ PAGE: dict[str, tuple[str, str]] = {
     ),
     "shownSome": ("{n} of {all} lines drawn.", "画出 {all} 条线中的 {n} 条。"),
     "perBatch": (
-        "Each batch takes the next {b} of {n} samples, round and round. The charts show the running statistics "
-        "over {steps} batches.",
+        "Each batch takes the next {b} of {n} samples, and starts over after the last. The charts show the running "
+        "statistics over {steps} batches.",
         "每批依次取 {n} 个样本中的下 {b} 个，循环往复。图中是 {steps} 批之内累积统计量的变化。",
     ),
     "runningMean": ("running_mean", "running_mean"),
