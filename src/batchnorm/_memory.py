@@ -109,7 +109,7 @@ def set_memory_limit(limit: int, seconds: float = 30.0) -> None:
     if isinstance(limit, bool) or not isinstance(limit, (int, np.integer)):
         raise TypeError(f"the memory limit is a number of bytes, an int; got {limit!r} of type {type(limit).__name__}")
     if not 0 <= limit < 2**63:
-        raise ValueError(f"the memory limit must be at least 0 bytes (0: keep nothing); got {limit}")
+        raise ValueError(f"the memory limit must lie between 0 bytes (keep nothing) and 2^63 - 1; got {limit}")
     _native.set_memory_limit(int(limit), _checked_seconds(seconds))
 
 
