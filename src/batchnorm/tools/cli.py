@@ -17,6 +17,7 @@ from .._options import NAN_POLICY
 from .._version import __version__
 from .bench.command import add_bench
 from .files.formats import READABLE_OR, TABLES_OR, TEXTS
+from .models.diagnosing import add_diagnose
 from .models.recalibrating import add_recalibrate
 from .text.language import Said, add_language
 from .why.command import add_why
@@ -124,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_normalize(commands)
     _add_moments(commands)
     add_recalibrate(commands)
+    add_diagnose(commands)
     add_bench(commands)
     return parser
 
@@ -306,14 +308,9 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 def _write_json(options: argparse.Namespace) -> None:
-    from .files import Refused
-    from .files.atomic import check_output, replacing
+    from .files.atomic import check_json, check_output, replacing
 
-    if options.json.suffix.lower() != ".json":  # the data itself, say, in `explain --json data.csv`
-        raise Refused(
-            f"--json: the file's name must end in .json; got {options.json}. The data's file comes first: "
-            "batchnorm explain FILE --json"
-        )
+    check_json(options.json, "The data's file comes first: batchnorm explain FILE --json")
     check_output(options.json)  # before a long read
     explanation = _explanation(options)
     with replacing(options.json) as unfinished:

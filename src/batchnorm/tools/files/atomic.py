@@ -28,6 +28,12 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def check_json(path: Path, first: str) -> None:
+    """Refuse a name that is not one of JSON: the input, say, behind an option whose file may be left out."""
+    if path.suffix.lower() != ".json":
+        raise Refused(f"--json: the file's name must end in .json; got {path}. {first}")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the path of an empty temporary file; when the block ends well, it becomes ``path``, else it is removed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import os
@@ -18,6 +19,43 @@ from ..files.atomic import replacing
 
 STATES = (".pt", ".pth", ".safetensors")
 _WRAPPED = ("module.", "_orig_mod.")  # before every name, in a state of a wrapped model
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, and which data."""
+    parser.add_argument("model", metavar="MODEL", help="the function that makes the model, such as model.py:build")
+    parser.add_argument("--state", metavar="STATE", type=Path, help="its state_dict: .pt, .pth or .safetensors")
+    parser.add_argument(
+        "--key", help="where the model's state is in STATE, if STATE holds more, such as an optimizer's state"
+    )
+    parser.add_argument(
+        "--train",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="files with arrays of samples, .npy and others",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=128, metavar="N", help="number of samples in a batch (default: 128)"
+    )
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: cpu)")
+
+
+def positive(text: str) -> int:
+    """A positive integer of a command line."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def loaded(options: argparse.Namespace) -> tuple[Any, State | None]:
+    """The model with its state, and the state as it is in the file."""
+    model = built(options.model)
+    state = None if options.state is None else State.read(options.state, options.key)
+    if state is not None:
+        state.load_into(model)
+    return model, state
 
 
 def need_torch() -> None:
@@ -159,16 +197,32 @@ def _safetensors() -> Any:
 
 
 class Arrays:
-    """Batches of rows of arrays in files, read anew each time."""
+    """Batches of rows of arrays in files, read anew each time: as they come, or in an order that is drawn once."""
 
-    def __init__(self, paths: list[Path], size: int) -> None:
+    def __init__(self, paths: list[Path], size: int, *, shuffled: bool = False) -> None:
         self.values = [open_data(path).values for path in paths]
         self.size = size
+        self._order = np.random.default_rng(0).permutation(sum(map(len, self.values))) if shuffled else None
+        for path, values in zip(paths, self.values, strict=True):
+            if shuffled and values.shape[1:] != self.values[0].shape[1:]:
+                raise Refused(
+                    f"{path}: samples of one data set have one shape; got {values.shape[1:]}, and "
+                    f"{self.values[0].shape[1:]} in {paths[0]}. Leave one out."
+                )
 
     def __len__(self) -> int:
+        if self._order is not None:
+            return -(-len(self._order) // self.size)
         return sum(-(-len(values) // self.size) for values in self.values)
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        if self._order is not None:
+            ends = np.cumsum([len(values) for values in self.values])
+            for start in range(0, len(self._order), self.size):
+                rows = self._order[start : start + self.size]
+                files = np.searchsorted(ends, rows, side="right")
+                yield np.stack([self.values[k][row - ends[k]] for k, row in zip(files, rows, strict=True)])
+            return
         for values in self.values:
             for start in range(0, len(values), self.size):
                 yield np.array(values[start : start + self.size])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .loading import Arrays, State, built, check_state_suffix, need_torch, write_state
+from .loading import Arrays, add_model_options, check_state_suffix, loaded, need_torch, write_state
 
 
 def add_recalibrate(commands: Any) -> None:
@@ -51,33 +51,6 @@ def add_recalibrate(commands: Any) -> None:
     parser.set_defaults(run=run_recalibrate)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, and which data."""
-    parser.add_argument("model", metavar="MODEL", help="the function that makes the model, such as model.py:build")
-    parser.add_argument("--state", metavar="STATE", type=Path, help="its state_dict: .pt, .pth or .safetensors")
-    parser.add_argument(
-        "--key", help="where the model's state is in STATE, if STATE holds more, such as an optimizer's state"
-    )
-    parser.add_argument(
-        "--train",
-        metavar="FILE",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="files with arrays of samples, .npy and others",
-    )
-    parser.add_argument(
-        "--batch-size", type=_positive, default=128, metavar="N", help="number of samples in a batch (default: 128)"
-    )
-    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: cpu)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
 def _gib(text: str) -> int:
     try:
         size = int(float(text) * 2**30)
@@ -103,10 +76,7 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     import batchnorm.torch as bnt
 
     data = Arrays(options.train, options.batch_size)
-    model = built(options.model)
-    state = None if options.state is None else State.read(options.state, options.key)
-    if state is not None:
-        state.load_into(model)
+    model, state = loaded(options)
     try:
         model.to(torch.device(options.device))
         with progress_on(sys.stderr) as progress:
