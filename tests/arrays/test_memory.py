@@ -164,7 +164,7 @@ def test_a_limit_of_zero_is_the_off_switch() -> None:
 @pytest.mark.parametrize("bad", [-1, 2**63, 1.5, True, "1GiB", None])
 def test_a_limit_is_a_number_of_bytes(bad: object) -> None:
     before = bn.memory_stats()
-    with pytest.raises((TypeError, ValueError), match="memory limit .* bytes"):
+    with pytest.raises((TypeError, ValueError), match=r"memory limit .* bytes"):
         bn.set_memory_limit(bad)  # type: ignore[arg-type]
     with pytest.raises((TypeError, ValueError), match="seconds"):
         bn.set_memory_limit(1, -1 if bad == -1 else "soon")  # type: ignore[arg-type]
