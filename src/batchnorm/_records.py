@@ -76,22 +76,22 @@ def findings_of(record: LayerRecord) -> list[Finding]:
                 "non-finite",
                 f"{(~finite).sum()} of {record.channels} channels have NaN or infinity; channel {c} has mean "
                 f"{mean[c]:g} and variance {var[c]:g}",
-                "find the batch with on_nonfinite='raise', then bnt.recalibrate(model, train)",
+                "find the batch with on_nonfinite='raise', then call bnt.recalibrate(model, train)",
             )
         elif (var < 0).any():
             c = int(var.argmin())
-            say("negative variance", f"channel {c} has variance {var[c]:g}", "bnt.recalibrate(model, train)")
+            say("negative variance", f"channel {c} has variance {var[c]:g}", "call bnt.recalibrate(model, train)")
         elif not mean.any() and (var == var[:1]).all() and var[:1] in (0, 1):
             say(
                 "never-updated",
-                f"mean 0 and variance {var[0]:g} in every channel: never updated, or never saved",
-                "load the state that has them, or bnt.recalibrate(model, train)",
+                f"every channel has mean 0 and variance {var[0]:g}, so it was never updated, or never saved",
+                "load the state that has them, or call bnt.recalibrate(model, train)",
             )
         elif (few := int((var < eps).sum())) > 0:
             say(
                 "eps decides",
                 f"{few} of {record.channels} channels have a variance below eps={eps:g}, which sets their scale",
-                "channels that hardly vary carry little; keep eps when you port the layer",
+                "channels that hardly vary say little; keep eps when you port the layer",
                 True,
             )
     momentum, batches = record.momentum, record.batches
@@ -99,7 +99,7 @@ def findings_of(record: LayerRecord) -> list[Finding]:
         say(
             "large momentum",
             f"momentum={momentum:g} is the weight of the new batch, so the statistics are those of the last one or two",
-            "bnt.recalibrate(model, train) before evaluation; Keras and Flax name 1 - momentum",
+            "call bnt.recalibrate(model, train) before evaluation; Keras and Flax use the name for 1 - momentum",
             True,
         )
     elif isinstance(momentum, float) and batches and (left := (1 - momentum) ** batches) > 0.01:
@@ -107,7 +107,7 @@ def findings_of(record: LayerRecord) -> list[Finding]:
             "start",
             f"{left:.0%} of the statistics are still those of the start, after {batches} batches with "
             f"momentum={momentum:g}",
-            "bnt.recalibrate(model, train), or a larger momentum",
+            "call bnt.recalibrate(model, train), or set a larger momentum",
             True,
         )
     return found

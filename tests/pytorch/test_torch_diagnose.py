@@ -172,16 +172,21 @@ def test_the_report(capsys):
     found = bnt.diagnose(model, data(1), loss=loss)
     text = capsys.readouterr().out
     assert text == f"{found}\n" == f"{found!r}\n"
-    assert re.search(r"^loss [\d.]+ in evaluation, [\d.]+ with batch statistics, [\d.]+ recalibrated: .* cost", text)
+    assert re.search(
+        r"^the loss is [\d.]+ in evaluation, [\d.]+ with batch statistics and [\d.]+ after recalibration, so .* cost",
+        text,
+    )
     assert re.search(r"^4 +32 +\S+ +[567]\.\d\d +[567]\.\d\d +1.00 ", text, re.MULTILINE)
-    assert "1  4: its running statistics are not those that the update rule gives at these weights (lag: var" in text
+    assert (
+        "1  layer 4: its running statistics are not those that the update rule gives at these weights (lag: var" in text
+    )
     facts = json.loads(found.to_json())
     assert facts["findings"][0]["code"] == "lag"
     assert facts["losses"] == found.losses
     assert [layer["name"] for layer in facts["layers"]] == NAMES
     assert 5 < facts["layers"][1]["variance"]["lag"] < 7
     healthy = bnt.diagnose(trained(3), data(1), verbose=False)
-    assert str(healthy).endswith("nothing found")
+    assert str(healthy).endswith("no fault was found")
     assert json.loads(healthy.to_json())["losses"] is None
     model[1].running_mean[0] = torch.nan
     spoilt = bnt.diagnose(model, data(1), verbose=False)

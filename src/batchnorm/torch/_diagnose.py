@@ -19,7 +19,7 @@ from . import _options, _shared
 from ._batches import Batches, Forward
 from ._definitions import correction_of
 from ._layer_inputs import gather, put_back
-from ._norms import Norm, norms_of, record_of
+from ._norms import Norm, layer_said, norms_of, record_of
 from ._recalibrate import How, recalibrate, unwrapped
 from ._sync import check_model
 
@@ -34,19 +34,19 @@ LEAST = 16  # positions of a channel in a batch
 _SAID = {
     "lag": (
         "are not those that the update rule gives at these weights",
-        "bnt.recalibrate(model, train); if it comes back, look at momentum, and at what changes weights after training",
+        "call bnt.recalibrate(model, train); if lag comes back, look at momentum, and at what changes weights later",
     ),
     "dropout": (
-        "were gathered with dropout on, which evaluation has not",
-        "put dropout behind batch normalization, or bnt.recalibrate(model, train)",
+        "were gathered with dropout on, but evaluation has it off",
+        "put dropout behind batch normalization, or call bnt.recalibrate(model, train)",
     ),
     "batching": (
         "are those of single batches, which differ from those of all data",
-        "larger or better shuffled batches, bnt.SyncBatchNorm, or bnt.recalibrate(model, train)",
+        "use larger or better shuffled batches or bnt.SyncBatchNorm, or call bnt.recalibrate(model, train)",
     ),
     "shift": (
         "are of other data than the test",
-        "prepare the test's inputs as those of training, or bnt.recalibrate(model, data like the test's)",
+        "prepare the test's inputs as those of training, or call bnt.recalibrate with data like the test's",
     ),
 }
 
@@ -137,12 +137,10 @@ class Diagnosis:
         if self.losses is not None:
             running, batch, after = (self.losses[name] for name in ("running", "batch", "recalibrated"))
             lines.append(
-                f"loss {running:.4g} in evaluation, {batch:.4g} with batch statistics, {after:.4g} recalibrated: the "
-                f"running statistics cost {running - after:.4g}"
+                f"the loss is {running:.4g} in evaluation, {batch:.4g} with batch statistics and {after:.4g} after "
+                f"recalibration, so the running statistics cost {running - after:.4g}"
             )
-        lines.append(
-            f"{self.batches} batches of training data; batching and lag are told apart by their size and order"
-        )
+        lines.append(f"{self.batches} batches of training data were used; their sizes and order tell lag from batching")
         table = [("layer", "m", "m_eff", "variance ×", *CAUSES, "mean off", *(["loss"] if self.losses else []))]
         for layer in self.layers:
             factors = [f"{_typical_factor(f):.2f}" for f in (np.prod(layer.variance, axis=0), *layer.variance)]
@@ -156,9 +154,9 @@ class Diagnosis:
             ]
             lines.append("  ".join(cells).rstrip())
         for n, found in enumerate(self.findings, 1):
-            lines += [f"{n}  {found.layer}: {found.sentence}", f"   {found.fix}"]
+            lines += [f"{n}  {layer_said(found.layer)}: {found.sentence}", f"   {found.fix}"]
         if not self.findings:
-            lines.append("nothing found")
+            lines.append("no fault was found")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -440,7 +438,7 @@ def _few(layer: DiagnosedLayer) -> Finding:
         "few positions",
         layer.name,
         f"a batch has {layer.m:g} positions of a channel, too few for good statistics",
-        "larger batches, bnt.SyncBatchNorm, or Renorm",
+        "use larger batches, bnt.SyncBatchNorm, or Renorm",
         True,
     )
 

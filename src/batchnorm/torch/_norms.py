@@ -18,6 +18,9 @@ from .._records import Doubles, LayerRecord
 Only = str | Iterable[str] | Callable[[str, nn.Module], bool] | None  # which layers: names, patterns, or a predicate
 
 
+THE_MODEL = "the model itself"
+
+
 class Norm(NamedTuple):
     """A layer of a model that normalizes by batch, under all its names: a shared layer has several."""
 
@@ -30,7 +33,12 @@ class Norm(NamedTuple):
         return self.names[0]
 
     def __str__(self) -> str:
-        return self.name or "the model itself"
+        return self.name or THE_MODEL
+
+
+def layer_said(name: str) -> str:
+    """How a sentence names a layer, of which `Norm` gave the name."""
+    return name if name == THE_MODEL else f"layer {name}"
 
 
 def norms_of(model: nn.Module) -> list[Norm]:

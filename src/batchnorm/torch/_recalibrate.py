@@ -19,7 +19,7 @@ from ._free import free_memory
 from ._freeze import is_kept_in_evaluation
 from ._layer_inputs import STATISTICS, put_back, statistics_of
 from ._lockstep import Report
-from ._norms import Norm, Only, chosen, norms_of
+from ._norms import Norm, Only, chosen, layer_said, norms_of
 from ._peers import Peers
 from ._report import Left, counted, lines_of
 from ._sync import check_model
@@ -112,8 +112,8 @@ class Recalibration:
         became = max(self.layers, key=lambda layer: float(_off(layer).max()))
         by, factor = f"{float(moved.mean_moved.abs().max()):.3g}", float(became.var_ratio[_off(became).argmax()])
         lines.append(
-            f"the mean of {_named(moved)} moved most, by {by} standard deviation{'' if by == '1' else 's'}; the "
-            f"variance of {_named(became)} changed most, by a factor of {factor:.3g}"
+            f"the mean of {layer_said(moved.name)} moved most, by {by} standard deviation{'' if by == '1' else 's'}; "
+            f"the variance of {layer_said(became.name)} changed most, by a factor of {factor:.3g}"
         )
         if self.skipped:
             lines.append(
@@ -355,10 +355,6 @@ def _written(new: Sequence[tuple[Norm, Statistics, int]]) -> list[tuple[Any, str
 
 def _put(values: Sequence[tuple[Any, str, Tensor]]) -> None:
     put_back([(getattr(layer, name), value) for layer, name, value in values])
-
-
-def _named(layer: RecalibratedLayer) -> str:
-    return "the model itself" if layer.name == "the model itself" else f"layer {layer.name}"
 
 
 def _off(layer: RecalibratedLayer) -> Tensor:
