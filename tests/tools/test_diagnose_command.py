@@ -50,11 +50,11 @@ def model(tmp_path, monkeypatch):
 def test_what_it_finds(model, capsys):
     assert main(COMMAND) == 0
     healthy = capsys.readouterr().out
-    assert healthy.endswith("nothing found\n"), healthy
+    assert healthy.endswith("no fault was found\n"), healthy
     assert main([*COMMAND, "--in-order"]) == 0  # sorted, and the second half is other data
     assert "(shift: " in capsys.readouterr().out
     assert main([*COMMAND, "--test", "shifted.npy"]) == 0
-    assert "1  1: its running statistics are of other data than the test" in capsys.readouterr().out
+    assert "1  layer 1: its running statistics are of other data than the test" in capsys.readouterr().out
     model[1].running_var *= 6
     torch.save({"weights": model.state_dict()}, "m.pt")
     before = Path("m.pt").read_bytes()
@@ -63,7 +63,7 @@ def test_what_it_finds(model, capsys):
     assert (facts["findings"][0]["code"], facts["findings"][0]["layer"]) == ("lag", "1")
     assert main([*COMMAND, "--key", "weights", "--json", "d.json"]) == 0
     said = capsys.readouterr().out
-    assert "1  1: its running statistics are not those that the update rule gives at these weights (lag: " in said
+    assert "1  layer 1: its running statistics are not those that the update rule gives at these weights (lag: " in said
     assert said.endswith("\nd.json: written\n")
     assert json.loads(Path("d.json").read_text())["findings"][0]["layer"] == "1"
     assert Path("m.pt").read_bytes() == before
