@@ -56,8 +56,19 @@ ALONE = "_reference"  # the specification: imports nothing of the package, and o
 # Inside of two parts: a file, or a folder of the tools, imports from the rows above its own only.
 INSIDE = {
     "torch": (
-        ("_backend", "_activations", "_options", "_norms", "_report", "_batches", "_free", "_footprint", "_fuse/reads"),
-        ("_operands", "_plain", "_forwards", "_fuse/watching"),
+        (
+            "_backend",
+            "_activations",
+            "_options",
+            "_norms",
+            "_report",
+            "_batches",
+            "_free",
+            "_footprint",
+            "_fuse/reads",
+            "_causes",
+        ),
+        ("_operands", "_plain", "_forwards", "_fuse/watching", "_diagnosis_page"),
         ("_positions", "_operations", "_merge"),
         ("_running", "_shared", "_accelerate"),
         ("_layers", "_ranks", "functional"),

@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from chromium import Watched, chromium
 from torch import nn
 
 import batchnorm.torch as bnt
 from batchnorm._records import findings_of
+from batchnorm.tools.explain import page as explained
 from batchnorm.torch._norms import norms_of, record_of
 
 NAMES = ["1", "4", "7"]
@@ -192,6 +197,70 @@ def test_the_report(capsys):
     spoilt = bnt.diagnose(model, data(1), verbose=False)
     assert spoilt.findings[0].code == "non-finite"
     assert json.loads(spoilt.to_json())["layers"][0]["mean"]["lag"] is None
+
+
+def test_the_page():
+    model = nn.Sequential()
+    for name, layer in trained(3).named_children():
+        model.add_module("<b>" if name == "4" else name, layer)
+    layer = model.get_submodule("<b>")
+    layer.running_var.mul_(6)
+    layer.running_mean[5] += 40
+    found = bnt.diagnose(model.eval(), data(1), test=data(2), loss=loss, verbose=False)
+    text = found.to_html()
+    assert "<script" not in text
+    assert "//" not in text.replace("</", "")  # nothing from elsewhere
+    root = ElementTree.fromstring(text.partition("\n")[2])  # every element is closed, every name escaped
+    assert [each.text for each in root.iterfind(".//h2/code")] == ["layer 1", "layer <b>", "layer 7"]
+    assert len(root.findall(".//ol/li")) == len(found.findings)
+    for drawing, layer in zip(root.iterfind(".//svg"), found.layers, strict=True):
+        one = float(drawing.find("line").get("x1"))
+        bars = [each for each in drawing.iterfind("rect") if each.get("class") in ("more", "less")]
+        logs = [math.exp(np.sqrt(np.mean(np.log(factor) ** 2))) for factor in layer.variance]
+        widths = [float(bar.get("width")) for bar in bars]
+        assert np.allclose(widths, 90 * np.log10(logs), atol=0.11)  # 90 to ×10, on a log axis
+        for bar, factor in zip(bars, layer.variance, strict=True):
+            more = np.log(factor).mean() > 0
+            assert bar.get("class") == ("more" if more else "less")
+            edge = float(bar.get("x")) + (0 if more else float(bar.get("width")))
+            assert edge == pytest.approx(one, abs=0.11)
+    off = [[each.text for each in drawing.iterfind("text[@class='off']")] for drawing in root.iterfind(".//svg")]
+    assert off[0] == off[2] == []
+    assert len(off[1]) == 2
+    assert off[1][0][:2] in ("×5", "×6")
+    first = root.findall(".//tbody")[1].find("tr")
+    assert first.find("td").text == "5"  # the channel that is off by most
+    assert "put back alone" in text
+    ours, theirs = (
+        re.findall(r"--[a-z]+: #[0-9a-f]{6}", css)
+        for css in (text, Path(explained.__file__).with_name("style.css").read_text())
+    )
+    assert ours == theirs
+    assert found._repr_html_().startswith("<iframe srcdoc=")
+    model[0].weight.data[0] = 0  # a variance of 0, and NaN
+    model.get_submodule("7").running_mean[0] = torch.nan
+    broken = bnt.diagnose(model, data(1), verbose=False).to_html()
+    ElementTree.fromstring(broken.partition("\n")[2])
+    healthy = bnt.diagnose(trained(3), data(1), verbose=False).to_html()
+    assert "<h1>No fault was found</h1>" in healthy
+    assert "put back alone" not in healthy
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1100, "light")])
+def test_the_page_fits(width, scheme):
+    long = nn.Sequential()
+    long.add_module("a_name_that_is_much_longer_than_a_telephone_is_wide_" * 2, trained(3))
+    text = bnt.diagnose(long.eval(), data(1), verbose=False).to_html()
+    with chromium() as browser:
+        page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+        watched = Watched(page)
+        page.set_content(text)
+        page.locator("summary").first.click()
+        assert page.locator("tbody").first.is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(18, 23, 28)" if scheme == "dark" else "rgb(246, 247, 249)")
+        assert watched.complaints == watched.requests == []
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,11 @@ def test_what_it_finds(model, capsys):
     assert main([*COMMAND, "--key", "weights", "--samples", "320", "--how", "pooled", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["findings"][0]["code"], facts["findings"][0]["layer"]) == ("lag", "1")
-    assert main([*COMMAND, "--key", "weights", "--json", "d.json"]) == 0
+    assert main([*COMMAND, "--key", "weights", "--json", "d.json", "--html", "d.html"]) == 0
     said = capsys.readouterr().out
     assert "1  layer 1: its running statistics are not those that the update rule gives at these weights (lag: " in said
-    assert said.endswith("\nd.json: written\n")
+    assert said.endswith("\nd.json: written\nd.html: written\n")
+    assert Path("d.html").read_text().count("<svg") == 2
     assert json.loads(Path("d.json").read_text())["findings"][0]["layer"] == "1"
     assert Path("m.pt").read_bytes() == before
 
@@ -94,6 +95,7 @@ def test_rows_are_drawn_from_all_files_once(tmp_path):
         (["--test", "c.npy"], "c.npy does not exist"),
         (["--json", "d.txt"], "--json: the file's name must end in .json; got d.txt. MODEL comes first"),
         (["--json", "none/d.json"], "the directory"),
+        (["--html", "none/d.html"], "the directory"),
         (["--samples", "0"], "'0' is not a positive integer"),
     ],
 )

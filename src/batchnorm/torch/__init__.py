@@ -20,9 +20,10 @@ from .._public import publish
 from .._records import Finding
 from . import functional, fused  # noqa: F401
 from ._accelerate import Acceleration, Status, accelerate, decelerate, status
+from ._causes import Causes, DiagnosedLayer
 from ._contexts import hold
 from ._convert import convert, convert_sync, revert
-from ._diagnose import Causes, DiagnosedLayer, Diagnosis, diagnose
+from ._diagnose import Diagnosis, diagnose
 from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +16,9 @@ from torch.utils import _pytree
 from .._records import Doubles, Finding, LayerRecord, findings_of
 from . import _options, _shared
 from ._batches import Batches, Forward
+from ._causes import CAUSES, Causes, DiagnosedLayer, typical, typical_factor
 from ._definitions import correction_of
+from ._diagnosis_page import Healthy, frame, page
 from ._layer_inputs import gather, put_back
 from ._norms import Norm, layer_said, norms_of, record_of
 from ._recalibrate import How, recalibrate, unwrapped
@@ -27,7 +28,6 @@ Tensor = torch.Tensor
 Loss = Callable[[nn.Module, Any], Any]
 
 WHO = "diagnose"
-CAUSES = ("lag", "dropout", "batching", "shift")
 FACTOR, DISTANCE, COST = 1.25, 0.25, 0.1  # of a variance, of a mean in std, of the recalibrated loss
 SLIGHT = 0.5  # of these, where the loss says the rest
 LEAST = 16  # positions of a channel in a batch
@@ -49,42 +49,6 @@ _SAID = {
         "prepare the test's inputs as those of training, or call bnt.recalibrate with data like the test's",
     ),
 }
-
-
-class Causes(NamedTuple):
-    """What each cause does to a statistic, for each channel."""
-
-    lag: Doubles
-    dropout: Doubles
-    batching: Doubles
-    shift: Doubles
-
-
-@dataclass(frozen=True, eq=False)
-class DiagnosedLayer:
-    """One layer: what its running statistics are off by, in four parts.
-
-    Attributes
-    ----------
-    name
-        Which layer.
-    variance
-        Factors for each channel; their product is the running variance over that of the test.
-    mean
-        Distances for each channel, in standard deviations of the test; their sum is that of the running mean.
-    m, m_eff
-        Positions of a channel in a batch, and how many independent ones they are worth, by how far the means of batches
-        lie apart; at most m.
-    loss
-        With the running statistics of this layer, and recalibrated ones in all others.
-    """
-
-    name: str
-    variance: Causes
-    mean: Causes
-    m: float
-    m_eff: float
-    loss: float | None
 
 
 class Diagnosis:
@@ -122,8 +86,8 @@ class Diagnosis:
                 "m": layer.m,
                 "m_eff": _finite(layer.m_eff),
                 "loss": _finite(layer.loss),
-                "variance": {cause: _finite(_typical_factor(f)) for cause, f in layer.variance._asdict().items()},
-                "mean": {cause: _finite(_typical(d)) for cause, d in layer.mean._asdict().items()},
+                "variance": {cause: _finite(typical_factor(f)) for cause, f in layer.variance._asdict().items()},
+                "mean": {cause: _finite(typical(d)) for cause, d in layer.mean._asdict().items()},
             }
             for layer in self.layers
         ]
@@ -132,7 +96,14 @@ class Diagnosis:
         losses = None if self.losses is None else {name: _finite(value) for name, value in self.losses.items()}
         return json.dumps({"losses": losses, "layers": layers, "findings": findings, "left": left}, indent=2)
 
-    def __str__(self) -> str:
+    def to_html(self) -> str:
+        """As a page, one file without a script: a row for each layer, and on unfolding its extreme channels."""
+        return page(self.layers, self.findings, self.losses, self.left, self._first(), Healthy(FACTOR, DISTANCE))
+
+    def _repr_html_(self) -> str:
+        return frame(self.to_html())
+
+    def _first(self) -> list[str]:
         lines = []
         if self.losses is not None:
             running, batch, after = (self.losses[name] for name in ("running", "batch", "recalibrated"))
@@ -141,10 +112,14 @@ class Diagnosis:
                 f"recalibration, so the running statistics cost {running - after:.4g}"
             )
         lines.append(f"{self.batches} batches of training data were used; their sizes and order tell lag from batching")
+        return lines
+
+    def __str__(self) -> str:
+        lines = self._first()
         table = [("layer", "m", "m_eff", "variance ×", *CAUSES, "mean off", *(["loss"] if self.losses else []))]
         for layer in self.layers:
-            factors = [f"{_typical_factor(f):.2f}" for f in (np.prod(layer.variance, axis=0), *layer.variance)]
-            off = _typical(np.sum(layer.mean, axis=0))
+            factors = [f"{typical_factor(f):.2f}" for f in (np.prod(layer.variance, axis=0), *layer.variance)]
+            off = typical(np.sum(layer.mean, axis=0))
             row = (layer.name, f"{layer.m:g}", f"{layer.m_eff:.3g}", *factors, f"{off:.2f} std")
             table.append((*row, *([] if layer.loss is None else [f"{layer.loss:.4g}"])))
         widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
@@ -213,7 +188,7 @@ def diagnose(
     Returns
     -------
     Diagnosis
-        With `layers`, `findings`, `losses`, `to_json()`.
+        With `layers`, `findings`, `losses`, `to_html()`, `to_json()`; notebooks show its page.
 
     Raises
     ------
@@ -380,20 +355,9 @@ def _layer(record: LayerRecord, steps: list[Any], batches: Tensor, cost: float |
     )
 
 
-def _typical(distances: Doubles) -> float:
-    return float(np.sqrt(np.mean(np.square(distances))))
-
-
-def _typical_factor(factors: Doubles) -> float:
-    """Channels that are off in opposite directions do not cancel: the root mean square of logarithms."""
-    with np.errstate(all="ignore"):
-        logs = np.log(factors)
-    return math.exp(math.copysign(_typical(logs), float(np.mean(logs))))
-
-
 def _size(variance: Doubles, mean: Doubles) -> float:
     """How much a cause does; 1 is worth a word."""
-    return max(abs(math.log(_typical_factor(variance))) / math.log(FACTOR), _typical(mean) / DISTANCE)
+    return max(abs(math.log(typical_factor(variance))) / math.log(FACTOR), typical(mean) / DISTANCE)
 
 
 # --- what to say ---
@@ -427,8 +391,8 @@ def _caused(layer: DiagnosedLayer, cause: str, cost: float | None) -> Finding:
     i = CAUSES.index(cause)
     rule, fix = _SAID[cause]
     sentence = (
-        f"its running statistics {rule} ({cause}: variance ×{_typical_factor(layer.variance[i]):.3g}, mean off by "
-        f"{_typical(layer.mean[i]):.2g} std)"
+        f"its running statistics {rule} ({cause}: variance ×{typical_factor(layer.variance[i]):.3g}, mean off by "
+        f"{typical(layer.mean[i]):.2g} std)"
     )
     return Finding(cause, layer.name, sentence + ("" if cost is None else f"; that costs {cost:.4g} of loss"), fix)
 

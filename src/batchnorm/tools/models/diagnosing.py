@@ -46,6 +46,7 @@ def add_diagnose(commands: Any) -> None:
         metavar="FILE",
         help="print the numbers as JSON, or write them to FILE, which ends in .json",
     )
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page: one file, for any browser")
     parser.set_defaults(run=run_diagnose)
 
 
@@ -59,6 +60,8 @@ def run_diagnose(options: argparse.Namespace) -> None:
     if options.json not in (None, _PRINTED):
         check_json(options.json, "MODEL comes first: batchnorm diagnose MODEL --json")
         check_output(options.json)  # before the work
+    if options.html is not None:
+        check_output(options.html)
     import torch
 
     import batchnorm.torch as bnt
@@ -74,12 +77,13 @@ def run_diagnose(options: argparse.Namespace) -> None:
         found = bnt.diagnose(model, train, test=test, samples=options.samples, how=options.how, verbose=False)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Refused(str(error).removeprefix("diagnose: ")) from error
+    written = {options.json: found.to_json() + "\n"} if options.json not in (None, _PRINTED) else {}
+    written |= {} if options.html is None else {options.html: found.to_html()}
+    for path, text in written.items():
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     if options.json == _PRINTED:
         print(found.to_json())
         return
     said = [str(found), *(f"left {name} ({kind}): {why}" for name, kind, why in found.left)]
-    if options.json is not None:
-        with replacing(options.json) as unfinished:
-            unfinished.write_text(found.to_json() + "\n", encoding="utf-8")
-        said.append(f"{options.json}: written")
-    print(writable("\n".join(said), sys.stdout))
+    print(writable("\n".join([*said, *(f"{path}: written" for path in written)]), sys.stdout))
