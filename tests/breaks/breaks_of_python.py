@@ -975,4 +975,40 @@ BREAKS = [
         "recalibrate: an empty batch is one of the mean over batches",
         "test_torch_recalibrate.py",
     ),
+    # --- diagnose ---
+    Break(
+        "src/batchnorm/torch/_diagnose.py",
+        "training=on) for on in (True, False))",
+        "training=on) for on in (False, False))",
+        "diagnose: dropout is never on",
+        "test_torch_diagnose.py",
+    ),
+    Break(
+        "src/batchnorm/torch/_diagnose.py",
+        "        return run()\n    finally:\n        put_back(kept)",
+        "        return run()\n    finally:\n        pass",
+        "diagnose: the statistics of a layer stay while those of the next are put back",
+        "test_torch_diagnose.py",
+    ),
+    Break(
+        "src/batchnorm/torch/_diagnose.py",
+        "size = _size(np.prod(layer.variance[:3], axis=0), np.sum(layer.mean[:3], axis=0))",
+        "size = sizes[cause]",
+        "diagnose: two causes that cancel are reported",
+        "test_torch_diagnose.py",
+    ),
+    Break(
+        "src/batchnorm/torch/_diagnosis_page.py",
+        'return f"<code>{escape(layer_said(layer))}</code>"',
+        'return f"<code>{layer_said(layer)}</code>"',
+        "diagnose: the page runs what a layer's name says",
+        "test_torch_diagnose.py",
+    ),
+    Break(
+        "src/batchnorm/tools/models/loading.py",
+        "np.random.default_rng(0).permutation(sum(map(len, self.values)))",
+        "np.arange(sum(map(len, self.values)))",
+        "batchnorm diagnose: the first rows of sorted files stand for all",
+        "test_diagnose_command.py",
+    ),
 ]
