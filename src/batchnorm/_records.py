@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Doubles = NDArray[np.float64]
 
+CONSTANT, DEAD = 1e-6, 1e-3  # of the layer's median: of a variance, of a weight
+RUNAWAY = 1e3  # what a channel is multiplied by
+
 
 @dataclass(frozen=True, eq=False)
 class LayerRecord:
@@ -94,6 +97,38 @@ def findings_of(record: LayerRecord) -> list[Finding]:
                 "channels that hardly vary say little; keep eps when you port the layer",
                 True,
             )
+        elif (constant := var <= CONSTANT * np.median(var)).any():
+            c = int(var.argmin())
+            say(
+                "constant channels",
+                f"{constant.sum()} of {record.channels} channels hardly vary; channel {c} has variance {var[c]:.3g}, "
+                f"and the layer's median is {np.median(var):.3g}",
+                "look for what sends them the same value for every sample",
+                True,
+            )
+    if record.weight is not None:
+        sizes = np.abs(record.weight)
+        dead = (sizes == 0) | (sizes < DEAD * np.median(sizes))
+        if dead.any():
+            say(
+                "dead channels",
+                f"{dead.sum()} of {record.channels} channels have weights of nearly zero; channel "
+                f"{int(np.flatnonzero(dead)[0])} gives its bias for every input",
+                "such channels can be pruned; look for weight decay on the weights of batch normalization",
+                True,
+            )
+        if var is not None:
+            with np.errstate(all="ignore"):  # a variance that is negative, or not finite, is said above
+                gains = sizes / np.sqrt(var + eps)
+            if (runaway := gains > RUNAWAY).any():
+                c = int(np.flatnonzero(runaway)[0])
+                say(
+                    "runaway channels",
+                    f"{runaway.sum()} of {record.channels} channels are multiplied by more than {RUNAWAY:g}; channel "
+                    f"{c} is multiplied by {gains[c]:.3g}",
+                    "look for inputs that hardly vary, and for a learning rate that is too large",
+                    True,
+                )
     momentum, batches = record.momentum, record.batches
     if isinstance(momentum, float) and momentum >= 0.5:
         say(

@@ -263,6 +263,13 @@ def test_the_page_fits(width, scheme):
         assert watched.complaints == watched.requests == []
 
 
+def _sized(layer: nn.BatchNorm1d, **values: list[float]) -> None:
+    """Give a layer these weights and variances, and a mean that is not the start's."""
+    layer.running_mean.fill_(1)
+    for name, each in values.items():
+        getattr(layer, "running_var" if name == "var" else name).data.copy_(torch.tensor(each))
+
+
 @pytest.mark.parametrize(
     ("options", "change", "codes"),
     [
@@ -279,6 +286,15 @@ def test_the_page_fits(width, scheme):
         ({}, lambda layer: (layer.running_mean.fill_(1), layer.num_batches_tracked.fill_(258)), []),
         ({"momentum": None}, lambda layer: layer.running_mean.fill_(1), []),
         ({"track_running_stats": False}, lambda layer: None, []),
+        ({}, lambda layer: _sized(layer, var=[1e3, 1e-4, 2e3]), ["constant channels"]),
+        ({}, lambda layer: _sized(layer, var=[1e3, 2e-3, 2e3]), []),
+        ({}, lambda layer: _sized(layer, weight=[1, 0, 2]), ["dead channels"]),
+        ({}, lambda layer: _sized(layer, weight=[1, -9e-4, 1]), ["dead channels"]),
+        ({}, lambda layer: _sized(layer, weight=[1, -2e-3, 1]), []),
+        ({}, lambda layer: _sized(layer, weight=[0, 0, 0]), ["dead channels"]),
+        ({}, lambda layer: _sized(layer, weight=[-20, 1, 1], var=[1e-4, 1, 1]), ["runaway channels"]),
+        ({}, lambda layer: _sized(layer, weight=[9, 1, 1], var=[1e-4, 1, 1]), []),
+        ({"affine": False}, lambda layer: _sized(layer, var=[2, 1, 1]), []),
     ],
 )  # fmt: skip
 def test_what_a_record_tells_by_itself(options, change, codes):
@@ -286,6 +302,10 @@ def test_what_a_record_tells_by_itself(options, change, codes):
     change(layer)
     found = findings_of(record_of(norms_of(layer)[0]))
     assert [each.code for each in found] == codes
+    if codes == ["runaway channels"]:
+        assert (
+            "1 of 3 channels are multiplied by more than 1000; channel 0 is multiplied by 1.91e+03" in found[0].sentence
+        )
     if codes == ["start"]:
         assert found[0].sentence == (
             "46% of the statistics are still those of the start, after 258 batches with momentum=0.003"
