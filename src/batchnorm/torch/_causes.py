@@ -54,6 +54,11 @@ def typical(distances: Doubles) -> float:
     return float(np.sqrt(np.mean(np.square(distances))))
 
 
+def positions_said(m: float) -> str:
+    """A count of positions in digits; a small one may be a fraction, of an effective count."""
+    return f"{m:.0f}" if m >= 100 else f"{m:.3g}"
+
+
 def typical_factor(factors: Doubles) -> float:
     """As `typical`, of logarithms."""
     with np.errstate(all="ignore"):

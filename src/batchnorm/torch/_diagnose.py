@@ -16,7 +16,7 @@ from torch.utils import _pytree
 from .._records import Doubles, Finding, LayerRecord, findings_of
 from . import _options, _shared
 from ._batches import Batches, Forward
-from ._causes import CAUSES, Causes, DiagnosedLayer, typical, typical_factor
+from ._causes import CAUSES, Causes, DiagnosedLayer, positions_said, typical, typical_factor
 from ._definitions import correction_of
 from ._diagnosis_page import Healthy, frame, page
 from ._layer_inputs import gather, put_back
@@ -120,7 +120,7 @@ class Diagnosis:
         for layer in self.layers:
             factors = [f"{typical_factor(f):.2f}" for f in (np.prod(layer.variance, axis=0), *layer.variance)]
             off = typical(np.sum(layer.mean, axis=0))
-            row = (layer.name, f"{layer.m:g}", f"{layer.m_eff:.3g}", *factors, f"{off:.2f} std")
+            row = (layer.name, positions_said(layer.m), positions_said(layer.m_eff), *factors, f"{off:.2f} std")
             table.append((*row, *([] if layer.loss is None else [f"{layer.loss:.4g}"])))
         widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
         for row in table:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._records import Finding
-from ._causes import CAUSES, DiagnosedLayer, typical, typical_factor
+from ._causes import CAUSES, DiagnosedLayer, positions_said, typical, typical_factor
 from ._norms import layer_said
 
 _EXTREMES = 6  # channels of a layer that are shown
@@ -123,7 +123,7 @@ def _layer(layer: DiagnosedLayer, recalibrated: float | None, end: float, health
     facts = [
         ("running variance", f"×{typical_factor(variance):.3g}"),
         ("running mean", f"off by {typical(mean):.2g} std"),
-        ("m", f"{layer.m:g} in a batch, worth {layer.m_eff:.3g}"),
+        ("m", f"{positions_said(layer.m)} in a batch, worth {positions_said(layer.m_eff)}"),
     ]
     if layer.loss is not None and recalibrated is not None:
         facts.append(("put back alone", f"loss {layer.loss:.4g}, {layer.loss - recalibrated:+.3g}"))
