@@ -13,7 +13,7 @@ from torch import nn
 import batchnorm.torch as bnt
 
 from .data import Data
-from .networks import BATCHES, generator
+from .networks import BATCHES, generator, normalizations
 
 Tensor = torch.Tensor
 #: Called with the number of steps done (0 before the first) and the last batch's loss (NaN before the first).
@@ -113,5 +113,9 @@ def finite(value: float) -> float | None:
 
 
 def recalibrate(model: nn.Module, x: Tensor, *, batch: int = 250) -> None:
-    """Gather the running statistics anew: the plain average over batches of ``x``, without labels or gradients."""
-    bnt.recalibrate(model, x.split(batch), how="batches", verbose=False)
+    """Gather the running statistics anew: the plain average over batches of ``x``, without labels or gradients.
+
+    A network without batch normalization has none, and stays as it is.
+    """
+    if normalizations(model):
+        bnt.recalibrate(model, x.split(batch), how="batches", verbose=False)
