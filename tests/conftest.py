@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -23,6 +23,9 @@ os.environ["LC_ALL"] = "C.UTF-8"  # reports are in the language of the locale
 sys.path.extend(str(Path(__file__).parent / folder) for folder in ("breaks", "fuzz", "support"))
 
 import batchnorm as bn
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytest.register_assert_rewrite("chromium", "pages")
 
@@ -56,6 +59,15 @@ def _settings_put_back() -> Iterator[None]:
     yield
     bn.set_num_threads(threads)
     bn._native.force_isa(isa)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests of pages: a process may have one only."""
+    from chromium import chromium
+
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture

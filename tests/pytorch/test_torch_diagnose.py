@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from chromium import Watched, chromium
+from chromium import Watched
 from torch import nn
 
 import batchnorm.torch as bnt
@@ -247,12 +247,12 @@ def test_the_page():
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1100, "light")])
-def test_the_page_fits(width, scheme):
+def test_the_page_fits(browser, width, scheme):
     long = nn.Sequential()
     long.add_module("a_name_that_is_much_longer_than_a_telephone_is_wide_" * 2, trained(3))
     text = bnt.diagnose(long.eval(), data(1), verbose=False).to_html()
-    with chromium() as browser:
-        page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+    with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
+        page = context.new_page()
         watched = Watched(page)
         page.set_content(text)
         page.locator("summary").first.click()

@@ -1,4 +1,4 @@
-"""What tests of pages share: one browser."""
+"""What tests of the page of `explain` share: the page of the worked example."""
 
 from __future__ import annotations
 
@@ -6,17 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import chromium
 from pages import opened
 from playwright.sync_api import Browser, Page
 
 from batchnorm.tools.explain import EXAMPLE, explain
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture
