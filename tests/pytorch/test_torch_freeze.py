@@ -336,7 +336,7 @@ def test_a_model_in_distributed_data_parallel_is_refused():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         _wrapped_models_are_refused()
-        gc.collect()  # before the group: whose last owner is a wrapped model waits for its threads with Python's lock held
+        gc.collect()  # before the group: a wrapped model that is its last owner waits for its threads with the GIL
     finally:
         torch.distributed.destroy_process_group()
 
