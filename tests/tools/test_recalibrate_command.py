@@ -95,7 +95,13 @@ def test_options(here, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert (facts["how"], facts["samples"], facts["batches"], len(facts["layers"])) == ("batches", 256, 4, 1)
     again = ["recalibrate", "model:build", "--train", "all.npy", "-o", "n.pt", "--max-memory", "0.5", "--state", "m.pt"]
-    assert main(again) == 0
+    assert main([*again, "--json", "n.json"]) == 0
+    assert capsys.readouterr().out.endswith("n.pt: written\nn.json: written\n")
+    assert json.loads(Path("n.json").read_text())["how"] == "whole"
+    Path("n.pt").unlink()
+    assert main([*again, "--json", "all.npy"]) == 2
+    assert "must end in .json; got all.npy" in capsys.readouterr().err
+    assert not Path("n.pt").exists()
 
 
 @pytest.mark.parametrize("key", [None, "weights"])

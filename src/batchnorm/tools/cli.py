@@ -19,6 +19,7 @@ from .bench.command import add_bench
 from .files.formats import READABLE_OR, TABLES_OR, TEXTS
 from .models.diagnosing import add_diagnose
 from .models.recalibrating import add_recalibrate
+from .text.arguments import PRINTED, add_json
 from .text.language import Said, add_language
 from .why.command import add_why
 
@@ -34,9 +35,6 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-PRINTED = Path("-")  # of --json without a file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,14 +218,7 @@ def _add_explain(commands: Any) -> None:
     )
     add_language(parser)
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--json",
-        type=Path,
-        nargs="?",
-        const=PRINTED,
-        metavar="FILE",
-        help="print all numbers as JSON, or write them to FILE, whose name ends in .json; NaN and infinity become text",
-    )
+    add_json(form, "all numbers")
     form.add_argument(
         "--html",
         type=Path,

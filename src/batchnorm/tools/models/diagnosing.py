@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .loading import Arrays, add_model_options, loaded, need_torch, positive
-
-_PRINTED = Path("-")  # of --json without a file
+from ..text.arguments import PRINTED, add_json, positive
+from .loading import Arrays, add_model_options, loaded, need_torch
 
 
 def add_diagnose(commands: Any) -> None:
@@ -38,14 +37,7 @@ def add_diagnose(commands: Any) -> None:
         default="whole",
         help="pooled is for models whose batches take different branches",
     )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        nargs="?",
-        const=_PRINTED,
-        metavar="FILE",
-        help="print the numbers as JSON, or write them to FILE, which ends in .json",
-    )
+    add_json(parser, "all numbers")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page: one file, for any browser")
     parser.set_defaults(run=run_diagnose)
 
@@ -57,7 +49,7 @@ def run_diagnose(options: argparse.Namespace) -> None:
     from ..text.terminal import writable
 
     need_torch()
-    if options.json not in (None, _PRINTED):
+    if options.json not in (None, PRINTED):
         check_json(options.json, "MODEL comes first: batchnorm diagnose MODEL --json")
         check_output(options.json)  # before the work
     if options.html is not None:
@@ -77,12 +69,12 @@ def run_diagnose(options: argparse.Namespace) -> None:
         found = bnt.diagnose(model, train, test=test, samples=options.samples, how=options.how, verbose=False)
     except (ValueError, TypeError, RuntimeError) as error:
         raise Refused(str(error).removeprefix("diagnose: ")) from error
-    written = {options.json: found.to_json() + "\n"} if options.json not in (None, _PRINTED) else {}
+    written = {options.json: found.to_json() + "\n"} if options.json not in (None, PRINTED) else {}
     written |= {} if options.html is None else {options.html: found.to_html()}
     for path, text in written.items():
         with replacing(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
-    if options.json == _PRINTED:
+    if options.json == PRINTED:
         print(found.to_json())
         return
     said = [str(found), *(f"left {name} ({kind}): {why}" for name, kind, why in found.left)]

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..files import Refused, open_data
 from ..files.atomic import replacing
+from ..text.arguments import positive
 
 STATES = (".pt", ".pth", ".safetensors")
 _WRAPPED = ("module.", "_orig_mod.")  # before every name, in a state of a wrapped model
@@ -40,13 +41,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive, default=128, metavar="N", help="number of samples in a batch (default: 128)"
     )
     parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: cpu)")
-
-
-def positive(text: str) -> int:
-    """A positive integer of a command line."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
 
 
 def loaded(options: argparse.Namespace) -> tuple[Any, State | None]:

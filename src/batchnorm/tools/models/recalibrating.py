@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..text.arguments import PRINTED, add_json, positive
 from .loading import Arrays, add_model_options, check_state_suffix, loaded, need_torch, write_state
 
 
@@ -34,7 +35,7 @@ def add_recalibrate(commands: Any) -> None:
         metavar="NAME",
         help='layer to recalibrate, or a pattern such as "backbone.*"; may be repeated',
     )
-    parser.add_argument("--samples", type=int, metavar="N", help="stop after the batch that completes N samples")
+    parser.add_argument("--samples", type=positive, metavar="N", help="stop after the batch that completes N samples")
     parser.add_argument(
         "--on-nonfinite",
         choices=("raise", "skip"),
@@ -47,7 +48,7 @@ def add_recalibrate(commands: Any) -> None:
         metavar="GIB",
         help="most memory for the batches that run side by side (default: half of the free memory)",
     )
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    add_json(parser, "the numbers of what was done")
     parser.set_defaults(run=run_recalibrate)
 
 
@@ -64,13 +65,17 @@ def _gib(text: str) -> int:
 def run_recalibrate(options: argparse.Namespace) -> None:
     """Do what the options say."""
     from ..files import Refused
-    from ..files.atomic import check_output
+    from ..files.atomic import check_json, check_output, replacing
     from ..files.progress import progress_on
     from ..text.terminal import writable
 
     need_torch()
     check_state_suffix(options.output)
     check_output(options.output)  # before the work
+    file = None if options.json in (None, PRINTED) else options.json
+    if file is not None:
+        check_json(file, "MODEL comes first: batchnorm recalibrate MODEL --json")
+        check_output(file)
     import torch
 
     import batchnorm.torch as bnt
@@ -97,8 +102,12 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     if state is not None:
         state.update(new)
     write_state(new if state is None else state.whole, options.output)
-    if options.json:
+    if file is not None:
+        with replacing(file) as unfinished:
+            unfinished.write_text(done.to_json() + "\n", encoding="utf-8")
+    elif options.json is not None:
         print(done.to_json())
         return
     said = [str(done), *(f"left {name} ({kind}): {why}" for name, kind, why in done.left), f"{options.output}: written"]
+    said += [] if file is None else [f"{file}: written"]
     print(writable("\n".join(said), sys.stdout))

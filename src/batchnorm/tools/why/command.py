@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..text.arguments import positive
 from ..text.language import add_language
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def add_why(commands: Any) -> None:
     )
     parser.add_argument(
         "--seeds",
-        type=_positive,
+        type=positive,
         metavar="N",
         help=f"number of random seeds, each a run of its own (default: {SEEDS}, or {QUICK_SEEDS} with --quick)",
     )
@@ -66,7 +67,7 @@ def add_why(commands: Any) -> None:
         action="store_true",
         help="take fewer steps, settings and seeds; the result is a first look, not evidence",
     )
-    parser.add_argument("--jobs", type=_positive, metavar="N", help="number of processes (default: one per processor)")
+    parser.add_argument("--jobs", type=positive, metavar="N", help="number of processes (default: one per processor)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report with figures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
     parser.add_argument(
@@ -74,12 +75,6 @@ def add_why(commands: Any) -> None:
     )
     add_language(parser)
     parser.set_defaults(run=run_why)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
 
 
 def run_why(options: argparse.Namespace) -> None:
