@@ -580,6 +580,12 @@ def test_two_outliers_of_a_short_column(rng: np.random.Generator) -> None:
     assert (o.position, o.count) == (3, 2)
 
 
+@pytest.mark.parametrize(("far", "found"), [(11.0, True), (9.0, False)])
+def test_an_outlier_leaves_a_fifth_of_the_range_at_most(far: float, found: bool) -> None:
+    x = np.append(np.linspace(0, 2, 39), far)[:, None]
+    assert bool(bn.explain(x).outliers) == found
+
+
 def test_ordinary_values_are_no_outliers(rng: np.random.Generator) -> None:
     for x in (
         rng.normal(size=(200, 50)),

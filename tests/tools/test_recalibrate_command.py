@@ -99,8 +99,9 @@ def test_options(here, capsys):
     assert capsys.readouterr().out.endswith("n.pt: written\nn.json: written\n")
     assert json.loads(Path("n.json").read_text())["how"] == "whole"
     Path("n.pt").unlink()
-    assert main([*again, "--json", "all.npy"]) == 2
-    assert "must end in .json; got all.npy" in capsys.readouterr().err
+    for file, why in (("all.npy", "must end in .json; got all.npy"), ("no/n.json", "no does not exist")):
+        assert main([*again, "--json", file]) == 2
+        assert why in capsys.readouterr().err
     assert not Path("n.pt").exists()
 
 

@@ -77,6 +77,16 @@ def test_a_run_uses_no_random_numbers_but_its_own() -> None:
     torch.random.set_rng_state(before)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_of_an_experiment_runs(name: str) -> None:
+    """Two steps, or a few images, of each network: whole runs are slow tests."""
+    settings = {(s.get("part"), s.get("net")): s for s in experiment(name).plan(True).settings()}
+    for setting in settings.values():
+        short = {key: few for key, few in {"steps": 2, "images": 64}.items() if key in setting}
+        assert short or setting["part"] == "exact"
+        assert experiment(name).run({**setting, **short}, 0, load("digits"))
+
+
 def test_both_sides_begin_with_the_same_weights_and_see_the_same_batches() -> None:
     from batchnorm.tools.why.networks import batch_norm_2d, convolutional, group_norm, nothing
     from batchnorm.tools.why.training import batches
