@@ -375,7 +375,10 @@ def step_backward_of_record(
     grad_y: Tensor, x: Tensor, weight: Tensor | None, running_mean: Tensor | None, _var: object, _mean: object,
     _invstd: object, _update: object, eps: float, _wanted: object, moments: Tensor,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """The backward of a step while a graph of it is made: with the derivatives of ours. Any bias will do."""
+    """The backward of a step while a graph of it is made, with the derivatives of ours.
+
+    The weight stands for the bias, too: without an activation no gradient depends on the bias.
+    """
     return backward(grad_y, x, moments, weight, weight, None, None, eps, 0, 0.0, running_mean is None)[:3]  # type: ignore[no-any-return]
 
 
