@@ -31,6 +31,7 @@ from ._gathering import gather_moments
 from ._layers import BatchNorm
 from ._masks import mask_from_lengths
 from ._memory import MemoryStats, empty_cache, memory_stats, set_memory_limit
+from ._merge import merge_state_dicts
 from ._moments import Moments, moments
 from ._plan import Plan
 from ._prepared import Gradients
@@ -66,6 +67,7 @@ __all__ = [
     "load_moments",
     "mask_from_lengths",
     "memory_stats",
+    "merge_state_dicts",
     "moments",
     "normalize",
     "save_moments",

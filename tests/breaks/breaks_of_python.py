@@ -573,17 +573,17 @@ BREAKS = [
         "test_torch_convert.py",
     ),
     Break(
-        SRC + "torch/_merge.py",
-        '"running_var": var.clamp(min=0)',
-        '"running_var": var.clamp(min=1)',
+        SRC + "_merge.py",
+        "var = np.maximum(var, 0)",
+        "var = np.maximum(var, 1)",
         "merge_state_dicts: a variance",
         "test_torch_rounds.py test_torch_states.py",
     ),
     Break(
-        SRC + "torch/_merge.py",
+        SRC + "_merge.py",
         "kept = [(1 - start.momentum) ** n for n in added]",
         "kept = [1 - start.momentum for n in added]",
-        "merge_state_dicts: since= weighs the start",
+        "merge_state_dicts: base= weighs the start",
         "test_torch_rounds.py",
     ),
     Break(

@@ -32,6 +32,7 @@ LEVELS = {
     "_left_out": 1,
     "_records": 1,
     "_frames": 2,
+    "_merge": 2,
     "_inputs": 2,  # its refusals speak of plans
     "_ghosts": 3,
     "_call": 3,

@@ -67,6 +67,9 @@ OWN = {  # that mean something else in one function, or have other defaults
     bnt.recalibrate: _options.by_name(*OF_RECALIBRATE),
     bnt.freeze: torch_options.FREEZE,
     bnt.diagnose: _options.by_name(torch_options.HOW, replace(torch_options.SAMPLES, default=1024)),
+    **dict.fromkeys(
+        (bn.merge_state_dicts, bnt.merge_state_dicts), _options.by_name(replace(_options.MOMENTUM, default=...))
+    ),
 }
 SIGNATURES = [getattr(module, name) for module in (bn, bnt, bnt.functional) for name in module.__all__]
 SIGNATURES = [thing for thing in SIGNATURES if callable(thing) and thing is not bnt.FrozenLayer]  # which frozen makes

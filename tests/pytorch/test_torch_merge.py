@@ -85,7 +85,7 @@ REFUSED_STATES = {
     "NaN": ([STATE, STATE], [2, float("nan")], ValueError, "number 1 is nan"),
     "zeros": ([STATE, STATE], [0, 0], ValueError, "nothing to merge"),
     "integers": ([{"a": torch.tensor(1)}, {"a": torch.tensor(2)}], [2, 2], ValueError, "a .int64. differs"),
-    "objects": ([{"a": "b"}, {"a": "c"}], [2, 2], ValueError, "not a tensor"),
+    "objects": ([{"a": "b"}, {"a": "c"}], [2, 2], ValueError, "not an array"),
 }
 
 

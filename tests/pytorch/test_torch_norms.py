@@ -12,6 +12,7 @@ from torch import nn
 
 import batchnorm.torch as bnt
 from batchnorm.torch._norms import chosen, norms_of, record_of
+from networks import resnet18
 
 
 class Model(nn.Module):
@@ -90,3 +91,30 @@ def test_what_is_unknown_is_none():
     known = dataclasses.replace(record, mean=np.zeros(3), var=np.ones(3), eps=0.0)
     assert np.array_equal(known.evaluate(np.ones((2, 3))), np.ones((2, 3)))
     assert record_of(norms_of(bnt.BatchNorm1d(3, running_correction=0, momentum=0.3))[0]).correction == 0
+
+
+def test_state_names_are_found_by_class():
+    """ResNet-18 has 20 layers of five entries, those of its shortcuts among them, whatever they are called."""
+    model = resnet18()
+    names = bnt.state_names(model)
+    assert len(names) == len(set(names)) == 100
+    affine, statistics = bnt.state_names(model, statistics=False), bnt.state_names(model, affine=False)
+    assert (len(affine), len(statistics), {*affine} | {*statistics}) == (40, 60, {*names})
+    assert names == [name for name in model.state_dict() if name in {*names}], "in the order of the state"
+    assert bnt.state_names(model, False, False) == []
+
+
+def test_state_names_of_shared_parametrized_and_plain_layers():
+    layer = bnt.BatchNorm1d(3, keep_count=True)
+    model = torch.nn.Sequential(layer, torch.nn.GroupNorm(1, 3), layer, torch.nn.BatchNorm1d(3, affine=False))
+    once, of_all = bnt.state_names(model), bnt.state_names(model, remove_duplicate=False)
+    assert (len(once), len(of_all)) == (9, 15)
+    assert {*of_all} == {name for name in model.state_dict() if name[0] != "1"}
+    assert bnt.state_names(layer) == list(layer.state_dict())
+    torch.nn.utils.parametrizations.weight_norm(layer, "weight", dim=0)
+    assert bnt.state_names(layer, statistics=False) == [
+        "bias", "parametrizations.weight.original0", "parametrizations.weight.original1"
+    ]  # fmt: skip
+    assert {*bnt.state_names(layer)} == {*layer.state_dict()}
+    with pytest.raises(TypeError, match="state_names: model must be"):
+        bnt.state_names(model.state_dict())

@@ -55,7 +55,7 @@ def test_rounds_are_one_training_with_the_batches_of_all(dtype):
                 client.load_state_dict(server.state_dict())
                 client(torch.from_numpy(x))
             server.load_state_dict(
-                bnt.merge_state_dicts(clients, sizes, since=server, running_correction=correction), strict=True
+                bnt.merge_state_dicts(clients, sizes, base=server, running_correction=correction), strict=True
             )
         mean, var = _pooled(batches[:rounds], momentum, correction)
         np.testing.assert_allclose(server.running_mean, mean, rtol=rtol, atol=rtol, err_msg=cell)
@@ -75,12 +75,12 @@ def test_a_mean_over_all_batches_is_one_over_all_rounds():
             for _ in range(numbers[i]):
                 seen.append(rng.normal(size=(6, C)) + i)
                 client(torch.from_numpy(seen[-1]))
-        server.load_state_dict(bnt.merge_state_dicts(clients, 6 * numbers, since=server))
+        server.load_state_dict(bnt.merge_state_dicts(clients, 6 * numbers, base=server))
     assert server.num_batches_tracked == len(seen)
     np.testing.assert_allclose(server.running_mean, np.mean([x.mean(0) for x in seen], 0), rtol=1e-10)
 
 
-def test_without_since_counts_are_summed_until_they_do_not_fit():
+def test_without_base_counts_are_summed_until_they_do_not_fit():
     """The sum is how many batches there were where each state began at zero; in rounds it grows tenfold."""
     server, x = _layer(), torch.tensor([[1.0, 2.0], [3.0, 5.0]])
     for expected in (10, 110, 1110):
@@ -92,13 +92,13 @@ def test_without_since_counts_are_summed_until_they_do_not_fit():
     server.num_batches_tracked.fill_(10**18)
     before = _bits([server.state_dict()])
     with pytest.raises(
-        ValueError, match=r"num_batches_tracked would be 10{19}, which int64 does not hold\. Give since="
+        ValueError, match=r"num_batches_tracked would be 10{19}, which int64 does not hold\. Give base="
     ):
         bnt.merge_state_dicts([server] * CLIENTS, [2] * CLIENTS)
     assert _equal([server.state_dict()], before)
     clients = [copy.deepcopy(server) for _ in range(CLIENTS)]
     clients[0](x)
-    assert bnt.merge_state_dicts(clients, [2] * CLIENTS, since=server)["num_batches_tracked"] == 10**18 + 1
+    assert bnt.merge_state_dicts(clients, [2] * CLIENTS, base=server)["num_batches_tracked"] == 10**18 + 1
 
 
 @pytest.mark.parametrize("count", [torch.tensor(3, dtype=torch.int32), torch.tensor([3.0]), torch.tensor(3.0).double()])
@@ -108,8 +108,8 @@ def test_a_count_keeps_its_dtype_and_shape(count):
     clients = [copy.deepcopy(server) for _ in range(2)]
     for client in clients:
         client.num_batches_tracked = count + 4
-    for since, expected in ((server, 11), (None, 14)):
-        merged = bnt.merge_state_dicts(clients, [2, 2], since=since)["num_batches_tracked"]
+    for base, expected in ((server, 11), (None, 14)):
+        merged = bnt.merge_state_dicts(clients, [2, 2], base=base)["num_batches_tracked"]
         assert (merged.dtype, merged.shape, int(merged)) == (count.dtype, count.shape, expected)
 
 
@@ -118,26 +118,26 @@ def test_who_added_nothing_has_no_say(momentum):
     server = torch.nn.BatchNorm1d(C, momentum=momentum)
     server(torch.randn(5, C, generator=torch.Generator().manual_seed(0)))
     idle, busy = copy.deepcopy(server), copy.deepcopy(server)
-    merged = bnt.merge_state_dicts([idle, idle], [7, 3], since=server)
+    merged = bnt.merge_state_dicts([idle, idle], [7, 3], base=server)
     assert _equal([merged], [server.state_dict()])
     assert merged["running_mean"].data_ptr() not in {m.running_mean.data_ptr() for m in (idle, server)}
     busy(torch.randn(5, C, generator=torch.Generator().manual_seed(1)))
-    merged = bnt.merge_state_dicts([idle, busy], [7, 3], since=server)
+    merged = bnt.merge_state_dicts([idle, busy], [7, 3], base=server)
     torch.testing.assert_close(merged["running_var"], busy.running_var)
     assert merged["num_batches_tracked"] == 2
     unmoved = copy.deepcopy(server)
     unmoved.momentum = 0.0
-    assert torch.equal(bnt.merge_state_dicts([busy], [3], since=unmoved)["running_mean"], server.running_mean)
+    assert torch.equal(bnt.merge_state_dicts([busy], [3], base=unmoved)["running_mean"], server.running_mean)
 
 
-def test_a_whole_model_with_since():
+def test_a_whole_model_with_base():
     """Parameters are averaged as without."""
     server = torch.nn.Sequential(torch.nn.Linear(C, C), torch.nn.BatchNorm1d(C), torch.nn.BatchNorm1d(C, momentum=None))
     clients = [copy.deepcopy(server) for _ in range(3)]
     for i, client in enumerate(clients):
         client[0].weight.data += i
         client(torch.randn(4, C, generator=torch.Generator().manual_seed(i)))
-    merged = bnt.merge_state_dicts([client.state_dict() for client in clients], [4, 4, 0], since=server)
+    merged = bnt.merge_state_dicts([client.state_dict() for client in clients], [4, 4, 0], base=server)
     assert isinstance(merged, collections.OrderedDict)
     assert list(merged) == list(server.state_dict())
     torch.testing.assert_close(merged["0.weight"], server[0].weight.detach() + 0.5)
@@ -152,7 +152,7 @@ def _state(count=5, dtype=torch.float32, mean=0.0):
     }
 
 
-def _since(count=5, **options):
+def _base(count=5, **options):
     layer = torch.nn.BatchNorm1d(C, affine=False, **options)
     if options.get("track_running_stats", True):
         layer.num_batches_tracked.fill_(count)
@@ -168,11 +168,11 @@ class _Other(torch.nn.Module):
 
 HALF = torch.float16
 REFUSED = {
-    "a state as since": ([_state()] * 2, [2, 2], _state(), TypeError, "since must be a module, .*got dict; load it"),
-    "another model": ([_state()] * 2, [2, 2], torch.nn.Linear(1, 1), ValueError, "same names; since lacks"),
-    "another dtype": ([_state()] * 2, [2, 2], _since().double(), ValueError, "float32 .*float64 in since"),
-    "fewer batches": ([_state(), _state(4)], [2, 2], _since(), ValueError, "at least 5, that of since; got 4"),
-    "a class of its own": ([_state()] * 2, [2, 2], _Other(), ValueError, "must have momentum .*_Other, has not"),
+    "not a state": ([_state()] * 2, [2, 2], [_state()], TypeError, "base is list; pass .model.state_dict"),
+    "another model": ([_state()] * 2, [2, 2], torch.nn.Linear(1, 1), ValueError, "same names; base lacks"),
+    "another dtype": ([_state()] * 2, [2, 2], _base().double(), ValueError, "float32 .*float64 in base"),
+    "fewer batches": ([_state(), _state(4)], [2, 2], _base(), ValueError, "at least 5, that of base; got 4"),
+    "a class of its own": ([_state()] * 2, [2, 2], _Other(), ValueError, "_Other, does not; give momentum="),
     "no count": ([{k: v for k, v in _state().items() if k != "num_batches_tracked"}] * 2, [2, 2], None, None, ""),
     "too many": ([_state(2**62)] * 2, [2, 2], None, ValueError, "would be 9223372036854775808, which int64"),
     "int32": ([_state(torch.tensor(2**30, dtype=torch.int32))] * 2, [2, 2], None, ValueError, "which int32 does"),
@@ -193,15 +193,15 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_fit_is_refused_and_changes_nothing(name):
-    states, counts, since, error, words = REFUSED[name]
-    everything = [*states, *([since.state_dict()] if isinstance(since, torch.nn.Module) else [])]
+    states, counts, base, error, words = REFUSED[name]
+    everything = [*states, *([base.state_dict()] if isinstance(base, torch.nn.Module) else [])]
     before = _bits(everything)
     for correction in (0, 1) if name.startswith("shares") else (1,):
-        if error is None:  # without a count there is nothing to refuse, but with since
+        if error is None:  # without a count there is nothing to refuse, but with base
             assert list(bnt.merge_state_dicts(states, counts)) == ["running_mean", "running_var"]
             continue
         with pytest.raises(error, match=words):
-            bnt.merge_state_dicts(states, counts, since=since, running_correction=correction)
+            bnt.merge_state_dicts(states, counts, base=base, running_correction=correction)
     assert str([dict(state) for state in everything]) == str(before)
 
 

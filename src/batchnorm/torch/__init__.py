@@ -27,7 +27,7 @@ from ._diagnose import Diagnosis, diagnose
 from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ._merge import merge_state_dicts
+from ._merge import merge_state_dicts, state_names
 from ._positions import mask_from_lengths
 from ._recalibrate import RecalibratedLayer, Recalibration, recalibrate
 from ._report import Report
@@ -62,6 +62,7 @@ __all__ = [
     "merge_state_dicts",
     "recalibrate",
     "revert",
+    "state_names",
     "status",
     "unfreeze",
 ]

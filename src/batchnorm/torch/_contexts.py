@@ -15,8 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ._layers import _Extended
-from ._norms import Only, chosen, norms_of
-from ._sync import check_model
+from ._norms import Only, check_model, chosen, norms_of
 
 
 class Setting(NamedTuple):

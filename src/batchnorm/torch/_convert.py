@@ -15,10 +15,10 @@ from .._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSin
 from .._renorm import Renorm
 from . import _options
 from ._fuse.forward import unfuse
-from ._norms import norms_of
+from ._norms import check_model, norms_of
 from ._options import DEFAULTS
 from ._report import Left, Report
-from ._sync import OURS, THEIRS, SyncBatchNorm, check_model, synchronize, why_unfit
+from ._sync import OURS, THEIRS, SyncBatchNorm, synchronize, why_unfit
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -20,9 +20,8 @@ from ._causes import CAUSES, Causes, DiagnosedLayer, positions_said, typical, ty
 from ._definitions import correction_of
 from ._diagnosis_page import Healthy, frame, page
 from ._layer_inputs import gather, put_back
-from ._norms import Norm, layer_said, norms_of, record_of
+from ._norms import Norm, check_model, layer_said, norms_of, record_of
 from ._recalibrate import How, recalibrate, unwrapped
-from ._sync import check_model
 
 Tensor = torch.Tensor
 Loss = Callable[[nn.Module, Any], Any]

@@ -12,9 +12,9 @@ from .._options import NormalizeWith, check_without_running
 from . import _options
 from ._convert import is_other
 from ._layers import _Extended
-from ._norms import Norm, Only, chosen, norms_of
+from ._norms import Norm, Only, check_model, chosen, norms_of
 from ._report import counted, lines_of
-from ._sync import OURS, SyncBatchNorm, check_model, why_unfit
+from ._sync import OURS, SyncBatchNorm, why_unfit
 
 Model = TypeVar("Model", bound=nn.Module)
 

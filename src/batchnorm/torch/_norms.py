@@ -41,6 +41,16 @@ def layer_said(name: str) -> str:
     return name if name == THE_MODEL else f"layer {name}"
 
 
+def check_model(model: object, who: str) -> None:
+    """Refuse what is not a module."""
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
+        raise TypeError(
+            f"{who}: model must be a torch.nn.Module; got {got}; pass a model itself, not its class, its "
+            "state_dict or a list of models"
+        )
+
+
 def norms_of(model: nn.Module) -> list[Norm]:
     """The layers of a model that derive from torch.nn's batch normalization, ours among them, each once."""
     names: dict[nn.Module, list[str]] = {}

@@ -19,10 +19,9 @@ from ._free import free_memory
 from ._freeze import is_kept_in_evaluation
 from ._layer_inputs import STATISTICS, put_back, statistics_of
 from ._lockstep import Report
-from ._norms import Norm, Only, chosen, layer_said, norms_of
+from ._norms import Norm, Only, check_model, chosen, layer_said, norms_of
 from ._peers import Peers
 from ._report import Left, counted, lines_of
-from ._sync import check_model
 
 Tensor = torch.Tensor
 How = Literal["whole", "pooled", "batches"]

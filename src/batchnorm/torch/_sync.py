@@ -13,6 +13,7 @@ from .._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSin
 from .._renorm import Renorm
 from . import _activations, _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _Extended
+from ._norms import check_model
 from ._options import DEFAULTS
 from ._ranks import Ranks, Whole, world_size
 
@@ -279,16 +280,6 @@ def synchronize(model: nn.Module, process_group: Any, reproducible: bool, who: s
             layer.process_group = layer.process_group if process_group is None else process_group
             layer.reproducible = layer.reproducible or reproducible
     return [name for name, _ in found]
-
-
-def check_model(model: object, who: str) -> None:
-    """Refuse what is not a module."""
-    if not isinstance(model, nn.Module):
-        got = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
-        raise TypeError(
-            f"{who}: model must be a torch.nn.Module; got {got}; pass a model itself, not its class, its "
-            "state_dict or a list of models"
-        )
 
 
 def why_unfit(module: nn.Module) -> str:

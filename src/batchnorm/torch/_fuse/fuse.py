@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._convert import Model, convert, not_ours, reported
-from .._norms import norms_of
+from .._norms import check_model, norms_of
 from .._report import Left, Report
-from .._sync import check_model
 from .forward import FusedForward, fuse_layer, unfuse
 from .patterns import Outcome, rewrite, skipped_identities
 from .trace import Untraceable, trace
