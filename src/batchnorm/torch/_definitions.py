@@ -15,7 +15,7 @@ from ._forwards import END
 from ._free import free_threads
 from ._layer_inputs import gather, undisturbed, write
 from ._lockstep import NOWHERE, Limits, Report, branches, lockstep, nonfinite, place
-from ._norms import Norm
+from ._norms import Norm, correction_of
 from ._peers import Peers, Said
 
 Tensor = torch.Tensor
@@ -117,12 +117,6 @@ class Whole(Work):
 
     def statistics(self, i: int) -> Statistics:
         return _of_moments(self.found[i], self.norms[i].layer)
-
-
-def correction_of(layer: Any) -> int:
-    """1 where a layer stores the unbiased variance, as torch.nn's do."""
-    correction: int = getattr(layer, "running_correction", 1)
-    return correction
 
 
 def _of_moments(table: Tensor, layer: Any) -> Statistics:

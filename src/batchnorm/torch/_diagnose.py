@@ -17,10 +17,9 @@ from .._records import Doubles, Finding, LayerRecord, findings_of
 from . import _options, _shared
 from ._batches import Batches, Forward
 from ._causes import CAUSES, Causes, DiagnosedLayer, positions_said, typical, typical_factor
-from ._definitions import correction_of
 from ._diagnosis_page import Healthy, frame, page
 from ._layer_inputs import gather, put_back
-from ._norms import Norm, check_model, layer_said, norms_of, record_of
+from ._norms import Norm, check_model, correction_of, layer_said, norms_of, record_of
 from ._recalibrate import How, recalibrate, unwrapped
 
 Tensor = torch.Tensor

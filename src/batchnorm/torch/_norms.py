@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._options import shown
-from .._records import Doubles, LayerRecord
+from .._records import CONVENTIONS, Doubles, LayerRecord
 
 Only = str | Iterable[str] | Callable[[str, nn.Module], bool] | None  # which layers: names, patterns, or a predicate
 
@@ -100,13 +100,18 @@ def record_of(norm: Norm) -> LayerRecord:
         axis=1,
         eps=float(layer.eps),
         momentum="cumulative" if layer.momentum is None else float(layer.momentum),
-        correction=getattr(layer, "running_correction", 1),
+        correction=correction_of(layer),
         mean=_doubles(layer.running_mean),
         var=_doubles(layer.running_var),
         weight=_doubles(layer.weight),
         bias=_doubles(layer.bias),
         batches=None if count is None or count.is_meta else int(count),
     )
+
+
+def correction_of(layer: Any) -> Literal[0, 1]:
+    """1 where a layer stores the unbiased variance, as torch.nn's do."""
+    return 0 if getattr(layer, "running_correction", CONVENTIONS["PyTorch"].correction) == 0 else 1
 
 
 def _doubles(t: torch.Tensor | None) -> Doubles | None:
