@@ -79,6 +79,7 @@ INSIDE = {
         ("_fuse/forward", "_fuse/patterns"),
         ("_convert",),
         ("_fuse/fuse", "fused", "_freeze", "_contexts"),
+        ("_masked",),
         ("_recalibrate",),
         ("_diagnose",),
         ("__init__",),

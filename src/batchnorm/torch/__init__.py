@@ -27,6 +27,7 @@ from ._diagnose import Diagnosis, diagnose
 from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from ._masked import masked
 from ._merge import merge_state_dicts, state_names
 from ._positions import mask_from_lengths
 from ._recalibrate import RecalibratedLayer, Recalibration, recalibrate
@@ -59,6 +60,7 @@ __all__ = [
     "fuse",
     "hold",
     "mask_from_lengths",
+    "masked",
     "merge_state_dicts",
     "recalibrate",
     "revert",

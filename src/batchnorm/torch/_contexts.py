@@ -76,8 +76,14 @@ class Context(contextlib.ContextDecorator):
         return f"<batchnorm.torch.{self._who}: {n} layer{'' if n == 1 else 's'}{', open' if self._entries else ''}>"
 
 
+def layers_of(model: nn.Module, only: Only, who: str) -> list[nn.Module]:
+    """The batch normalizations of a model that a context is to serve, each once."""
+    check_model(model, who)
+    return _layers(model) if only is None else [norm.layer for norm in chosen(norms_of(model), only, who)]
+
+
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """The batch normalizations of a model, each once: `norms_of` without names, which take most of its time."""
+    """All of them: `norms_of` without names, which take most of its time."""
     found: list[nn.Module] = []
     seen: set[nn.Module | None] = {None}
     to_see: list[nn.Module | None] = [model]
@@ -151,8 +157,7 @@ def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextMa
     >>> y.flatten().tolist() == layer(x).flatten().tolist(), int(layer.num_batches_tracked)
     (True, 1)
     """
-    check_model(model, "hold")
-    layers = _layers(model) if only is None else [norm.layer for norm in chosen(norms_of(model), only, "hold")]
+    layers = layers_of(model, only, "hold")
     for layer in layers:
         if isinstance(layer, LazyModuleMixin):  # no longer, after its first forward
             raise ValueError(

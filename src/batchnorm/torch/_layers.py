@@ -49,6 +49,7 @@ class _Extended(_running.KeepsCount):
 
     _settable: ClassVar[Mapping[str, Option]] = _options.MODULE
     _fused_with: str = ""  # for the repr of a layer in a fused model
+    _masked: Any = None  # inside of `masked`: its mask
 
     def __init__(
         self,
@@ -121,13 +122,17 @@ class _Extended(_running.KeepsCount):
             node: Tensor = self._as_leaf(input, mask, sample_weight, residual)
             return node
         self._check_input(input)
+        masked = self._masked
+        if masked is not None and mask is None:
+            mask = masked.over(self, input)
         activation = activation_code(self.activation)
         if residual is None or _operands.is_like(residual, input):
-            return self._normalize(input, mask, sample_weight, residual, activation)
-        _operands.check_residual(type(self).__name__, input, residual, activation[0])
-        return _activations.activate(
-            self._normalize(input, mask, sample_weight, None, (0, 0.0)) + residual, *activation
-        )
+            y = self._normalize(input, mask, sample_weight, residual, activation)
+        else:
+            _operands.check_residual(type(self).__name__, input, residual, activation[0])
+            y = self._normalize(input, mask, sample_weight, None, (0, 0.0)) + residual
+            y = _activations.activate(y, *activation)
+        return y if masked is None else masked.of_output(self, input, y, mask)
 
     def _check_input(self, input: Tensor) -> None:
         """Refuse another rank or number of channels than the layer's."""

@@ -60,6 +60,11 @@ def norms_of(model: nn.Module) -> list[Norm]:
     return [Norm(tuple(its), layer) for layer, its in names.items()]
 
 
+def name_of(layer: nn.Module, model: nn.Module) -> str:
+    """How a model's layer is called: for refusals, since the names of all layers are looked up."""
+    return next(str(norm) for norm in norms_of(model) if norm.layer is layer)
+
+
 def chosen(norms: list[Norm], only: Only, who: str) -> list[Norm]:
     """Those that `only` says: all; by a predicate; or by names, of layers or of what they are in, and patterns."""
     if only is None:

@@ -76,7 +76,7 @@ def weights_like(x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, w
     if mask is not None:
         if mask.dtype != torch.bool:
             raise TypeError(f"{who}: {_refusals.mask_dtype(f'dtype {mask.dtype}')}")
-        mask = _over_positions(x, mask, "mask", who)
+        mask = over_positions(x, mask, "mask", who)
     if sample_weight is None:
         assert mask is not None
         return mask
@@ -88,7 +88,7 @@ def weights_like(x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, w
         raise ValueError(
             f"{who}: sample_weight is a constant, gradients by it are not computed; pass sample_weight.detach()"
         )
-    w = _over_positions(x, sample_weight, "sample_weight", who)
+    w = over_positions(x, sample_weight, "sample_weight", who)
     if w.dtype not in (torch.float32, torch.float64):
         w = w.float()
     return w if mask is None else torch.where(mask, w, 0.0)
@@ -168,7 +168,7 @@ def check_ghosts(who: str, x: Tensor, ghost_size: int) -> None:
         raise ValueError(f"{who}: {_refusals.too_few(last, False, where, ghost=(ghosts - 1, ghosts, ghost_size))}")
 
 
-def _over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:
+def over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:
     """View `given` with x's number of axes, the channels' of length one."""
     shape, own = tuple(x.shape), tuple(given.shape)
     a = given

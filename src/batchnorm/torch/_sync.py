@@ -119,7 +119,8 @@ class SyncBatchNorm(_Extended):
         """As that of `BatchNorm1d`, with the statistics of all ranks."""
         if _backend.is_traced(input) or not self._exchanges():
             return super().forward(input, mask, sample_weight, residual)
-        return self._synchronized(input, mask, sample_weight, residual, activation_code(self.activation))
+        y = self._synchronized(input, mask, sample_weight, residual, activation_code(self.activation))
+        return y if self._masked is None else self._masked.of_output(self, input, y, mask)
 
     def _normalize(
         self, x: Tensor, mask: Tensor | None, sample_weight: Tensor | None, residual: Tensor | None,
@@ -205,6 +206,8 @@ class SyncBatchNorm(_Extended):
             )
 
     def _selection(self, x: Tensor, mask: Tensor | None, sample_weight: Tensor | None) -> Tensor | None:
+        if mask is None and self._masked is not None:
+            mask = self._masked.over(self, x)
         if mask is None and sample_weight is None:
             return None
         return _positions.weights_like(x, mask, sample_weight, type(self).__name__)

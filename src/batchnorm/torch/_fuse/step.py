@@ -60,7 +60,7 @@ def step(
 
 
 def _is_one_pass(layer: Any, x: Any, residual: Any) -> bool:
-    if type(layer) not in _OURS or layer.activation is not None or hooked(layer):
+    if type(layer) not in _OURS or layer.activation is not None or hooked(layer) or layer._masked is not None:
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False  # sizes are tensors then, and comparing them is a decision for good
