@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._foreign import beyond_exact, rounding
-from ._left_out import LeftOut, refusal, remark
+from ._left_out import NOTHING, LeftOut, refusal, remark
 from ._plan import Axis, channel_axes
 
 Array = NDArray[Any]
@@ -93,11 +93,11 @@ class _Pandas(_Adapter):
         if types.is_complex_dtype(dtype):
             return "complex numbers"
         if types.is_numeric_dtype(dtype):
-            return None if table.iloc[:, i].notna().any() else "no value"
+            return None if table.iloc[:, i].notna().any() else NOTHING
         kind = types.infer_dtype(table.iloc[:, i], skipna=True)
         if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
             return None
-        return {"boolean": "booleans", "datetime": "dates", "date": "dates", "empty": "no value"}.get(kind, "text")
+        return {"boolean": "booleans", "datetime": "dates", "date": "dates", "empty": NOTHING}.get(kind, "text")
 
     def integers(self, table: Any, i: int) -> Array | None:
         column = table.iloc[:, i]
@@ -111,7 +111,8 @@ class _Pandas(_Adapter):
 
     def numbers(self, table: Any, i: int) -> Array:
         column = table.iloc[:, i]
-        small = column.dtype if isinstance(column.dtype, np.dtype) and column.dtype.kind == "f" else np.float64
+        kind = getattr(column.dtype, "numpy_dtype", column.dtype)  # of pandas' own types, and of Arrow's
+        small = kind if isinstance(kind, np.dtype) and kind.kind == "f" else np.float64
         return np.asarray(column.to_numpy(dtype=small, na_value=np.nan))
 
     def replaced(self, table: Any, columns: dict[int, tuple[Array, Array]]) -> Any:
@@ -153,8 +154,8 @@ class _Polars(_Adapter):
         if column.dtype.is_temporal():
             return "dates"
         if column.dtype.is_numeric():
-            return None if column.null_count() < len(column) else "no value"
-        return "no value" if column.dtype == polars.Null else "text"
+            return None if column.null_count() < len(column) else NOTHING
+        return NOTHING if column.dtype == polars.Null else "text"
 
     def integers(self, table: Any, i: int) -> Array | None:
         column = table.to_series(i)
@@ -202,7 +203,7 @@ def arrow_holds(pyarrow: Any, column: Any) -> str | None:
     """Return what a column of pyarrow's holds, or None where it holds numbers."""
     types, kind = pyarrow.types, column.type
     if column.null_count == len(column):
-        return "no value"
+        return NOTHING
     if types.is_boolean(kind):
         return "booleans"
     if types.is_temporal(kind):
@@ -264,12 +265,12 @@ def frame_of(x: object, who: str, names: tuple[str, ...] | None = None) -> Frame
     for name in names:
         places = [i for i, other in enumerate(known) if other == name]
         if len(places) != 1:
-            came = "no column" if not places else f"{len(places)} columns"
+            came, fix = ("no column", "add it") if not places else (f"{len(places)} columns", "rename one")
             raise ValueError(
                 f"{who}: the table must have the columns that the moments have; got {came} {name!r} among "
-                f"{', '.join(known[:12])}; add it, or pass the columns as an array"
+                f"{', '.join(known[:12])}; {fix}, or pass the columns as an array"
             )
-        if (one := out.get(places[0])) is not None:
+        if (one := out.get(places[0])) is not None and one.holds != NOTHING:
             raise TypeError(f"{who}: column {name!r} must hold numbers; it holds {one.holds}{_FIX}")
         chosen.append(places[0])
     return Frame(x, adapter, chosen, [], who)

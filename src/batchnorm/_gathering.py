@@ -39,8 +39,8 @@ def gather_moments(
         An array, a memory map (``np.load(path, mmap_mode="r")``) for instance; or an iterable of arrays with the same
         channels, of which at most ``2 * threads`` are held at a time. Integers and bools are taken as float64; integers
         beyond 2**53, which that would round, are refused. Elements need not be aligned. Or a table, a DataFrame of
-        pandas or polars or a Table of pyarrow, or an iterable of tables: of their columns of numbers, found in the
-        later ones by the names of the first.
+        pandas or polars or a Table of pyarrow, or an iterable of tables: of the columns that hold
+        numbers in the first, found in the later ones by name.
     axis
         The axis, or axes, of the channels.
     threads
@@ -117,6 +117,10 @@ def _as_array(value: object) -> str:
     """Say how to make one array of a table or a sparse matrix."""
     if hasattr(value, "toarray"):
         return "; fill in its zeros with toarray()"
+    if hasattr(value, "to_frame"):
+        return "; make a table of it with to_frame()"
+    if hasattr(value, "collect"):
+        return "; make a table of it with collect()"
     return "; pass np.asarray of it" if hasattr(value, "__array__") else ""
 
 

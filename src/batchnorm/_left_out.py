@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 #: Columns named one by one, of each kind.
 NAMED = 6
+#: What a column without a value holds.
+NOTHING = "no value"
 _RULE = "A table needs at least one column of numbers."
 
 

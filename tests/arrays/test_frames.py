@@ -128,6 +128,31 @@ def test_iterators_of_tables(kind: str) -> None:
         bn.gather_moments([reordered, pd.DataFrame({"a": A})])
 
 
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_column_that_is_missing_for_a_while(kind: str) -> None:
+    """A part of a table, or a new table, without a value in a column whose moments are known."""
+    table = TABLES[kind]()
+    nothing = pl.DataFrame({"a": [2.0], "b": [None]})
+    if isinstance(table, pd.DataFrame):
+        nothing = pd.DataFrame({"a": [2.0], "b": [None]}).astype({"b": table.dtypes["b"]})
+    elif not isinstance(table, pl.DataFrame):
+        nothing = type(table).from_pydict({"a": [2.0], "b": [None]})
+    m = bn.gather_moments(
+        iter([table[["a", "b"]] if isinstance(table, pd.DataFrame) else table.select(["a", "b"]), nothing])
+    )
+    assert m.count.tolist() == [5, 3]
+    y = bn.normalize(nothing, m)
+    assert np.isnan(values(y, "b")).all()
+    assert np.isfinite(values(y, "a")).all()
+
+
+def test_a_series_is_not_yet_a_table() -> None:
+    with pytest.raises(TypeError, match=r"got Series; make a table of it with to_frame\(\)"):
+        bn.gather_moments(pd.Series(A))
+    with pytest.raises(TypeError, match=r"got LazyFrame; make a table of it with collect\(\)"):
+        bn.gather_moments(pl.LazyFrame({"a": A}))
+
+
 def test_integers_are_computed_in_float64() -> None:
     stamps = [1_700_000_000_001, 1_700_000_000_002, 1_700_000_000_006]
     for table in (pd.DataFrame({"t": stamps}), pl.DataFrame({"t": stamps}), pa.table({"t": stamps})):
@@ -160,6 +185,8 @@ def test_types_of_columns() -> None:
         assert bn.gather_moments(frame).names == ("small", "money", "objects")
     m = bn.Moments.from_statistics([1.0], [4.0]).named(["small"])
     assert bn.normalize(frame, m)["small"].dtype == np.float32
+    for small in ("Float32", "float[pyarrow]"):
+        assert bn.normalize(frame.astype({"small": small}), m)["small"].dtype == small
     with pytest.raises(TypeError, match=r"normalize: no column holds numbers: column 'a' holds text\. A table"):
         bn.normalize(pd.DataFrame({"a": ["x"]}), bn.Moments.from_statistics([1.0], [4.0]))
     with pytest.raises(TypeError, match="column 'a' must hold numbers; it holds text; leave the column out, or"):

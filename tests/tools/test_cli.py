@@ -293,14 +293,18 @@ BAD_FILES = {
         "x.xlsx",
         b"..",
         [],
-        ["the extension .xlsx", ".npy, .npz, .csv, .tsv, .csv.gz"],
+        ["the extension .xlsx", ".npy, .npz, .csv, .tsv, .txt, .csv.gz", "Save the sheet as CSV"],
     ),
     "no extension": ("data", b"1,2", [], ["data has no extension", "can be read"]),
     "empty npy": ("x.npy", b"", [], ["x.npy is empty (0 bytes)", "Write it again"]),
     "empty csv": ("x.csv", b"", [], ["x.csv is empty (0 bytes)"]),
     "blank csv": ("x.csv", b"\n\n", [], ["x.csv is empty: it holds no row", "at least one row"]),
-    "not gzip": ("x.csv.gz", b"a,b\n1,2\n", [], ["is not a whole gzip file", "Compress the table again"]),
-    "truncated gzip": ("x.csv.gz", gzip.compress(b"a,b\n1,2\n")[:-9], [], ["is not a whole gzip file"]),
+    "truncated gzip": (
+        "x.csv.gz",
+        gzip.compress(b"a,b\n1,2\n")[:-9],
+        [],
+        ["is not a whole gzip file", "Compress the table again"],
+    ),
     "not an npy": ("x.npy", b"hello, world", [], ["is not an .npy file", "numpy.save"]),
     "truncated mark": ("x.npy", b"\x93NU", [], ["is not an .npy file"]),
     "truncated header": ("x.npy", FLOATS[:60], [], ["its header is damaged or truncated", "numpy.save"]),
@@ -375,7 +379,7 @@ BAD_FILES = {
         ["--key chooses an array of an .npz", "Leave --key out"],
     ),
     "columns of an array": ("x.npy", FLOATS, ["--columns", "0"], ["--columns chooses columns of a table", "--axis"]),
-    "header of an array": ("x.npy", FLOATS, ["--no-header"], ["--header and --no-header are for .csv and .tsv"]),
+    "header of an array": ("x.npy", FLOATS, ["--no-header"], ["--header and --no-header are for .csv, .tsv and .txt"]),
     "a text column": (
         "x.csv",
         IRIS,
@@ -403,7 +407,7 @@ BAD_FILES = {
         "a;b\n1,5;2\n",
         ["--delimiter", ","],
         [
-            "line 2: expected 1 cells as in line 1, found 2. The cells seem to be separated by semicolons",
+            "line 2: expected 1 cell as in line 1, found 2. The cells seem to be separated by semicolons",
             'and decimals by a comma: add --delimiter ";" --decimal ",".',
         ],
     ),
@@ -656,6 +660,29 @@ def test_moments_of_one_file_are_those_that_normalize_saves(capsys: Capture) -> 
         "Note: 1 missing cell is left out of the statistics, in column 'a'.\n"
     )
     assert Path("m.json").read_bytes() == Path("n.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["two.csv", "two.parquet"])
+def test_a_column_may_be_missing_in_one_of_several_files(name: str, capsys: Capture) -> None:
+    write("one.csv", "a,b\n1,2\n5,4\n")
+    if name == "two.csv":
+        write(name, "a,b\n,2\nNA,7\n")
+    else:
+        pq.write_table(pa.table({"a": pa.nulls(2), "b": [2, 7]}), name)
+    assert main(["moments", "one.csv", name, "-o", "m.json"]) == 0
+    assert f"Note: {name}: 2 missing cells are left out of the statistics, in column 'a'." in capsys.readouterr().out
+    assert bn.load_moments("m.json").count.tolist() == [2, 4]
+    assert main(["normalize", name, "-o", f"out{name[3:]}", "--use-moments", "m.json"]) == 0
+    capsys.readouterr()
+    refused(
+        ["moments", name, name, "-o", "n.json", "--columns", "a,b"],
+        [f"{name} and the files before it: column 'a' holds no value"],
+        capsys,
+    )
+    write("one.npy", save(np.array([[np.nan], [np.nan]])))
+    refused(
+        ["moments", "one.npy", "-o", "n.json", "--nan-policy", "omit"], ["one.npy: channel 0 holds no value"], capsys
+    )
 
 
 def test_moments_refuses(capsys: Capture) -> None:

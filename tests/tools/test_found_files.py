@@ -196,6 +196,13 @@ TEXT: dict[str, tuple[str | bytes, list[str], Any]] = {
     "bars, said": (NAMED.replace(",", "|"), ["--delimiter", "|"], XY),
     "semicolons": (NAMED.replace(",", ";"), [], XY),
     "a delimiter, as Excel says it": ("sep=;\n" + SEMICOLONS, [], XY),
+    "blanks, one or several": ("a b\n 1   2.5\n3 4.5 \n7\t-1\n", [], XY),
+    "blanks, said": ("a b\nc  d\n", ["--delimiter", " "], "columns 'a' and 'b' hold text"),
+    "words": ("a b\nc 1\nd e\n", [], "column 'a b' holds text"),
+    "compressed, under another name": (gzip.compress(NAMED.encode()), [], XY),
+    "a typeset minus": (NAMED.replace("-", "\u2212"), [], XY),
+    "a title above": ("Figures of 2023\na,b\n1,2\n", [], "remove lines above the table, such as a title"),
+    "R's write.table": ('"a","b"\n"x",1,2\n"y",3,4\n', [], 'begin line 1 with "" and a separator'),
     "integers between semicolons": ("a;b\n1;2\n3;4\n", [], [[1, 2], [3, 4]]),
     "semicolons, said": (NAMED.replace(",", ";"), ["--delimiter", ";"], XY),
     "semicolons and commas": (SEMICOLONS, [], XY),
@@ -252,7 +259,7 @@ PARQUET: dict[str, tuple[bytes, list[str], Any]] = {
     "nulls beside integers beyond 2^53": (parquet(X, [None, 2**53 + 1, 2]), [], "got row 1, column 1 'b': 90071992547"),
     "nulls beside": (parquet(X, Y, [None, None, 1.0]), ["--columns", "a,b"], XY),
     "nothing but nulls": (parquet(X, pa.nulls(3)), [], [[1], [3], [7]]),
-    "nothing but nulls, named": (parquet(X, pa.nulls(3)), ["--columns", "b"], "holds null, not numbers"),
+    "nothing but nulls, named": (parquet(X, pa.nulls(3)), ["--columns", "b"], "holds no value, all are missing"),
     "a dictionary": (parquet(X, pa.array(["x", "y", "x"]).dictionary_encode()), [], [[1], [3], [7]]),
     "a dictionary beside": (parquet(X, Y, pa.array(["x", "y", "x"]).dictionary_encode()), ["--columns", "0,1"], XY),
     "decimals": (parquet([Decimal(str(v)) for v in X], Y), [], XY),
@@ -311,7 +318,7 @@ PARQUET: dict[str, tuple[bytes, list[str], Any]] = {
     "a note of another kind": (parquet(X, Y, metadata=[1]), [], XY),
     "truncated": (parquet(X, Y)[:-7], [], "is not a whole Parquet file"),
     "not a table": (b"PAR1" + b"\0" * 20 + b"PAR1", [], "is not a whole Parquet file"),
-    "a delimiter": (parquet(X, Y), ["--delimiter", ";"], "--delimiter is for .csv and .tsv"),
+    "a delimiter": (parquet(X, Y), ["--delimiter", ";"], "--delimiter is for .csv, .tsv and .txt"),
 }
 
 
@@ -566,8 +573,8 @@ WILD: dict[str, tuple[str, str | bytes, list[str], list[str]]] = {  # name, cont
             "column 'Datum' was left out: it holds dates",
         ],
     ),
-    "Excel in UTF-16": (
-        "t.tsv",
+    "Excel's Unicode text": (
+        "t.txt",
         "Name\tHeight\tWeight\r\nÅsa\t1.62\t58\r\nBjörn\t1.80\t77\r\nCleo\t1.71\t66\r\n".encode("utf-16"),
         ["Height", "Weight"],
         ["the text is in UTF-16", "column 'Name' was left out: it holds text"],
@@ -599,6 +606,16 @@ WILD: dict[str, tuple[str, str | bytes, list[str], list[str]]] = {  # name, cont
             "column 'region' was left out: it holds text",
             "the last row (line 8) is the sum of those above; it was counted like the others: remove it if it is a "
             "total",
+        ],
+    ),
+    "points that may separate thousands, and a row of numbers that counts": (
+        "t.csv",
+        "n;people\n0;999\n1;1.234\n2;12.345\n3;850\n",
+        ["n", "people"],
+        [
+            "cells are separated by semicolons",
+            "'1.234' was read with decimals; if its point separates thousands, remove it",
+            "column 'n' counts the rows; if it is no measurement, leave it out with --columns",
         ],
     ),
     "dates, times and booleans": (

@@ -53,10 +53,10 @@ class Labels:
 
         Its number stands beside the name where another one has the name, too.
         """
-        if self.names is None:
+        name = "" if self.names is None else self.names[channel]
+        if self.names is None or not name.strip():
             return Said(f"{self.unit}_number", index=self.index(channel))
-        name = self.names[channel]
-        key = "name" if name.strip() and self.names.count(name) == 1 else "both"
+        key = "name" if self.names.count(name) == 1 else "both"
         return Said(f"{self.unit}_{key}", index=self.index(channel), name=cut(repr(name), LONGEST))
 
     def head(self, channel: int) -> str:

@@ -13,7 +13,7 @@ from .arrays import create_npy, read_npy, read_npz, replace_in_npz
 from .data import Data, Reading
 from .parquet_tables import gaps, read_parquet, texts, write_parquet
 from .refused import Refused
-from .text_form import Form
+from .text_form import BLANK, Form
 from .text_source import STDIN
 from .text_tables import read_text_table, write_text_table
 
@@ -82,7 +82,8 @@ def _write_text(path: Path, kind: Format, data: Data, fill: Fill) -> None:
     if table.arrow is not None:
         table = replace(table, others=texts(table, data.path), gaps=gaps(table))
     elif table.form is not None and _usual_form(data.path).delimiter == form.delimiter:
-        form = replace(table.form, packed=form.packed)  # the same kind: as the table was written
+        delimiter = form.delimiter if table.form.delimiter == BLANK else table.form.delimiter  # blanks lose empty cells
+        form = replace(table.form, packed=form.packed, delimiter=delimiter)  # the same kind: as the table was written
     write_text_table(path, table, y, form)
 
 
@@ -105,7 +106,7 @@ def _filled(data: Data, fill: Fill) -> np.ndarray:
     return y
 
 
-_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+_TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
 
 FORMATS = {
     known.suffix: known
@@ -114,6 +115,7 @@ FORMATS = {
         Format(".npz", _read_npz, _write_npz, "archive", (".npz", ".npy")),
         Format(".csv", _read_text, _write_text, "table", _TABLES, Form(",")),
         Format(".tsv", _read_text, _write_text, "table", _TABLES, Form("\t")),
+        Format(".txt", _read_text, _write_text, "table", _TABLES, Form("\t")),
         Format(".csv.gz", _read_text, _write_text, "table", _TABLES, Form(",", packed=True)),
         Format(".tsv.gz", _read_text, _write_text, "table", _TABLES, Form("\t", packed=True)),
         Format(".parquet", _read_parquet, _write_parquet, "table", _TABLES),
@@ -123,7 +125,7 @@ FORMATS = {
 #: For sentences: the files that can be read; the same without those that are another's, compressed; the text tables.
 READABLE = ", ".join(FORMATS)
 READABLE_OR = " or ".join(READABLE.rsplit(", ", 1))
-TEXTS = ".csv or .tsv"
+TEXTS = ".csv, .tsv or .txt"
 TABLES_OR = " or ".join(", ".join(_TABLES).rsplit(", ", 1))
 
 
@@ -141,6 +143,12 @@ def suffix_of(path: Path) -> str:
 def wrong_suffix(path: Path) -> str:
     """Return what is wrong with a name of no known suffix, in words."""
     return f"{path} has {f'the extension {path.suffix}' if path.suffix else 'no extension'}"
+
+
+def how_to_save(path: Path) -> str:
+    """Return the advice for a file of another program, or nothing."""
+    sheet = path.suffix.lower() in (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+    return " Save the sheet as CSV first." if sheet else ""
 
 
 def check_reading(path: Path, kind: Format, reading: Reading) -> None:

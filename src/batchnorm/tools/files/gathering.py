@@ -21,6 +21,7 @@ from .moments_files import check_format, suffix_of, write
 from .opening import check_input, open_data
 from .refused import Refused
 from .saved_moments import SavedMoments, check_fit
+from .text_source import said
 
 #: progress(phase, values) → a function to call with the number of values done since.
 Progress = Callable[[str, int], blocks.Advance]
@@ -47,7 +48,7 @@ def gather_files(request: Gathering, progress: Progress = lambda phase, total: l
         names = saved.names if saved is not None else None
         data = opened(path, replace(request.reading, names=names))
         kept = kept_axes(data, request.axis)
-        m = gathered(data, kept, request.nan_policy, progress)
+        m = gathered(data, kept, request.nan_policy, progress, every_channel=False)
         one = SavedMoments(m, kept, names_of(data, kept), request.eps)
         if saved is not None:
             check_fit(saved, str(request.sources[0]), m.shape, one.names, str(data))
@@ -58,10 +59,11 @@ def gather_files(request: Gathering, progress: Progress = lambda phase, total: l
             f"Note: {whose}{remark}." for remark in (*data.remarks, *about_gaps(data, kept, m, request.nan_policy))
         ]
     assert saved is not None  # the command asks for one file or more
+    _refuse_nothing(saved.moments, f"{data}{' and the files before it' * (len(request.sources) > 1)}", saved.channel)
     with replacing(request.target) as unfinished:
         write(unfinished, saved, suffix_of(request.target))
     m, files = saved.moments, len(request.sources)
-    of = str(request.sources[0]) if files == 1 else f"{files} files together"
+    of = said(request.sources[0]) if files == 1 else f"{files} files together"
     remarks += [f"Note: {remark}." for remark in narrow(m.m2 / m.count, request.eps, saved.channel, own=False)]
     return [f"{request.target}: the moments of {of}: {counted(m)}.", *remarks]
 
@@ -102,8 +104,10 @@ def names_of(data: Data, kept: tuple[int, ...]) -> tuple[str, ...] | None:
     return data.names if kept == (1,) else None
 
 
-def gathered(data: Data, kept: tuple[int, ...], nan_policy: str | None, progress: Progress) -> Moments:
-    """Return the moments of the data; what is missing is treated as asked."""
+def gathered(
+    data: Data, kept: tuple[int, ...], nan_policy: str | None, progress: Progress, every_channel: bool = True
+) -> Moments:
+    """Return the moments of the data, each of a value or more if asked; what is missing is treated as asked."""
     if nan_policy == "raise":
         data.refuse_gaps()
     advance = progress("gathering moments", data.values.size)
@@ -111,11 +115,15 @@ def gathered(data: Data, kept: tuple[int, ...], nan_policy: str | None, progress
         m = blocks.gather(data.values, kept, advance, blocks.load_exactly, data.nan_policy(nan_policy))
     except Rounded as error:
         raise Refused(f"{data}: {error}.") from error
-    if (m.count == 0).any():
-        channel = int(np.flatnonzero(m.count.ravel() == 0)[0])
-        name = data.channel(channel) if kept == (1,) else f"channel {channel}"
-        raise Refused(f"{data}: {name} holds no value, all are missing. Leave it out, with --columns.")
+    if every_channel:
+        _refuse_nothing(m, str(data), data.channel if kept == (1,) else "channel {}".format)
     return m
+
+
+def _refuse_nothing(m: Moments, who: str, name: Callable[[int], str]) -> None:
+    empty = np.flatnonzero(m.count.ravel() == 0)
+    if empty.size:
+        raise Refused(f"{who}: {name(int(empty[0]))} holds no value, all are missing. Leave it out, with --columns.")
 
 
 def about_gaps(data: Data, kept: tuple[int, ...], m: Moments, nan_policy: str | None) -> tuple[str, ...]:

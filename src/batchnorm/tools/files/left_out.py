@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..._left_out import LeftOut, shown
+from ..._left_out import NOTHING, LeftOut, shown
 from ..text.language import Said
 from .text_form import COMMA_NUMBER, GROUPED_NUMBER, Form, is_missing
 
@@ -28,7 +28,7 @@ def of_text(column: int, name: str | None, cells: Sequence[str], form: Form, bad
     """Say what a column of text holds; ``bad`` are the line and the text of its first cell that is no number."""
     filled = [c for c in cells[: LOOKED_AT * 50] if not is_missing(c)][:LOOKED_AT]
     if not filled and bad is None:
-        return LeftOut(column, name, "no value")
+        return LeftOut(column, name, NOTHING)
     filled = filled or [bad[1]] if bad is not None else filled
     if all(c.strip().lower() in _BOOLEANS for c in filled):
         return LeftOut(column, name, "booleans")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .data import AS_FOUND, Data, Reading
-from .formats import READABLE, Format, check_reading, format_of, wrong_suffix
+from .formats import READABLE, Format, check_reading, format_of, how_to_save, wrong_suffix
 from .refused import Refused
 from .text_source import STDIN
 
@@ -39,7 +39,7 @@ def check_input(path: Path) -> Format:
     if not path.exists():
         raise Refused(f"{path} does not exist. Check the name, and the directory it is looked for in.")
     if kind is None:
-        raise Refused(f"{wrong_suffix(path)}; files of these kinds can be read: {READABLE}.")
+        raise Refused(f"{wrong_suffix(path)}; files of these kinds can be read: {READABLE}.{how_to_save(path)}")
     if path.is_file() and path.stat().st_size == 0:
         raise Refused(f"{path} is empty (0 bytes). Write it again.")
     return kind

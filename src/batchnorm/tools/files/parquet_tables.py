@@ -11,7 +11,7 @@ import numpy as np
 
 from ..._foreign import MOST_EXACT, beyond_exact
 from ..._frames import arrow_holds, arrow_integers, arrow_numbers
-from ..._left_out import LeftOut, refusal, remark
+from ..._left_out import NOTHING, LeftOut, refusal, remark
 from ..text.language import Said
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
@@ -155,7 +155,7 @@ def _is_number(pyarrow: Any, kind: Any) -> bool:
 def _check_column(pyarrow: Any, arrow: Any, i: int, numeric: list[int], path: Path) -> None:
     column = arrow.column(i)
     where = f"{path}, column {i} {arrow.column_names[i]!r}"
-    if not _is_number(pyarrow, column.type):
+    if not _is_number(pyarrow, column.type) and arrow_holds(pyarrow, column) != NOTHING:
         raise Refused(f"{where} holds {column.type}, not numbers. {other_columns_hint(numeric, len(arrow.schema))}")
 
 

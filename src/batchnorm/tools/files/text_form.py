@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..._foreign import MOST_EXACT
 from ..text.language import Said
 
 #: Separators that a table may have been written with, in words, and as an option.
 SEPARATORS = {";": ("semicolons", '";"'), "\t": ("tabs", "tab"), "|": ("bars", '"|"'), ",": ("commas", '","')}
+BLANK = " "
 
 #: What programs write for a value that they do not have.
 MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "null", "none", "nil", "nat", "-", "--", "?", "."))
@@ -19,9 +21,10 @@ MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "null", "none", "nil", "na
 #: Encodings in words, where they are not UTF-8.
 ENCODINGS = {"utf-16-le": "UTF-16", "utf-16-be": "UTF-16", "cp1252": "Windows-1252", "latin-1": "Latin-1"}
 
-COMMA_NUMBER = re.compile(r"\s*[+-]?\d+,\d+([eE][+-]?\d+)?\s*")
+_MINUS = "\u2212"  # which typeset tables have in the place of a hyphen
+COMMA_NUMBER = re.compile(r"\s*[+\u2212-]?\d+,\d+([eE][+-]?\d+)?\s*")
 GROUPED_NUMBER = re.compile(r"\s*[+-]?\d{1,3}([ ,.'’\u00a0\u202f])\d{3}(\1\d{3})*([.,]\d+)?\s*")
-_POINT_NUMBER = re.compile(r"\s*[+-]?\d*\.\d+([eE][+-]?\d+)?\s*")
+_POINT_NUMBER = re.compile(r"\s*[+\u2212-]?\d*\.\d+([eE][+-]?\d+)?\s*")
 _GROUPED_BY_POINTS = re.compile(r"\s*[+-]?\d{1,3}(\.\d{3})+\s*")
 _GROUPED_BY_A_COMMA = re.compile(r"\s*[+-]?[1-9]\d{0,2},\d{3}\s*")
 _DECLARED = re.compile(r"\"?sep=(.)\"?\s*", re.IGNORECASE)
@@ -47,6 +50,8 @@ class Form:
         together = "".join(cells)
         if "_" in together or (self.decimal == "," and "." in together):
             raise ValueError  # float() reads 1_000, which no other program writes; a point separates thousands
+        if _MINUS in together:
+            cells = [c.replace(_MINUS, "-") for c in cells]
         if self.decimal == ",":
             cells = [c.replace(",", ".") for c in cells]
         return [*map(float, cells)]
@@ -99,9 +104,17 @@ def found_form(lines: Sequence[str], whole: bool, usual: Form, delimiter: str | 
     return replace(usual, delimiter=delimiter, decimal=decimal or _found_decimal(cells, delimiter))
 
 
+def reader(lines: Iterable[str], delimiter: str, strict: bool = False) -> Any:
+    """Return csv's reader of cells; of blanks, and of tabs among them, several are one separator."""
+    blank = delimiter == BLANK
+    if blank:
+        lines = (line.replace("\t", BLANK).strip(" \r\n") + "\n" for line in lines)
+    return csv.reader(lines, delimiter=delimiter, strict=strict, skipinitialspace=blank)
+
+
 def _rows(lines: Sequence[str], whole: bool, delimiter: str) -> list[list[str]]:
     try:
-        rows = [row for row in csv.reader(lines, delimiter=delimiter) if len(row) > 1 or any(c.strip() for c in row)]
+        rows = [row for row in reader(lines, delimiter) if len(row) > 1 or any(c.strip() for c in row)]
     except csv.Error:
         return []
     return rows if whole else rows[:-1]  # the last one may go on
@@ -109,7 +122,7 @@ def _rows(lines: Sequence[str], whole: bool, delimiter: str) -> list[list[str]]:
 
 def _found_delimiter(lines: Sequence[str], whole: bool, usual: str) -> str:
     shares: dict[str, float] = {}
-    for separator in (usual, *SEPARATORS):
+    for separator in (usual, *SEPARATORS, BLANK):
         rows = _rows(lines, whole, separator)
         if len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
             form = Form(separator, _found_decimal([c for row in rows for c in row], separator))
@@ -117,6 +130,8 @@ def _found_delimiter(lines: Sequence[str], whole: bool, usual: str) -> str:
             shares[separator] = sum(form.number(c) is not None for c in filled) / max(1, len(filled))
             if form.decimal == "," and separator == ";" and shares[separator] == 1 and usual == ",":
                 return separator  # commas would cut up its numbers
+    if shares.get(BLANK, 1) < 0.5:
+        del shares[BLANK]  # words
     return usual if usual in shares or not shares else max(shares, key=lambda s: shares[s])
 
 
@@ -127,13 +142,25 @@ def _found_decimal(cells: Sequence[str], delimiter: str) -> str:
     return "," if commas and not points and sure else "."
 
 
+def may_be_thousands(cells: Iterable[str], form: Form) -> str | None:
+    """Return a cell whose point, read as that of decimals, may separate thousands, or None.
+
+    So may all points between semicolons, which are for decimal commas, where three digits follow each.
+    """
+    if form.delimiter != ";" or form.decimal == ",":
+        return None
+    points = [c for c in cells if "." in c and form.number(c) is not None]
+    sure = any(c.strip().lstrip("+-").startswith("0") or not _GROUPED_BY_POINTS.fullmatch(c) for c in points)
+    return None if sure or not points else points[0]
+
+
 def form_in_words(form: Form, usual: Form) -> str | None:
     """Say what of a form had to be found out, or None where it is the usual one."""
     said = []
     if form.encoding != usual.encoding:
         said.append(Said("encoding", name=ENCODINGS[form.encoding]))
     if form.delimiter != usual.delimiter:
-        known = form.delimiter in SEPARATORS
+        known = form.delimiter in (*SEPARATORS, BLANK)
         name = Said(f"separator_{form.delimiter}") if known else repr(form.delimiter)
         said.append(Said("separated", name=name))
     if form.decimal != usual.decimal:

@@ -40,14 +40,14 @@ def said(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path, packed: bool) -> Iterator[Any]:
-    """Open a table's bytes, which can be read again from the beginning.
+def opened(path: Path) -> Iterator[Any]:
+    """Open a table's bytes, which can be read again from the beginning; they say whether they are compressed.
 
     What is damaged in a compressed one, found now or later, is refused in one sentence.
     """
     with open(path, "rb") if path != STDIN else io.BytesIO(sys.stdin.buffer.read()) as file:
         seekable = file if file.seekable() else io.BytesIO(file.read())
-        if not packed and not (path == STDIN and _start(seekable, 2) == b"\x1f\x8b"):
+        if _start(seekable, 2) != b"\x1f\x8b":
             yield seekable
             return
         try:

@@ -18,7 +18,18 @@ from .data import AS_FOUND, Reading
 from .left_out import of_text
 from .refused import Refused
 from .table import Table, choose, other_columns_hint
-from .text_form import Form, declared, form_in_words, found_form, is_missing, number_advice, other_form, rounded_integer
+from .text_form import (
+    Form,
+    declared,
+    form_in_words,
+    found_form,
+    is_missing,
+    may_be_thousands,
+    number_advice,
+    other_form,
+    reader,
+    rounded_integer,
+)
 from .text_source import cells_of_any_length, created, decoded, opened, said
 
 Row = tuple[int, list[str]]  # the number of its last line in the file, and its cells
@@ -54,7 +65,7 @@ def read_text_table(path: Path, usual: Form, reading: Reading = AS_FOUND) -> Tab
     def read(encoding: str, marked: bool, text: Callable[[], IO[str]]) -> Table:
         return _Reader(path, replace(usual, encoding=encoding, marked=marked), reading, text).table()
 
-    with opened(path, usual.packed) as file, cells_of_any_length():
+    with opened(path) as file, cells_of_any_length():
         return decoded(file, path, read)
 
 
@@ -142,6 +153,8 @@ class _Reader:
         (self.first_line, self.first), below = looked_at[0], [cells for _, cells in looked_at[1:]]
         numbers = [self.form.number(c) is not None for c in self.first]
         self.header = self._is_header(numbers, below) if self.reading.header is None else self.reading.header
+        rows = (cells for _, cells in looked_at)
+        self.point = self.reading.decimal is None and may_be_thousands(itertools.chain.from_iterable(rows), self.form)
         self.names = tuple(self.first if self.header else map(str, range(len(self.first))))
         if self.header and not below:
             advice = other_form(self.first, self.first, self.form) or "If its only line is data, add --no-header."
@@ -163,35 +176,43 @@ class _Reader:
         if self.form.declared:
             next(text)
             skipped = 1
-        reader = csv.reader(text, delimiter=self.form.delimiter, strict=True)
+        rows = reader(text, self.form.delimiter, strict=True)
         while True:
             try:
-                cells = next(reader, None)
+                cells = next(rows, None)
             except csv.Error as error:
                 raise Refused(
-                    f"{self.source}, line {reader.line_num + skipped}: not a row of a table ({error}). Close every "
+                    f"{self.source}, line {rows.line_num + skipped}: not a row of a table ({error}). Close every "
                     "quote, and save as text."
                 ) from error
             if cells is None:
                 return
             if len(cells) == 0 or (len(cells) == 1 and not cells[0].strip()):
-                blanks.append(reader.line_num + skipped)
+                blanks.append(rows.line_num + skipped)
                 continue
             self.blanks += blanks  # those at the end are no one's concern
             blanks.clear()
-            yield reader.line_num + skipped, cells
+            yield rows.line_num + skipped, cells
 
     def _body(self) -> Iterator[Row]:
         """Yield the rows under the names, each as long as the first."""
         for line, cells in itertools.islice(self._rows(), int(self.header), None):
             if len(cells) != len(self.names):
-                advice = other_form(cells, self.first, self.form)
-                raise Refused(
-                    f"{self.source}, line {line}: expected {len(self.names)} cells as in line {self.first_line}, found "
-                    f"{len(cells)}. "
-                    + (advice or "Every row must have the same number of cells; quote a cell that holds the separator.")
-                )
+                wanted = f"{len(self.names)} cell{'s' * (len(self.names) != 1)} as in line {self.first_line}"
+                advice = other_form(cells, self.first, self.form) or self._uneven(line, len(cells))
+                raise Refused(f"{self.source}, line {line}: expected {wanted}, found {len(cells)}. {advice}")
             yield line, cells
+
+    def _uneven(self, line: int, length: int) -> str:
+        """Return what to do about a row of another length than the first."""
+        if self.header and 1 < len(self.names) == length - 1 and line == self.first_line + 1:
+            return (
+                "If the name of the first column is missing, as R's write.table leaves it out, begin line "
+                f'{self.first_line} with "" and a separator.'
+            )
+        above = length > len(self.names)
+        title = "remove lines above the table, such as a title, and " if above else ""
+        return f"Every row must have the same number of cells: {title}quote a cell that holds the separator."
 
     def _is_header(self, numbers: Sequence[bool], below: Sequence[list[str]]) -> bool:
         """Whether the first row names columns: it holds a text, and one that does not come again below it."""
@@ -317,6 +338,7 @@ class _Reader:
             *self._about_the_header(numbers),
             *self._about_blanks(),
             *([remark(left)] if left else []),
+            *([Said("point", cell=_shown(self.point))] if self.point else []),
             *self._about_totals(found),
         ]
         if 0 in found.chosen and self.header and (why := self._may_number_rows(found)):
@@ -349,7 +371,9 @@ class _Reader:
         if len(values) < 4 and not named:
             return []
         above, last = np.nansum(values[:-1], axis=0), values[-1]
-        there = ~np.isnan(last)
+        with np.errstate(invalid="ignore"):
+            steps = np.diff(values, axis=0)
+        there = ~np.isnan(last) & ~((steps == 1) | np.isnan(steps)).all(axis=0)  # 0, 1, 2, 3 counts rows
         with np.errstate(invalid="ignore"):
             near = np.abs(last - above) <= 1e-6 * np.abs(above)
         sums = bool(there.any() and near[there].all() and above[there].any())

@@ -10,6 +10,7 @@ REMARKS: dict[str, tuple[str, str]] = {
     "separator_\t": ("tabs", "制表符"),
     "separator_|": ("bars", "竖线"),
     "separator_,": ("commas", "逗号"),
+    "separator_ ": ("blanks", "空格"),
     "decimal_,": ("decimals stand after a comma", "小数点写作逗号"),
     "decimal_.": ("decimals stand after a point", "小数点写作句点"),
     "taken_as_data": (
@@ -33,6 +34,10 @@ REMARKS: dict[str, tuple[str, str]] = {
     ),
     "total_sum": ("is the sum of those above", "是以上各行之和"),
     "total_word": ("begins with {word}", "以 {word} 开头"),
+    "point": (
+        "{cell} was read with decimals; if its point separates thousands, remove it",
+        "{cell} 中的点读作小数点；如果它是千位分隔符，请删去",
+    ),
     "numbers_rows": (
         "{why}; if it is no measurement, leave it out with --columns",
         "{why}；如果它不是测量值，请用 --columns 去掉它",
