@@ -29,6 +29,7 @@ from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._masked import masked
 from ._merge import merge_state_dicts, state_names
+from ._one_update import one_update
 from ._positions import mask_from_lengths
 from ._recalibrate import RecalibratedLayer, Recalibration, recalibrate
 from ._report import Report
@@ -62,6 +63,7 @@ __all__ = [
     "mask_from_lengths",
     "masked",
     "merge_state_dicts",
+    "one_update",
     "recalibrate",
     "revert",
     "state_names",

@@ -39,47 +39,78 @@ _lock = threading.Lock()
 _open: dict[tuple[int, str], _Open] = {}  # by the layer's id: whoever is inside holds the layer
 
 
+class _Entry(NamedTuple):
+    """One time that a context was entered."""
+
+    thread: int
+    settings: list[Setting]
+    key: object
+
+
 class Context(contextlib.ContextDecorator):
     """Settings that hold inside of a `with` block."""
 
     def __init__(self, who: str, settings: list[Setting]) -> None:
         self._who, self._settings = who, settings
-        self._entries: list[object] = []
+        self._entries: list[_Entry] = []
+
+    def _entered(self) -> list[Setting]:
+        """What a block that is entered now sets: values of its own, where it gathers something."""
+        return self._settings
+
+    def _left(self, settings: list[Setting], failed: bool) -> None:
+        """Do what remains when the layers are given back, with what the block had set."""
 
     def __enter__(self) -> None:
-        entry = object()
+        entry = _Entry(threading.get_ident(), self._entered(), object())
         with _lock:
-            for layer, name, value in self._settings:
+            for layer, name, value in entry.settings:
                 own = layer.__dict__
                 key = id(layer), name
                 if key not in _open:
                     _open[key] = _Open(own.get(name, _ABSENT))
-                _open[key].values[entry] = value
+                _open[key].values[entry.key] = value
                 own[name] = value
             self._entries.append(entry)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         with _lock:
-            entry = self._entries.pop()
-            for layer, name, _value in self._settings:
+            here = threading.get_ident()
+            entry = next((e for e in reversed(self._entries) if e.thread == here), self._entries[-1])
+            self._entries.remove(entry)
+            for layer, name, _value in entry.settings:
                 key = id(layer), name
                 values = _open[key].values
-                del values[entry]
+                del values[entry.key]
                 now = next(reversed(values.values())) if values else _open.pop(key).before
                 if now is _ABSENT:
                     layer.__dict__.pop(name, None)
                 else:
                     layer.__dict__[name] = now
+            self._left(entry.settings, kind is not None)
 
     def __repr__(self) -> str:
-        n = len(self._settings)
+        n = len({id(setting.layer) for setting in self._settings})
         return f"<batchnorm.torch.{self._who}: {n} layer{'' if n == 1 else 's'}{', open' if self._entries else ''}>"
+
+
+def before(layer: nn.Module, name: str) -> Any:
+    """An attribute of a layer, as it is outside of all contexts."""
+    is_open = _open.get((id(layer), name))
+    return getattr(layer, name) if is_open is None or is_open.before is _ABSENT else is_open.before
 
 
 def layers_of(model: nn.Module, only: Only, who: str) -> list[nn.Module]:
     """The batch normalizations of a model that a context is to serve, each once."""
     check_model(model, who)
-    return _layers(model) if only is None else [norm.layer for norm in chosen(norms_of(model), only, who)]
+    layers = _layers(model) if only is None else [norm.layer for norm in chosen(norms_of(model), only, who)]
+    for layer in layers:
+        if isinstance(layer, LazyModuleMixin):  # no longer, after its first forward
+            raise ValueError(
+                f"{who}: a lazy layer makes its statistics in its first forward; got {type(layer).__name__} before "
+                "that forward; call the model once before"
+            )
+    return layers
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
@@ -102,11 +133,12 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 # --- what contexts set, by the kind of layer ---
 
 
-def _held(layer: nn.Module) -> Setting:
+def held(layer: nn.Module) -> list[Setting]:
     """What keeps a layer's statistics and count as they are, and lets it normalize with what it does."""
     if isinstance(layer, _Extended):
-        return Setting(layer, "update_running_stats", False)
-    return Setting(layer, "track_running_stats", False)  # read in each forward: in training no buffers take part then
+        return [Setting(layer, "update_running_stats", False)]
+    # The first is read in each forward: in training no buffers take part then. The second tells that it is `hold`.
+    return [Setting(layer, "track_running_stats", False), Setting(layer, "_held", True)]
 
 
 def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextManager[None]:
@@ -158,10 +190,4 @@ def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextMa
     (True, 1)
     """
     layers = layers_of(model, only, "hold")
-    for layer in layers:
-        if isinstance(layer, LazyModuleMixin):  # no longer, after its first forward
-            raise ValueError(
-                f"hold: a lazy layer makes its statistics in its first forward; got {type(layer).__name__} before that "
-                "forward; call the model once, then hold it"
-            )
-    return Context("hold", [_held(layer) for layer in layers])
+    return Context("hold", [setting for layer in layers for setting in held(layer)])

@@ -255,7 +255,8 @@ class _Extended(_running.KeepsCount):
         variant = self.training and (self.virtual_batch_size is not None or self.renorm is not None)
         common = selection is None and options == (1, "propagate", False, True) and not variant
         frozen = self.momentum is None and recorder(x)  # which asks for the value of the count
-        return common and (not updates or (batch and not frozen and not is_transformed()))
+        moves = batch and not frozen and self._collects is None and not is_transformed()
+        return common and (not updates or moves)
 
     def _by_tables(
         self,

@@ -38,6 +38,9 @@ def move(layer: Any, table: Tensor, native: bool, weighted: bool) -> None:
 
     `weighted`: the counts may be anything.
     """
+    if layer._collects is not None:
+        layer._collects.add(table, native, weighted)
+        return
     if table.dim() == 3:
         table = (_operations if native else _plain).merge(table)
     mean, var, count = statistics(layer)
@@ -210,6 +213,7 @@ class KeepsCount(_BatchNorm):
     """A layer of torch.nn's that can keep the counts behind its running variance."""
 
     running_correction: int
+    _collects: Any = None  # inside of `one_update`: what takes the moments that would move running statistics
 
     @property
     def running_count(self) -> Tensor | None:
