@@ -176,6 +176,20 @@ def test_options_and_standard_scaler_are_shown() -> None:
     assert ours < 1e-6 < 1e-5 < sklearn
 
 
+def test_what_the_page_says_of_standard_scaler() -> None:
+    """Its table has what the sentences above it promise of a million rows and more."""
+    text = (ROOT / "docs/performance.md").read_text(encoding="utf-8").partition("<!-- scaler -->")[2]
+    lines = [line.strip("| ").split(" | ") for line in text.partition("<!-- /scaler -->")[0].splitlines()]
+    large = [line for line in lines if line[0].startswith(("1000000×", "10000000×"))]
+    assert len(large) >= 10
+    for size, dtype, what, step, *figures in large:
+        faster, memory = float(figures[2].strip("*")), int(figures[5])
+        rows, columns = map(int, size.split("×"))
+        beyond = memory - (step == "transform") * rows * columns * int(dtype.removeprefix("float")) / 8 / 2**20
+        assert faster >= (8 if step == "fit" else 2.5), (size, what, step)
+        assert beyond <= (16 if what == "weights" else 8), (size, what, step)
+
+
 def test_recalibration_is_exact_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     networks, recalibration = part("networks"), part("recalibration")
     lines = shown("recalibrated", part("rows").RECALIBRATED)["recalibrated"]
