@@ -40,6 +40,19 @@ def rows(g: Ghosts | None) -> tuple[int, ...]:
     return () if g is None else (g.number,)
 
 
+def apart(d: _inputs.Data, s: _inputs.Selection, g: Ghosts | None) -> list[tuple[slice, bool]]:
+    """Where a ghost has one value a channel: the batch in parts of whole ghosts, and whether each has a variance."""
+    if g is None or s.cells is not None or 1 not in (positions := _positions(d, s, g).tolist()):
+        return []
+    parts: list[tuple[slice, bool]] = []
+    for i, count in enumerate(positions):
+        first = i * g.size
+        if parts and parts[-1][1] == (count != 1):
+            first = parts.pop()[0].start
+        parts.append((slice(first, min((i + 1) * g.size, d.plan.N)), count != 1))
+    return parts
+
+
 def trainable(d: _inputs.Data, s: _inputs.Selection, g: Ghosts | None) -> None:
     """Refuse a batch, or a ghost, that has no variance."""
     _inputs.trainable(d, s)

@@ -452,3 +452,66 @@ def test_names_stand_for_ranks():
         assert issubclass(kind, bn.BatchNorm)
         with pytest.raises(ValueError, match="the channels are on axis 1; got axis=2"):
             kind(3, axis=2)
+
+
+GHOSTS_OF_ONE = {  # shape of x, size of a ghost, mask, which samples are in ghosts of one value
+    "the last": ((101, 3), 10, None, [100]),
+    "all": ((4, 3), 1, None, [0, 1, 2, 3]),
+    "one place": ((7, 3, 1, 1), 3, None, [6]),
+    "a mask": ((9, 3, 2), 2, np.arange(18).reshape(9, 2) % 17 != 0, [8]),
+    "masks between": ((8, 3), 2, np.arange(8) % 4 != 1, [0, 1, 4, 5]),
+    "weights": ((8, 3), 4, np.array([1.0, 2, 3, 4, 0, 0, 0.5, 0]), [4, 5, 6, 7]),
+}
+
+
+@pytest.mark.parametrize("case", GHOSTS_OF_ONE)
+@pytest.mark.parametrize(
+    "options", [{}, {"renorm": bn.Renorm(start=0, r_end=1, d_end=1), "activation": "relu"}], ids=str
+)
+def test_a_ghost_of_one_value(case, options, rng):
+    """It is as in evaluation, and adds nothing; the others are as they would be without it. In both front ends."""
+    shape, size, which, alone = GHOSTS_OF_ONE[case]
+    x, grad, residual = (rng.standard_normal(shape).astype(np.float32) for _ in range(3))
+    given = {} if which is None else {"mask" if which.dtype == bool else "sample_weight": which}
+    options = options | {"virtual_batch_size": size, "on_single_value": "running", "keep_count": True}
+    layer = bn.BatchNorm(3, **options)
+    layer(rng.standard_normal((20, 3)).astype(np.float32) * 2 + 1)
+    layer.weight[...], layer.bias[...] = [1.5, -2.0, 0.5], [0.25, 0.0, -1.0]
+    others, evaluated = copy.deepcopy(layer), copy.deepcopy(layer).eval()
+    before = layer.state_dict()
+    y, gradients = layer(x, residual=residual, **given), layer.backward(grad)
+    rest = np.setdiff1d(np.arange(len(x)), alone)
+    cut = {name: value[rest] for name, value in given.items()}
+    if rest.size:
+        assert same_bits(y[rest], others(x[rest], residual=residual[rest], **cut))
+        of_others = others.backward(grad[rest])
+        assert same_bits(gradients.x[rest], of_others.x)
+        assert same_bits(gradients.residual[rest], of_others.residual)
+    assert same_bits(y[alone], evaluated(x[alone], residual=residual[alone]))
+    of_evaluated = evaluated.backward(grad[alone])
+    assert same_bits(gradients.x[alone], of_evaluated.x)
+    both = of_evaluated.weight + (of_others.weight if rest.size else 0)
+    np.testing.assert_allclose(gradients.weight, both, rtol=1e-5, atol=1e-5)
+    after = layer.state_dict()
+    assert all(same_bits(value, after[name]) for name, value in others.state_dict().items())
+    assert layer.num_batches_tracked == before["num_batches_tracked"] + bool(rest.size)
+    theirs = {2: bnt.BatchNorm1d, 3: bnt.BatchNorm1d, 4: bnt.BatchNorm2d}[x.ndim](3, **options)
+    theirs.load_state_dict({name: torch.from_numpy(value) for name, value in before.items()})
+    at, of_residual = (torch.from_numpy(t).requires_grad_() for t in (x, residual))
+    selection = {name: torch.from_numpy(value) for name, value in given.items()}
+    out = theirs(at, residual=of_residual, **selection)
+    assert same_bits(out.detach().numpy(), y)
+    assert all(same_bits(value.numpy(), after[name]) for name, value in theirs.state_dict().items())
+    out.backward(torch.from_numpy(grad))
+    assert np.array_equal(at.grad.numpy(), gradients.x)
+    assert np.array_equal(of_residual.grad.numpy(), gradients.residual)
+    np.testing.assert_allclose(theirs.weight.grad, gradients.weight, rtol=1e-5, atol=1e-5)
+
+
+def test_a_ghost_of_one_value_is_refused_without_running_statistics(rng):
+    x = rng.standard_normal((5, 3)).astype(np.float32)
+    for options in ({}, {"on_single_value": "running", "track_running_stats": False}):
+        for kind in (bn.BatchNorm1d, bnt.BatchNorm1d):
+            layer = kind(3, virtual_batch_size=4, **options)
+            with pytest.raises(ValueError, match=r"ghost 1 of 2 .*has 1, so its variance"):
+                layer(x if kind is bn.BatchNorm1d else torch.from_numpy(x))

@@ -55,8 +55,7 @@ def options_of(rng: Rng, kind: str) -> dict[str, Any]:
     maybe("normalize_with", "batch", *(() if "track_running_stats" in found else ("running",)), often=0.2)
     maybe("update_running_stats", False, *(() if "track_running_stats" in found else (True,)), often=0.2)
     maybe("train_affine", False, often=0.1)
-    if kind != "numpy":
-        maybe("on_single_value", "running")
+    maybe("on_single_value", "running")
     if kind != "sync":
         maybe("virtual_batch_size", 1, 2, 3, 100)
     if "track_running_stats" not in found:

@@ -69,7 +69,7 @@ INSIDE = {
             "_fuse/reads",
             "_causes",
         ),
-        ("_operands", "_plain", "_forwards", "_fuse/watching", "_diagnosis_page"),
+        ("_operands", "_plain", "_forwards", "_fuse/watching", "_diagnosis_page", "_eps"),
         ("_positions", "_operations", "_merge"),
         ("_running", "_shared", "_accelerate"),
         ("_layers", "_ranks", "functional"),

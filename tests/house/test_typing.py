@@ -67,6 +67,7 @@ OWN = {  # that mean something else in one function, or have other defaults
     bnt.recalibrate: _options.by_name(*OF_RECALIBRATE),
     bnt.freeze: torch_options.FREEZE,
     bnt.diagnose: _options.by_name(torch_options.HOW, replace(torch_options.SAMPLES, default=1024)),
+    bnt.set_eps: _options.by_name(replace(_options.EPS, default=inspect.Parameter.empty)),
     **dict.fromkeys(
         (bn.merge_state_dicts, bnt.merge_state_dicts), _options.by_name(replace(_options.MOMENTUM, default=...))
     ),

@@ -6,7 +6,7 @@ import pytest
 from fuzz_layers import KINDS, one
 
 
-@pytest.mark.parametrize("first", [0, 100])
+@pytest.mark.parametrize("first", [100, 200])
 def test_layers_drawn_at_random(first: int) -> None:
     outcomes = {one(seed) for seed in range(first, first + 100)}
     assert outcomes >= {f"{kind} right" for kind in KINDS}

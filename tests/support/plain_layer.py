@@ -83,15 +83,19 @@ def call(
             raise Refused("at least two positions")
     size = options["virtual_batch_size"] if batch and layer.training and x.numel() else None
     parts = [slice(i, i + size) for i in range(0, len(x), size)] if size else [slice(None)]
-    if size and any(int((w[p] > 0).sum()) < 2 for p in parts):
+    counts = [int((w[p] > 0).sum()) if size else 2 for p in parts]
+    stands_in = options["on_single_value"] == "running" and bool(state)
+    if any(count < (1 if stands_in else 2) for count in counts):
         raise Refused("at least two positions in every ghost")
-    xhat = torch.cat([_standardized(layer, x[p], w[p], batch) for p in parts])
+    xhat = torch.cat([_standardized(layer, x[p], w[p], batch and n > 1) for p, n in zip(parts, counts, strict=True)])
+    if size:  # what running statistics normalize does not move them
+        w = torch.cat([w[p] * (n > 1) for p, n in zip(parts, counts, strict=True)])
     if not options["train_affine"]:
         weight, bias = (None if t is None else t.detach() for t in (weight, bias))
     y = xhat if weight is None else xhat * over(weight, x)
     y = y if bias is None else y + over(bias, x)
     y = activate(y if residual is None else y + residual, options["activation"])
-    return Call(y, _moved(layer, x.detach(), w, selected) if updates and state else state)
+    return Call(y, _moved(layer, x.detach(), w, selected) if updates and state and bool((w > 0).any()) else state)
 
 
 def over(values: Tensor, x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from ._causes import Causes, DiagnosedLayer
 from ._contexts import hold
 from ._convert import convert, convert_sync, revert
 from ._diagnose import Diagnosis, diagnose
+from ._eps import set_eps
 from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -66,6 +67,7 @@ __all__ = [
     "one_update",
     "recalibrate",
     "revert",
+    "set_eps",
     "state_names",
     "status",
     "unfreeze",

@@ -173,14 +173,15 @@ class _Extended(_running.KeepsCount):
         updates = updates and not empty and not self._is_again(batch)
         selection = selection if batch or updates else None
         ghost_size = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
-        if ghost_size:
-            _positions.check_ghosts(type(self).__name__, x, ghost_size)
+        parts = _positions.parts_of(self, x, selection, ghost_size) if ghost_size else []
         native = is_native(x) and not empty
         if not native or self.renorm is not None:
             self._check_operands(x, residual, updates or not batch)
         if not native and self._is_as_torch(x, selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _activations.activate(y if residual is None else y + residual, *activation)
+        if parts:
+            return self._by_parts(parts, x, selection, residual, activation, updates, ghost_size, native)
         if not native or not batch:  # the kernels count where the batch normalizes
             _positions.check(x, selection, ghost_size, 2)
         y, table = self._by_tables(x, selection, residual, activation, batch, updates, ghost_size, native)
@@ -289,6 +290,32 @@ class _Extended(_running.KeepsCount):
         y, table = backend.forward(x, weight, bias, None, None, selection, residual, *options, known, ghost_size)
         return y, table
 
+    def _by_parts(
+        self,
+        parts: list[_positions.Part],
+        x: Tensor,
+        selection: Tensor | None,
+        residual: Tensor | None,
+        activation: tuple[int, float],
+        updates: bool,
+        ghost_size: int,
+        native: bool,
+    ) -> Tensor:
+        """y of ghosts, in some of which one value counts: running statistics normalize those, and they add nothing."""
+        outputs, tables = [], []
+        for part in parts:
+            of_x, w, r = (part.of(t, x) for t in (x, selection, residual))
+            assert of_x is not None
+            size = ghost_size if part.batch else 0
+            if not native or not part.batch:
+                _positions.check(of_x, w, ghost_size, 1 + part.batch)
+            y, table = self._by_tables(of_x, w, r, activation, part.batch, updates, size, native)
+            outputs.append(y)
+            tables += [table] if part.batch else []
+        if updates and tables:
+            _running.move(self, torch.cat(tables, 1), native, selection is not None)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
     def _affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias; constants where they are not to be trained."""
         given = self._weight_and_bias()
@@ -337,7 +364,8 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
         (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha): applied in the same pass.
     on_single_value
-        What one value per channel in training does: "error", or "running" to normalize with the running statistics.
+        What one value per channel in training does: "error", or "running" to normalize with the running statistics. So
+        does a ghost of one value; it adds nothing to them.
     on_nonfinite
         What a batch does that would store NaN or infinity in the running statistics: "propagate", "skip" or "raise".
     running_correction

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -106,17 +106,13 @@ def refused(x: Tensor, sample_weight: Tensor, ghost_size: int, least: int) -> st
 
     At least `least` positions must count; of every `ghost_size` samples, where so many are normalized by themselves.
     """
-    N = x.shape[0]
-    size = min(ghost_size, N) if ghost_size else N
-    ghosts = -(-N // size)
-    of_samples = (sample_weight > 0).expand(N, 1, *x.shape[2:]).flatten(1).sum(1)
-    counts = torch.nn.functional.pad(of_samples, (0, ghosts * size - N)).reshape(ghosts, size).sum(1)
+    counts = _counts_of_ghosts(x, sample_weight, ghost_size)
     bad = ~((sample_weight >= 0) & torch.isfinite(sample_weight))
     *found, bads = torch.cat([counts, bad.sum().reshape(1)]).tolist()  # at once, so that a device is waited for once
     if bads:
         return _refusals.weight_value(sample_weight[bad][0].item())
     few = [(n, g) for g, n in enumerate(found) if n < least]
-    ghost = (few[0][1], ghosts, ghost_size) if few and ghosts > 1 else None
+    ghost = (few[0][1], len(found), ghost_size) if few and len(found) > 1 else None
     return _refusals.too_few(few[0][0], True, ghost=ghost) if few else ""
 
 
@@ -152,20 +148,61 @@ def has_single_value(layer: Any, x: Tensor, selection: Tensor | None) -> bool:
     raise ValueError(f"{type(layer).__name__}: {said}")
 
 
-def check_ghosts(who: str, x: Tensor, ghost_size: int) -> None:
-    """Refuse ghost batches of an unknown batch, and a last one of one value; of a selection, the kernels count."""
+class Part(NamedTuple):
+    """Whole ghosts of a batch, which are normalized alike."""
+
+    first: int
+    end: int
+    batch: bool  # by their own statistics; or by the running ones
+
+    def of(self, t: Tensor | None, x: Tensor) -> Tensor | None:
+        """The samples of x, or of what goes with it; all of what is broadcast over samples."""
+        return t if t is None or t.shape[0] != x.shape[0] else t[self.first : self.end]
+
+
+def parts_of(layer: Any, x: Tensor, selection: Tensor | None, ghost_size: int) -> list[Part]:
+    """Where running statistics stand in for those of ghosts of one value a channel: the batch in parts; else nothing.
+
+    Ghost batches of an unknown batch are refused, and a last one of one value; of a selection, the kernels count.
+    """
+    who = type(layer).__name__
     if _backend.is_jit_trace() or type(x.shape[0]) is not int:
         raise ValueError(
             f"{who}: virtual_batch_size={ghost_size} makes as many ghost batches as the batch has room for, and a "
             "trace or an export has one number for all batches; got training in one. Trace or export layer.eval(), or "
             "export with a fixed batch"
         )
-    N, C = x.shape[:2]
-    last = ((N - 1) % ghost_size + 1) * (x.numel() // (N * C))
-    if last < 2:
-        ghosts = -(-N // ghost_size)
-        where = f" (input {tuple(x.shape)}, channels on axis 1)"
-        raise ValueError(f"{who}: {_refusals.too_few(last, False, where, ghost=(ghosts - 1, ghosts, ghost_size))}")
+    N, S, has_running = x.shape[0], x.numel() // (x.shape[0] * x.shape[1]), layer.running_mean is not None
+    last = ((N - 1) % ghost_size + 1) * S
+    if layer.on_single_value == "error" or not has_running:
+        if last < 2:
+            ghosts = -(-N // ghost_size)
+            where = f" (input {tuple(x.shape)}, channels on axis 1)"
+            fix = "on_single_value='running'" if has_running else _refusals.KNOWN_MOMENTS
+            raise ValueError(f"{who}: {_refusals.too_few(last, False, where, fix, (ghosts - 1, ghosts, ghost_size))}")
+        return []
+    if selection is not None and _backend.has_values(selection):
+        counts = _counts_of_ghosts(x, selection, ghost_size).tolist()
+    else:
+        counts = [ghost_size * S] * ((N - 1) // ghost_size) + [last]
+    if 1 not in counts:
+        return []
+    parts: list[Part] = []
+    for i, count in enumerate(counts):
+        first, batch = i * ghost_size, count != 1
+        if parts and parts[-1].batch == batch:
+            first = parts.pop().first
+        parts.append(Part(first, min((i + 1) * ghost_size, N), batch))
+    return parts
+
+
+def _counts_of_ghosts(x: Tensor, sample_weight: Tensor, ghost_size: int) -> Tensor:
+    """How many positions of a channel count in each ghost; in the whole batch, where the size is 0."""
+    N = x.shape[0]
+    size = min(ghost_size, N) if ghost_size else N
+    ghosts = -(-N // size)
+    of_samples = (sample_weight > 0).expand(N, 1, *x.shape[2:]).flatten(1).sum(1)
+    return torch.nn.functional.pad(of_samples, (0, ghosts * size - N)).reshape(ghosts, size).sum(1)
 
 
 def over_positions(x: Tensor, given: Tensor, name: str, who: str) -> Tensor:
