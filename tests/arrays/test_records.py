@@ -11,7 +11,8 @@ import pytest
 
 import batchnorm as bn
 from batchnorm import _options
-from batchnorm._records import CONVENTIONS, OTHERWISE, Convention
+from batchnorm._findings import OTHERWISE
+from batchnorm._records import CONVENTIONS, Convention
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORDED = frameworks.recorded()

@@ -992,8 +992,8 @@ BREAKS = [
     # --- diagnose ---
     Break(
         "src/batchnorm/torch/_diagnose.py",
-        "training=on) for on in (True, False))",
-        "training=on) for on in (False, False))",
+        'noisy = data.tables(batches, norms, "batch", training=True)',
+        'noisy = data.tables(batches, norms, "batch")',
         "diagnose: dropout is never on",
         "test_torch_diagnose.py",
     ),
@@ -1012,7 +1012,7 @@ BREAKS = [
         "test_torch_diagnose.py",
     ),
     Break(
-        "src/batchnorm/_records.py",
+        "src/batchnorm/_findings.py",
         "sizes = np.abs(record.weight)",
         "sizes = record.weight",
         "diagnose: a negative weight is dead, or never runs away",
@@ -1020,8 +1020,8 @@ BREAKS = [
     ),
     Break(
         "src/batchnorm/torch/_diagnosis_page.py",
-        'return f"<code>{escape(layer_said(layer))}</code>"',
-        'return f"<code>{layer_said(layer)}</code>"',
+        'return f"<code>{escape(layer_said(layer, say))}</code>"',
+        'return f"<code>{layer_said(layer, say)}</code>"',
         "diagnose: the page runs what a layer's name says",
         "test_torch_diagnose.py",
     ),

@@ -31,6 +31,7 @@ LEVELS = {
     "_foreign": 1,
     "_left_out": 1,
     "_records": 1,
+    "_findings": 2,
     "_frames": 2,
     "_merge": 2,
     "_inputs": 2,  # its refusals speak of plans
@@ -70,7 +71,7 @@ INSIDE = {
             "_causes",
         ),
         ("_operands", "_plain", "_forwards", "_fuse/watching", "_diagnosis_page", "_eps"),
-        ("_positions", "_operations", "_merge"),
+        ("_positions", "_operations", "_merge", "_diagnosis"),
         ("_running", "_shared", "_accelerate"),
         ("_layers", "_ranks", "functional"),
         ("_sync", "_layer_inputs", "_peers"),

@@ -19,7 +19,7 @@ from chromium import Watched
 from torch import nn
 
 import batchnorm.torch as bnt
-from batchnorm._records import findings_of
+from batchnorm._findings import findings_of
 from batchnorm.tools.explain import page as explained
 from batchnorm.torch._norms import norms_of, record_of
 
@@ -325,6 +325,33 @@ def test_refusals(train, kind, said):
         bnt.diagnose(nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)), train)
     with pytest.raises(TypeError, match="diagnose: model must be a"):
         bnt.diagnose(nn.BatchNorm1d, train)
+
+
+def test_progress():
+    told: list[Any] = []
+
+    def begin(phase: str, total: int) -> Callable[[int], None]:
+        told.append([phase, total, 0])
+        return lambda done, one=told[-1]: one.__setitem__(2, one[2] + done)
+
+    bnt.diagnose(trained(3), data(1, 128), loss=loss, progress=begin, verbose=False)
+    assert told == [["recalibrating", 3, 3], ["diagnosing", 8, 8]]
+    told.clear()
+    bnt.diagnose(trained(3), data(1, 128), progress=begin, verbose=False)
+    assert told == [["recalibrating", 3, 3], ["diagnosing", 3, 3]]
+
+
+def test_a_layer_with_another_eps_is_a_remark():
+    model = trained(3)
+    model[4].eps = 1e-3
+    found = bnt.diagnose(model, data(1), verbose=False).findings
+    assert [each[:3] for each in found] == [
+        ("other eps", "4", "it has eps=0.001, and most layers of the model have eps=1e-05")
+    ]
+    assert found[0].is_remark
+    assert found[0].fix.endswith("0.001 is Keras's, 1e-05 PyTorch's and Flax's")
+    model[7].eps = 1e-4  # then there is no usual one
+    assert bnt.diagnose(model, data(1), verbose=False).findings == []
 
 
 def test_few_positions_are_a_remark():

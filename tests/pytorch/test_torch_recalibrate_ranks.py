@@ -131,3 +131,60 @@ def test_what_all_refuse(three, data, options, words):
     for answer in _run(three, data, **options):
         assert isinstance(answer, str), answer
         assert words in answer
+
+
+def _diagnosed(rank, change, data, options):
+    """In a rank: what is found of a model whose statistics are changed there, or what is refused."""
+    model = dense_model()
+    change_of(model, change)
+    before = everything(model)
+    try:
+        found = bnt.diagnose(model, data, group=group_of((0, 1, 2)), verbose=False, **options)
+    except ValueError as error:
+        assert everything(model) == before
+        return str(error)
+    assert everything(model) == before
+    return [(each.code, each.layer, each.is_remark, each.sentence) for each in found.findings if each.code == CODE]
+
+
+CODE = "ranks differ"
+
+
+def dense_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4)).double()
+    for layer in (model[1], model[4]):
+        layer.running_mean.fill_(0.5)
+    return model
+
+
+def change_of(model, change):
+    name, factor = change
+    if name:
+        model.get_submodule(name).running_var.mul_(factor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ([("", 1)] * 3, []),
+        (
+            [("", 1), ("4", 1.001), ("4", 4.0)],
+            [(CODE, "4", False, "rank 0 and rank 2 differ by a factor of 4 in variance and by 0 std in mean")],
+        ),
+        ([("", 1), ("1", 1.001), ("", 1)], [(CODE, "1", True, "rank 0 and rank 1 differ by a factor of 1 in")]),
+        ([("1", np.nan), ("", 1), ("", 1)], [(CODE, "1", False, "rank 0 and rank 1 differ by a factor of nan in")]),
+    ],
+    ids=["alike", "far", "near", "nan"],
+)
+def test_diagnose_says_that_ranks_differ(three, changes, found):
+    data = [[torch.randn(16, 3, generator=torch.Generator().manual_seed(9 * r + i)).double() for i in range(4)]
+            for r in range(3)]  # fmt: skip
+    told = three.run(_diagnosed, changes, data, [{}] * 3)
+    assert told[0] == told[1] == told[2]
+    assert [each[:3] for each in told[0]] == [each[:3] for each in found]
+    assert all(wanted[3] in each[3] for each, wanted in zip(told[0], found, strict=True)), told[0]
+    short = three.run(_diagnosed, changes, [data[0], data[1][:1], data[2]], [{}] * 3)
+    assert "train must have 4 batches at least" in short[1]
+    assert short[0] == short[2]
+    assert short[0].startswith("diagnose: every rank must come to the end; got a failure on rank 1")

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import BatchNorm1d, Linear, Sequential
 
 import batchnorm.torch as bnt
 from batchnorm.tools.cli import main
+from batchnorm.tools.text.language import Words
+from batchnorm.tools.text.lines import cells
+from batchnorm.torch._diagnosis import left_of
 
 MODEL = """
 from torch import nn
+
+
+RUNS = []
+RUNS.append(1)
+
+
+def half(outputs, labels):
+    assert len(RUNS) == 1  # the file ran once
+    return nn.functional.cross_entropy(outputs, labels) / 2
 
 
 def build():
@@ -40,6 +55,10 @@ def model(tmp_path, monkeypatch):
     np.save("shifted.npy", 4 * x)
     np.save("short.npy", x[:64])
     np.save("wide.npy", np.ones((200, 5), "float32"))
+    labels = (x @ np.eye(3, 4)).argmax(1).astype("int32")
+    np.save("labels.npy", labels)
+    np.savetxt("labels.csv", labels, fmt="%d")
+    np.save("half.npy", labels[400:])
     nn = torch.nn
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.BatchNorm1d(4))
     bnt.recalibrate(model, torch.from_numpy(x), verbose=False)
@@ -70,6 +89,59 @@ def test_what_it_finds(model, capsys):
     assert Path("m.pt").read_bytes() == before
 
 
+def test_what_a_layer_costs(model, capsys):
+    x, y = (np.concatenate([np.load(name) for name in names]) for names in (["a.npy", "b.npy"], ["labels.npy"]))
+    model[1].running_var *= 6
+    torch.save(model.state_dict(), "m.pt")
+    options = ["--loss", "cross_entropy", "--labels", "labels.npy", "--json"]
+    assert main([*COMMAND, *options, "--in-order"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    batches = [(x[i:j], y[i:j].astype(np.int64)) for a, b in ((0, 400), (400, 640)) for i, j in _parts(a, b)]
+    loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+    found = bnt.diagnose(model, batches, loss=loss, verbose=False)
+    assert facts["losses"] == found.losses
+    assert [each["loss"] for each in facts["layers"]] == [each.loss for each in found.layers]
+    assert main([*COMMAND, "--loss", "model.py:half", *options[2:]]) == 0
+    drawn = json.loads(capsys.readouterr().out)["losses"]
+    assert main([*COMMAND, *options]) == 0
+    whole = json.loads(capsys.readouterr().out)["losses"]
+    assert drawn == pytest.approx({name: value / 2 for name, value in whole.items()}, rel=1e-6)
+    test = ["--test", "b.npy", "--test-labels", "half.npy"]
+    assert main([*COMMAND, *options[:3], "labels.npy", *test]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("the loss is ")
+    assert said.splitlines()[2].endswith("  loss")
+
+
+def _parts(start, stop):
+    return [(i, min(i + 32, stop)) for i in range(start, stop, 32)]
+
+
+def test_chinese(model, capsys):
+    model[1].running_var *= 6
+    torch.save(model.state_dict(), "m.pt")
+    assert main([*COMMAND, "--lang", "zh", "--html", "d.html"]) == 0
+    said = capsys.readouterr().out
+    assert not re.search(r"\b(the|of|is|are|was|and|layer|call)\b", said.replace("bnt.recalibrate", "")), said
+    assert "1  层 1：它的滑动统计量不是更新规则在当前权重下会给出的（lag：方差 ×" in said
+    assert said.endswith("d.html：已写入\n")
+    rows = [line for line in said.splitlines()[1:4]]
+    assert len({cells(row) for row in rows}) == 1, rows  # columns of a terminal, of which a character takes two
+    page = Path("d.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page
+    text = " ".join(ElementTree.fromstring(page.partition("\n")[2]).find("body").itertext())
+    assert not re.search(r"\b(the|of|is|are|was|and|layer|off|channels?|variance|mean)\b", text), text
+    left = Sequential(BatchNorm1d(3), Linear(3, 2), BatchNorm1d(2, track_running_stats=False), BatchNorm1d(2))
+    left[2].eval()
+    found = bnt.diagnose(bnt.freeze(left, only="3", verbose=False), [torch.randn(9, 3)] * 4, verbose=False)
+    words = lambda key, **values: Words("zh")(f"diagnose.{key}", **values)  # noqa: E731
+    assert left_of(found, words) == [
+        "未诊断 2（BatchNorm1d）：它没有滑动统计量（track_running_stats=False）",
+        "未诊断 3（BatchNorm1d）：它已冻结（update_running_stats=False）",
+    ]
+    assert left_of(found)[0] == "left 2 (BatchNorm1d): it has no running statistics (track_running_stats=False)"
+
+
 def test_rows_are_drawn_from_all_files_once(tmp_path):
     from batchnorm.tools.models.loading import Arrays
 
@@ -97,6 +169,19 @@ def test_rows_are_drawn_from_all_files_once(tmp_path):
         (["--json", "none/d.json"], "the directory"),
         (["--html", "none/d.html"], "the directory"),
         (["--samples", "0"], "'0' is not a positive integer"),
+        (["--loss", "cross_entropy"], "--loss needs the labels of --train. Name their files: --labels FILE"),
+        (["--labels", "labels.npy"], "--labels is for --loss"),
+        (["--loss", "softmax", "--labels", "labels.npy"], "--loss is a loss of torch.nn.functional"),
+        (["--loss", "model.py:none", "--labels", "labels.npy"], "model.py has no function 'none'"),
+        (
+            ["--loss", "cross_entropy", "--labels", "half.npy"],
+            "half.npy: every sample has one label; got 240 labels and 640 samples",
+        ),
+        (["--loss", "cross_entropy", "--labels", "labels.npy", "--test", "a.npy"], "--loss needs the labels of --test"),
+        (
+            ["--loss", "cross_entropy", "--labels", "labels.npy", "--test-labels", "half.npy"],
+            "--test-labels are those of --test, which is missing",
+        ),
     ],
 )
 def test_refusals(options, words, capsys):

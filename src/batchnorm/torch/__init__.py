@@ -16,14 +16,15 @@ except ImportError as error:
         'pip install "torch>=2.10"; for the CPU alone see https://pytorch.org/get-started/locally'
     ) from error
 
+from .._findings import Finding
 from .._public import publish
-from .._records import Finding
 from . import functional, fused  # noqa: F401
 from ._accelerate import Acceleration, Status, accelerate, decelerate, status
 from ._causes import Causes, DiagnosedLayer
 from ._contexts import hold
 from ._convert import convert, convert_sync, revert
-from ._diagnose import Diagnosis, diagnose
+from ._diagnose import diagnose
+from ._diagnosis import Diagnosis
 from ._eps import set_eps
 from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Literal
@@ -13,126 +13,25 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from .._records import Doubles, Finding, LayerRecord, findings_of
+from .._findings import Finding, finding, findings_of
+from .._records import CONVENTIONS, Doubles, LayerRecord
 from . import _options, _shared
 from ._batches import Batches, Forward
-from ._causes import CAUSES, Causes, DiagnosedLayer, positions_said, typical, typical_factor
-from ._diagnosis_page import Healthy, frame, page
+from ._causes import CAUSES, Causes, DiagnosedLayer, typical, typical_factor
+from ._definitions import Progress
+from ._diagnosis import DISTANCE, FACTOR, Diagnosis
 from ._layer_inputs import gather, put_back
-from ._norms import Norm, check_model, correction_of, layer_said, norms_of, record_of
+from ._norms import Norm, check_model, correction_of, norms_of, record_of
+from ._peers import Peers, Said
 from ._recalibrate import How, recalibrate, unwrapped
 
 Tensor = torch.Tensor
 Loss = Callable[[nn.Module, Any], Any]
 
 WHO = "diagnose"
-FACTOR, DISTANCE, COST = 1.25, 0.25, 0.1  # of a variance, of a mean in std, of the recalibrated loss
-SLIGHT = 0.5  # of these, where the loss says the rest
+COST = 0.1  # of the recalibrated loss
+SLIGHT = 0.5  # of FACTOR and DISTANCE, where the loss says the rest
 LEAST = 16  # positions of a channel in a batch
-_SAID = {
-    "lag": (
-        "are not those that the update rule gives at these weights",
-        "call bnt.recalibrate(model, train); if lag comes back, look at momentum, and at what changes weights later",
-    ),
-    "dropout": (
-        "were gathered with dropout on, but evaluation has it off",
-        "put dropout behind batch normalization, or call bnt.recalibrate(model, train)",
-    ),
-    "batching": (
-        "are those of single batches, which differ from those of all data",
-        "use larger or better shuffled batches or bnt.SyncBatchNorm, or call bnt.recalibrate(model, train)",
-    ),
-    "shift": (
-        "are of other data than the test",
-        "prepare the test's inputs as those of training, or call bnt.recalibrate with data like the test's",
-    ),
-}
-
-
-class Diagnosis:
-    """What `diagnose` found: `print` it.
-
-    Attributes
-    ----------
-    layers
-        A `DiagnosedLayer` each.
-    findings
-        What is wrong, the worst first: code, layer, sentence, fix.
-    losses
-        With running, batch and recalibrated statistics; None without `loss`.
-    left
-        Name, class and reason of each batch normalization that was not diagnosed.
-    batches
-        How many batches of training data were looked at.
-    """
-
-    def __init__(
-        self,
-        layers: list[DiagnosedLayer],
-        findings: list[Finding],
-        losses: dict[str, float] | None,
-        left: list[tuple[str, str, str]],
-        batches: int,
-    ) -> None:
-        self.layers, self.findings, self.losses, self.left, self.batches = layers, findings, losses, left, batches
-
-    def to_json(self) -> str:
-        """As JSON: of each layer the typical factors and distances; what is not finite is null."""
-        layers = [
-            {
-                "name": layer.name,
-                "m": layer.m,
-                "m_eff": _finite(layer.m_eff),
-                "loss": _finite(layer.loss),
-                "variance": {cause: _finite(typical_factor(f)) for cause, f in layer.variance._asdict().items()},
-                "mean": {cause: _finite(typical(d)) for cause, d in layer.mean._asdict().items()},
-            }
-            for layer in self.layers
-        ]
-        findings = [finding._asdict() for finding in self.findings]
-        left = [dict(zip(("name", "class", "reason"), each, strict=True)) for each in self.left]
-        losses = None if self.losses is None else {name: _finite(value) for name, value in self.losses.items()}
-        return json.dumps({"losses": losses, "layers": layers, "findings": findings, "left": left}, indent=2)
-
-    def to_html(self) -> str:
-        """As a page, one file without a script: a row for each layer, and on unfolding its extreme channels."""
-        return page(self.layers, self.findings, self.losses, self.left, self._first(), Healthy(FACTOR, DISTANCE))
-
-    def _repr_html_(self) -> str:
-        return frame(self.to_html())
-
-    def _first(self) -> list[str]:
-        lines = []
-        if self.losses is not None:
-            running, batch, after = (self.losses[name] for name in ("running", "batch", "recalibrated"))
-            lines.append(
-                f"the loss is {running:.4g} in evaluation, {batch:.4g} with batch statistics and {after:.4g} after "
-                f"recalibration, so the running statistics cost {running - after:.4g}"
-            )
-        lines.append(f"{self.batches} batches of training data were used; their sizes and order tell lag from batching")
-        return lines
-
-    def __str__(self) -> str:
-        lines = self._first()
-        table = [("layer", "m", "m_eff", "variance ×", *CAUSES, "mean off", *(["loss"] if self.losses else []))]
-        for layer in self.layers:
-            factors = [f"{typical_factor(f):.2f}" for f in (np.prod(layer.variance, axis=0), *layer.variance)]
-            off = typical(np.sum(layer.mean, axis=0))
-            row = (layer.name, positions_said(layer.m), positions_said(layer.m_eff), *factors, f"{off:.2f} std")
-            table.append((*row, *([] if layer.loss is None else [f"{layer.loss:.4g}"])))
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        for row in table:
-            cells = [
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-        for n, found in enumerate(self.findings, 1):
-            lines += [f"{n}  {layer_said(found.layer)}: {found.sentence}", f"   {found.fix}"]
-        if not self.findings:
-            lines.append("no fault was found")
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def diagnose(
@@ -144,6 +43,8 @@ def diagnose(
     samples: int = 1024,
     how: How = "whole",
     forward: Forward = None,
+    group: Any = None,
+    progress: Progress | None = None,
     verbose: bool = True,
 ) -> Diagnosis:
     """Find out what is wrong with the running statistics of a model, and what that costs. The model stays as it is.
@@ -180,6 +81,11 @@ def diagnose(
         As of `recalibrate`: "pooled" for models whose batches take different branches.
     forward
         Called as ``forward(model, batch)`` in place of ``model(batch)``.
+    group
+        A process group, or None, as of `recalibrate`. All ranks call this, each with its data; whether they have the
+        same running statistics is looked at, too.
+    progress
+        Called as ``progress(phase, total)``; returns a function that is told how much has been done since.
     verbose
         Print the diagnosis.
 
@@ -210,22 +116,40 @@ def diagnose(
     ('0', 'never-updated')
     """
     check_model(model, WHO)
-    inner, _, _ = unwrapped(model, None)
+    inner, group, _ = unwrapped(model, group)
     samples = _options.SAMPLES.checked(samples, WHO)
-    batches, other = _halves(train, test, samples)
+    known = [norm for norm in norms_of(inner) if norm.layer.running_mean is not None]
+    records = {str(norm): record_of(norm) for norm in known}
     data = _Data(inner, forward, loss)
-    records = {str(norm): record_of(norm) for norm in norms_of(inner) if norm.layer.running_mean is not None}
-    losses = None if loss is None else {"running": data.loss(other)}
-    with recalibrate(inner, batches, how=how, forward=forward, verbose=False) as done:
+    peers = _peers_of(known, group)
+    try:
+        batches, other = _halves(train, test, samples)
+        losses = None if loss is None else {"running": data.loss(other)}
+        apart = _of_ranks(known, peers)
+    except BaseException:
+        peers.fail()
+        raise
+    peers.end()
+    with recalibrate(inner, batches, how=how, forward=forward, group=group, progress=progress, verbose=False) as done:
         reached = {layer.name for layer in done.layers}
         norms = [norm for norm in norms_of(inner) if str(norm) in reached]
         costs: list[float | None] = [None] * len(norms)
+        advance = (progress or _silent)("diagnosing", 3 + (0 if losses is None else 2 + len(norms)))
         if losses is not None:
-            losses |= {"batch": data.loss(other, norms), "recalibrated": data.loss(other)}
-            costs = [_with(norm.layer, records[str(norm)], lambda: data.loss(other)) for norm in norms]
+            losses["batch"] = data.loss(other, norms)
+            advance(1)
+            losses["recalibrated"] = data.loss(other)
+            advance(1)
+            for i, norm in enumerate(norms):
+                costs[i] = _with(norm.layer, records[str(norm)], lambda: data.loss(other))
+                advance(1)
         after = [record_of(norm) for norm in norms]
         last = data.tables(other, norms, "stored")
-        noisy, plain = (data.tables(batches, norms, "batch", training=on) for on in (True, False))
+        advance(1)
+        noisy = data.tables(batches, norms, "batch", training=True)
+        advance(1)
+        plain = data.tables(batches, norms, "batch")
+        advance(1)
     layers = []
     for i, norm in enumerate(norms):
         was, became, correction = records[str(norm)], after[i], correction_of(norm.layer)
@@ -237,11 +161,15 @@ def diagnose(
             _of_all(last[i], correction),
         ]
         layers.append(_layer(was, steps, plain[i], costs[i]))
-    findings = _ranked(layers, [records[layer.name] for layer in layers], losses)
+    findings = _ranked(layers, [records[layer.name] for layer in layers], losses, apart)
     found = Diagnosis(layers, findings, losses, done.left, len(batches))
     if verbose:
         print(found)
     return found
+
+
+def _silent(phase: str, total: int) -> Callable[[int], None]:
+    return lambda done: None
 
 
 # --- data ---
@@ -279,6 +207,15 @@ class _Data:
         how: Any = "stored" if by_batch is None else "batch"
         gather(self._model, by_batch or [], batches, lambda *_: None, normalize_with=how)
         return float(np.average(values, weights=batches.sizes))
+
+
+def _peers_of(norms: list[Norm], group: Any) -> Peers:
+    """The ranks; ValueError where they have other models."""
+    layers = [norm.layer for norm in norms]
+    device = layers[0].running_mean.device if layers else torch.device("cpu")
+    peers = Peers(group, [layer.num_features for layer in layers] or [1], device, WHO)
+    peers.check_alike()
+    return peers
 
 
 def _halves(train: Any, test: Any, samples: int | None) -> tuple[list[Any], list[Any]]:
@@ -361,9 +298,14 @@ def _size(variance: Doubles, mean: Doubles) -> float:
 # --- what to say ---
 
 
-def _ranked(layers: list[DiagnosedLayer], records: list[LayerRecord], losses: dict[str, float] | None) -> list[Finding]:
-    """By cost, where it is known; then by what is off."""
-    found: list[tuple[float, Finding]] = []
+def _ranked(
+    layers: list[DiagnosedLayer],
+    records: list[LayerRecord],
+    losses: dict[str, float] | None,
+    apart: list[tuple[float, Finding]],
+) -> list[Finding]:
+    """By cost, where it is known; then by what is off. `apart`: what was found between ranks."""
+    found = [*apart]
     for layer, record in zip(layers, records, strict=True):
         own = findings_of(record)
         sizes = {cause: _size(v, m) for cause, v, m in zip(CAUSES, layer.variance, layer.mean, strict=True)}
@@ -381,29 +323,55 @@ def _ranked(layers: list[DiagnosedLayer], records: list[LayerRecord], losses: di
         if counts and all(each.is_remark for each in own):
             found.append((size if cost is None else 1 + cost, _caused(layer, cause, cost)))
         if layer.m < LEAST:
-            found.append((0.0, _few(layer)))
+            found.append((0.0, finding("few positions", layer.name, {"m": f"{layer.m:g}"}, is_remark=True)))
+    found += [(0.0, each) for each in _other_eps(records)]
     return [each for _, each in sorted(found, key=lambda pair: -pair[0])]
 
 
 def _caused(layer: DiagnosedLayer, cause: str, cost: float | None) -> Finding:
     i = CAUSES.index(cause)
-    rule, fix = _SAID[cause]
-    sentence = (
-        f"its running statistics {rule} ({cause}: variance ×{typical_factor(layer.variance[i]):.3g}, mean off by "
-        f"{typical(layer.mean[i]):.2g} std)"
-    )
-    return Finding(cause, layer.name, sentence + ("" if cost is None else f"; that costs {cost:.4g} of loss"), fix)
+    numbers = {
+        "cause": cause,
+        "factor": f"{typical_factor(layer.variance[i]):.3g}",
+        "distance": f"{typical(layer.mean[i]):.2g}",
+    }
+    return finding(cause, layer.name, numbers if cost is None else numbers | {"cost": f"{cost:.4g}"})
 
 
-def _few(layer: DiagnosedLayer) -> Finding:
-    return Finding(
-        "few positions",
-        layer.name,
-        f"a batch has {layer.m:g} positions of a channel, too few for good statistics",
-        "use larger batches, bnt.SyncBatchNorm, or Renorm",
-        True,
-    )
+def _other_eps(records: list[LayerRecord]) -> list[Finding]:
+    """Layers whose eps is not that of most: it may have been left behind when they were ported."""
+    counts = Counter(record.eps for record in records)
+    (usual, most), *_ = counts.most_common(1) or [(None, 0)]
+    if usual is None or 2 * most <= len(records):
+        return []
+    defaults = {"keras": f"{CONVENTIONS['Keras'].eps:g}", "torch": f"{CONVENTIONS['PyTorch'].eps:g}"}
+    return [
+        finding("other eps", each.name, defaults | {"eps": f"{each.eps:g}", "usual": f"{usual:g}"}, is_remark=True)
+        for each in records
+        if each.eps != usual
+    ]
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _of_ranks(norms: list[Norm], peers: Peers) -> list[tuple[float, Finding]]:
+    """Layers whose running statistics are not the same on all ranks: how far apart, and what to say."""
+    found = []
+    for i, norm in enumerate(norms):
+        own = torch.stack([norm.layer.running_mean, norm.layer.running_var]).detach().double()
+        tables = [each.table.numpy() for each in peers.exchange(Said(i, 0, 0, own.cpu())) if each.table is not None]
+        apart = [_apart(tables[0], table, norm.layer.eps) for table in tables]
+        far = max(range(len(apart)), key=lambda rank: apart[rank][0])
+        if apart[far][0] > 0:
+            size, factor, distance = apart[far]
+            numbers = {"rank": 0, "other": far, "factor": f"{factor:.3g}", "distance": f"{distance:.2g}"}
+            found.append((size if size >= 1 else 0.0, finding("ranks differ", str(norm), numbers, size < 1)))
+    return found
+
+
+def _apart(one: Doubles, other: Doubles, eps: float) -> tuple[float, float, float]:
+    """How far two ranks' mean and variance lie apart, 0 for the same bits; their factor, and their distance in std."""
+    if one.tobytes() == other.tobytes():
+        return 0.0, 1.0, 0.0
+    with np.errstate(all="ignore"):
+        factor, distance = (other[1] + eps) / (one[1] + eps), (other[0] - one[0]) / np.sqrt(one[1] + eps)
+        size = _size(factor, distance)
+    return math.inf if math.isnan(size) else max(size, 1e-300), typical_factor(factor), typical(distance)

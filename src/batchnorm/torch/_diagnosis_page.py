@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._records import Finding
+from .._findings import Finding, Say, told
 from ._causes import CAUSES, DiagnosedLayer, positions_said, typical, typical_factor
 from ._norms import layer_said
 
@@ -69,29 +69,29 @@ code { font-size: .92em; background: var(--band); border-radius: 4px; padding: .
 """
 
 
-def page(
-    layers: Sequence[DiagnosedLayer],
-    findings: Sequence[Finding],
-    losses: dict[str, float] | None,
-    left: Sequence[tuple[str, str, str]],
-    said: Sequence[str],
-    healthy: Healthy,
-) -> str:
-    """The whole page. `said` stands at its top."""
-    end = _end(layers)
-    recalibrated = None if losses is None else losses["recalibrated"]
+class Shown(NamedTuple):
+    """What a page shows: layers, findings, losses, what was left, and what stands at the top."""
+
+    layers: Sequence[DiagnosedLayer]
+    findings: Sequence[Finding]
+    losses: dict[str, float] | None
+    left: Sequence[str]
+    first: Sequence[str]
+
+
+def page(shown: Shown, healthy: Healthy, say: Say, language: str) -> str:
+    """The whole page."""
+    end = _end(shown.layers)
+    recalibrated = None if shown.losses is None else shown.losses["recalibrated"]
     parts = [
-        f"<h1>{'No fault was found' if not findings else 'What is wrong with the running statistics'}</h1>",
-        *(f'<p class="quiet">{escape(line)}</p>' for line in said),
-        _findings(findings),
-        *(_layer(layer, recalibrated, end, healthy) for layer in layers),
-        *(
-            f'<p class="quiet">left <code>{escape(name)}</code> ({escape(kind)}): {escape(why)}</p>'
-            for name, kind, why in left
-        ),
+        f"<h1>{escape(say('page wrong' if shown.findings else 'page well'))}</h1>",
+        *(f'<p class="quiet">{escape(line)}</p>' for line in shown.first),
+        _findings(shown.findings, say),
+        *(_layer(layer, recalibrated, _Drawing(end, healthy, say)) for layer in shown.layers),
+        *(f'<p class="quiet">{escape(line)}</p>' for line in shown.left),
     ]
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        f'<!DOCTYPE html>\n<html lang="{language}"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f'<meta name="color-scheme" content="light dark"/><title>batchnorm diagnose</title><style>{_STYLE}</style>'
         f"</head><body>{''.join(parts)}</body></html>\n"
@@ -104,33 +104,44 @@ def frame(inside: str) -> str:
     return f'<iframe srcdoc="{escape(inside)}" title="batchnorm diagnose" style="{style}"></iframe>'
 
 
-def _named(layer: str) -> str:
-    return f"<code>{escape(layer_said(layer))}</code>"
+def _named(layer: str, say: Say) -> str:
+    return f"<code>{escape(layer_said(layer, say))}</code>"
 
 
-def _findings(findings: Sequence[Finding]) -> str:
+def _findings(findings: Sequence[Finding], say: Say) -> str:
     if not findings:
         return ""
-    rows = "".join(
-        f'<li>{_named(each.layer)}: {escape(each.sentence)}<p class="quiet">{escape(each.fix)}</p></li>'
-        for each in findings
-    )
-    return f'<div class="card found"><h2>Findings, the worst first</h2><ol>{rows}</ol></div>'
+    rows = []
+    for each in findings:
+        sentence, fix = told(each.code, each.numbers, say)
+        said = say("of a layer", layer=layer_said(each.layer, say), sentence=sentence)
+        rows.append(f'<li>{escape(said)}<p class="quiet">{escape(fix)}</p></li>')
+    return f'<div class="card found"><h2>{escape(say("page findings"))}</h2><ol>{"".join(rows)}</ol></div>'
 
 
-def _layer(layer: DiagnosedLayer, recalibrated: float | None, end: float, healthy: Healthy) -> str:
+class _Drawing(NamedTuple):
+    """What the drawings of all layers have in common: how far their axes go, what is healthy, the language."""
+
+    end: float
+    healthy: Healthy
+    say: Say
+
+
+def _layer(layer: DiagnosedLayer, recalibrated: float | None, drawing: _Drawing) -> str:
+    say = drawing.say
     variance, mean = np.prod(layer.variance, axis=0), np.sum(layer.mean, axis=0)
     facts = [
-        ("running variance", f"×{typical_factor(variance):.3g}"),
-        ("running mean", f"off by {typical(mean):.2g} std"),
-        ("m", f"{positions_said(layer.m)} in a batch, worth {positions_said(layer.m_eff)}"),
+        (say("page variance"), f"×{typical_factor(variance):.3g}"),
+        (say("page mean"), say("page off", distance=f"{typical(mean):.2g}")),
+        ("m", say("page positions", m=positions_said(layer.m), worth=positions_said(layer.m_eff))),
     ]
     if layer.loss is not None and recalibrated is not None:
-        facts.append(("put back alone", f"loss {layer.loss:.4g}, {layer.loss - recalibrated:+.3g}"))
-    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts)
+        cost = f"{layer.loss - recalibrated:+.3g}"
+        facts.append((say("page put back"), say("page loss", loss=f"{layer.loss:.4g}", cost=cost)))
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     return (
-        f'<section class="card layer"><div><h2>{_named(layer.name)}</h2><dl>{rows}</dl></div>'
-        f"{_drawing(layer, end, healthy)}{_channels(layer, variance, mean)}</section>"
+        f'<section class="card layer"><div><h2>{_named(layer.name, say)}</h2><dl>{rows}</dl></div>'
+        f"{_drawn(layer, drawing)}{_channels(layer, (variance, mean), say)}</section>"
     )
 
 
@@ -141,8 +152,9 @@ def _end(layers: Sequence[DiagnosedLayer]) -> float:
     return 3.0 if most <= math.log10(3) else 10.0 ** math.ceil(most)
 
 
-def _drawing(layer: DiagnosedLayer, end: float, healthy: Healthy) -> str:
+def _drawn(layer: DiagnosedLayer, drawing: _Drawing) -> str:
     """A bar for each cause, from ×1 to its factor; beside it what it does to the mean."""
+    end, healthy, say = drawing
 
     def at(factor: float) -> float:
         return round(_LEFT + _WIDTH * (1 + math.log(factor) / math.log(end)) / 2, 1)
@@ -152,7 +164,7 @@ def _drawing(layer: DiagnosedLayer, end: float, healthy: Healthy) -> str:
     parts = [f'<rect class="band" x="{low}" y="0" width="{high - low:.1f}" height="{bottom}"/>']
     for i, (cause, factors, distances) in enumerate(zip(CAUSES, layer.variance, layer.mean, strict=True)):
         factor, base = typical_factor(factors), i * _STEP + 14
-        parts.append(f'<text x="0" y="{base}">{cause}</text>')
+        parts.append(f'<text x="0" y="{base}">{escape(say(f"cause {cause}"))}</text>')
         if math.isfinite(factor) and factor > 0:
             start, stop = sorted((at(1), at(factor)))
             kind = "more" if factor > 1 else "less"
@@ -168,20 +180,23 @@ def _drawing(layer: DiagnosedLayer, end: float, healthy: Healthy) -> str:
     parts.append(f'<line class="one" x1="{at(1)}" x2="{at(1)}" y1="0" y2="{bottom}"/>')
     for factor, text in ((1 / end, f"1/{end:g}"), (1.0, "×1"), (end, f"×{end:g}")):
         parts.append(f'<text x="{at(factor)}" y="{bottom + 14}" text-anchor="middle">{text}</text>')
-    for x, text in ((_LEFT + _WIDTH + 52, "var"), (_LEFT + _WIDTH + 118, "mean")):
+    for x, text in ((_LEFT + _WIDTH + 52, say("mark variance")), (_LEFT + _WIDTH + 118, say("mark mean"))):
         parts.append(f'<text x="{x}" y="{bottom + 14}" text-anchor="end">{text}</text>')
-    label = ", ".join(f"{c} ×{typical_factor(f):.3g}" for c, f in zip(CAUSES, layer.variance, strict=True))
+    listed = (f"{say(f'cause {c}')} ×{typical_factor(f):.3g}" for c, f in zip(CAUSES, layer.variance, strict=True))
+    label = say("page factors", factors=", ".join(listed))
     return (
         f'<svg viewBox="0 0 {_LEFT + _WIDTH + 120} {bottom + 18}" role="img" '
-        f'aria-label="factors of the variance: {label}">{"".join(parts)}</svg>'
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
 
-def _channels(layer: DiagnosedLayer, variance: np.ndarray, mean: np.ndarray) -> str:
-    """The channels that are off by most, on unfolding."""
+def _channels(layer: DiagnosedLayer, off: tuple[np.ndarray, np.ndarray], say: Say) -> str:
+    """The channels that are off by most, in variance and mean, on unfolding."""
+    variance, mean = off
     with np.errstate(all="ignore"):
         size = np.nan_to_num(np.maximum(np.abs(np.log(variance)), np.abs(mean)), nan=np.inf)
-    head = "".join(f"<th>{name}</th>" for name in ("channel", "variance", *CAUSES, "mean off"))
+    names = ("head channel", "head variance", *(f"cause {cause}" for cause in CAUSES), "head mean off")
+    head = "".join(f"<th>{escape(say(name))}</th>" for name in names)
     rows = "".join(
         f"<tr><td>{c}</td><td>×{variance[c]:.3g}</td>"
         + "".join(f"<td>×{factor[c]:.3g}</td>" for factor in layer.variance)
@@ -189,6 +204,6 @@ def _channels(layer: DiagnosedLayer, variance: np.ndarray, mean: np.ndarray) -> 
         for c in np.argsort(-size, kind="stable")[:_EXTREMES]
     )
     few = len(size) <= _EXTREMES
-    said = "The channels" if few else f"The {_EXTREMES} of {len(size)} channels that are off by most"
+    said = say("page channels") if few else say("page extremes", n=_EXTREMES, channels=len(size))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<details><summary>{said}</summary><div class="wide">{table}</div></details>'
+    return f'<details><summary>{escape(said)}</summary><div class="wide">{table}</div></details>'

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._findings import SENTENCES, Say, english
 from .._options import shown
 from .._records import CONVENTIONS, Doubles, LayerRecord
 
 Only = str | Iterable[str] | Callable[[str, nn.Module], bool] | None  # which layers: names, patterns, or a predicate
 
 
-THE_MODEL = "the model itself"
+THE_MODEL = SENTENCES["itself"]
 
 
 class Norm(NamedTuple):
@@ -36,9 +37,9 @@ class Norm(NamedTuple):
         return self.name or THE_MODEL
 
 
-def layer_said(name: str) -> str:
+def layer_said(name: str, say: Say = english) -> str:
     """How a sentence names a layer, of which `Norm` gave the name."""
-    return name if name == THE_MODEL else f"layer {name}"
+    return say("itself") if name == THE_MODEL else say("layer", name=name)
 
 
 def check_model(model: object, who: str) -> None:

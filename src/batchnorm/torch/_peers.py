@@ -55,7 +55,7 @@ class Peers:
         if bool((said != said[0]).any()):
             self._is_over = True
             raise ValueError(
-                f"{self.who}: all ranks must recalibrate the same layers in the same way; got ranks that differ in "
+                f"{self.who}: all ranks must {self.who} the same layers in the same way; got ranks that differ in "
                 "the model, only= or how=. Call it with the same ones on every rank"
             )
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from .._findings import SENTENCES
 from . import _options
 from ._batches import Batches, Forward
 from ._definitions import WHO, ByBatch, Progress, Statistics, Whole
@@ -246,7 +247,7 @@ def recalibrate(
         raise
     peers.end()
     left += [
-        (str(norm), type(norm.layer).__name__, "no batch reached it") for i, norm in enumerate(norms) if i not in new
+        (str(norm), type(norm.layer).__name__, SENTENCES["left alone"]) for i, norm in enumerate(norms) if i not in new
     ]
     layers = [_compared(norms[i], new[i]) for i in sorted(new)]
     before = _written([(norms[i], new[i], work.batches) for i in sorted(new)])
@@ -311,11 +312,11 @@ def _is_lazy(module: Any) -> bool:
 
 def _why_left(layer: Any) -> str:
     if layer.running_mean is None or layer.running_var is None:
-        return "it has no running statistics (track_running_stats=False)"
+        return SENTENCES["left without statistics"]
     if getattr(layer, "update_running_stats", None) is False:
-        return "it is frozen (update_running_stats=False)"
+        return SENTENCES["left by switch"]
     if is_kept_in_evaluation(layer):
-        return "it is frozen (by freeze)"
+        return SENTENCES["left by freeze"]
     return ""
 
 

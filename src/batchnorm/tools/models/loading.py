@@ -62,8 +62,8 @@ def built(named: str) -> Any:
     """The model that a function of the user's code makes; ``file.py:function`` or ``package.module:function``."""
     from torch import nn
 
-    place, _, name = named.rpartition(":")
-    if not place or not name.isidentifier():
+    place, name = _parted(named)
+    if not place:
         raise Refused(
             f"MODEL is a Python file or module and the function in it that makes the model; got {named!r}. Write it as "
             "model.py:build"
@@ -77,6 +77,33 @@ def built(named: str) -> Any:
     if not isinstance(model, nn.Module):
         raise Refused(f"{named}() must return a torch.nn.Module; got an object of type {type(model).__name__}.")
     return model
+
+
+def loss_of(named: str, model: str) -> Any:
+    """The loss of a model and a batch, by the name of a function of outputs and labels; ``model`` was named before."""
+    from torch.nn import functional
+
+    place, name = _parted(named)
+    if place:
+        file = Path(place)
+        is_there = file.suffix == ".py" and place == _parted(model)[0]  # which has run: once is enough
+        of: Any = getattr(sys.modules[file.stem] if is_there else _module(place), name, None)
+        if not callable(of):
+            raise Refused(f"{place} has no function {name!r}. Name one in it that takes outputs and labels.")
+    else:
+        of = getattr(functional, named, None)
+        if not callable(of) or not (named.endswith("_loss") or named.endswith("cross_entropy")):
+            raise Refused(
+                "--loss is a loss of torch.nn.functional, such as cross_entropy or mse_loss, or a function of outputs "
+                f"and labels in your code, such as model.py:loss; got {named!r}."
+            )
+    return lambda model, batch: of(model(batch[0]), batch[1])
+
+
+def _parted(named: str) -> tuple[str, str]:
+    """File or module, and the function in it; an empty place where this is no such name."""
+    place, _, name = named.rpartition(":")
+    return (place, name) if name.isidentifier() else ("", "")
 
 
 def _module(place: str) -> Any:
@@ -204,6 +231,21 @@ class Arrays:
                     f"{self.values[0].shape[1:]} in {paths[0]}. Leave one out."
                 )
 
+    def with_labels(self, paths: list[Path]) -> Labeled:
+        """The same batches, each with its labels."""
+        labels = Arrays(paths, self.size)
+        values = [v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v for v in labels.values]
+        whole = np.concatenate(values)
+        rows = [len(v) for v in self.values]
+        if len(whole) != sum(rows):
+            raise Refused(
+                f"{', '.join(map(str, paths))}: every sample has one label; got {len(whole)} labels and {sum(rows)} "
+                "samples. Name the files that belong together."
+            )
+        labels.values = np.split(whole.astype(np.int64) if whole.dtype.kind in "iub" else whole, np.cumsum(rows)[:-1])
+        labels._order = self._order
+        return Labeled(self, labels)
+
     def __len__(self) -> int:
         if self._order is not None:
             return -(-len(self._order) // self.size)
@@ -220,3 +262,14 @@ class Arrays:
         for values in self.values:
             for start in range(0, len(values), self.size):
                 yield np.array(values[start : start + self.size])
+
+
+@dataclass
+class Labeled:
+    """Batches of samples and their labels."""
+
+    samples: Arrays
+    labels: Arrays
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return zip(self.samples, self.labels, strict=True)

@@ -1,5 +1,6 @@
 """The dictionary: every sentence of the reports and the page, in English and in Chinese beside each other."""
 
+from .diagnose import DIAGNOSE
 from .explain import EXPLAIN
 from .page import PAGE
 from .remarks import REMARKS
@@ -7,6 +8,6 @@ from .shared import SHARED
 from .why import WHY
 
 #: The sentences by their keys, in the order of ``language.LANGUAGES``. ``{name}`` is filled in.
-WORDS: dict[str, tuple[str, str]] = SHARED | REMARKS | EXPLAIN | PAGE | WHY
+WORDS: dict[str, tuple[str, str]] = SHARED | REMARKS | EXPLAIN | PAGE | WHY | DIAGNOSE
 
-__all__ = ["EXPLAIN", "PAGE", "REMARKS", "SHARED", "WHY", "WORDS"]
+__all__ = ["DIAGNOSE", "EXPLAIN", "PAGE", "REMARKS", "SHARED", "WHY", "WORDS"]

@@ -2,6 +2,7 @@
 
 SHARED: dict[str, tuple[str, str]] = {
     "comma": (", ", "、"),
+    "file_written": ("{file}: written", "{file}：已写入"),
     "and": (" and ", " 和 "),
     "note": ("Note: {text}.", "注：{text}。"),
     "row": ("row {n}", "第 {n} 行"),
