@@ -81,7 +81,7 @@ INSIDE = {
         ("_convert",),
         ("_fuse/fuse", "fused", "_freeze", "_contexts"),
         ("_masked", "_theirs"),
-        ("_one_update",),
+        ("_one_update", "_adapt"),
         ("_recalibrate",),
         ("_diagnose",),
         ("__init__",),

@@ -20,6 +20,7 @@ from .._findings import Finding
 from .._public import publish
 from . import functional, fused  # noqa: F401
 from ._accelerate import Acceleration, Status, accelerate, decelerate, status
+from ._adapt import adapt
 from ._causes import Causes, DiagnosedLayer
 from ._contexts import hold
 from ._convert import convert, convert_sync, revert
@@ -53,6 +54,7 @@ __all__ = [
     "Status",
     "SyncBatchNorm",
     "accelerate",
+    "adapt",
     "convert",
     "convert_sync",
     "decelerate",

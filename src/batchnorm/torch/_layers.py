@@ -20,7 +20,7 @@ from .._options import (
     check_without_running,
 )
 from .._renorm import Renorm
-from . import _activations, _operands, _operations, _options, _plain, _positions, _running
+from . import _activations, _operands, _operations, _options, _plain, _positions, _running, _shared
 from ._backend import (
     is_jit_trace,
     is_native,
@@ -50,6 +50,7 @@ class _Extended(_running.KeepsCount):
     _settable: ClassVar[Mapping[str, Option]] = _options.MODULE
     _fused_with: str = ""  # for the repr of a layer in a fused model
     _masked: Any = None  # inside of `masked`: its mask
+    _prior: float | None = None  # inside of `adapt`: how many positions the running statistics count as
 
     def __init__(
         self,
@@ -171,12 +172,15 @@ class _Extended(_running.KeepsCount):
         if (batch or updates) and _positions.has_single_value(self, x, selection):
             batch = updates = False
         updates = updates and not empty and not self._is_again(batch)
-        selection = selection if batch or updates else None
+        adapts = bool(self._prior) and not batch and not empty
+        selection = selection if batch or updates or adapts else None
         ghost_size = self.virtual_batch_size or 0 if batch and self.training and not empty else 0
         parts = _positions.parts_of(self, x, selection, ghost_size) if ghost_size else []
         native = is_native(x) and not empty
         if not native or self.renorm is not None:
             self._check_operands(x, residual, updates or not batch)
+        if adapts:
+            return self._adapted(x, selection, residual, activation)
         if not native and self._is_as_torch(x, selection, batch, updates):
             y = self._by_torch_batch_norm(x, batch, updates)
             return _activations.activate(y if residual is None else y + residual, *activation)
@@ -188,6 +192,15 @@ class _Extended(_running.KeepsCount):
         if updates:
             _running.move(self, table, native, selection is not None)
         return y
+
+    def _adapted(
+        self, x: Tensor, selection: Tensor | None, residual: Tensor | None, activation: tuple[int, float]
+    ) -> Tensor:
+        """y by the running statistics and the batch together."""
+        assert self._prior is not None
+        mean, var, _ = _running.statistics(self)
+        part, options = _shared.Part(x, selection, residual), _shared.Options(self.eps, *activation)
+        return _shared.with_prior(part, self._prior, mean, var, *self._affine(), options)
 
     def _check_operands(self, x: Tensor, residual: Tensor | None, needs_running: bool) -> None:
         """Refuse what our operations would, where PyTorch's are to compute: those may find out when some has moved."""
@@ -207,7 +220,7 @@ class _Extended(_running.KeepsCount):
 
     def _is_common(self, x: Tensor) -> bool:
         """Whether this is a call without rare options: else there is more to decide, and time to do it."""
-        if self.renorm is not None or not (self.eps > 0 and is_native(x)):
+        if self.renorm is not None or self._prior is not None or not (self.eps > 0 and is_native(x)):
             return False
         if self._evaluates():
             mean, var, _ = _running.statistics(self)
@@ -231,6 +244,7 @@ class _Extended(_running.KeepsCount):
         batch = self.training or (self.running_mean is None and self.running_var is None)
         if self.normalize_with != "auto":
             batch = self.normalize_with == "batch"
+        batch = batch or self._prior == 0
         if batch and not self.eps > 0:
             _options.POSITIVE_EPS.checked(self.eps, type(self).__name__)
         updates = self.update_running_stats

@@ -75,6 +75,13 @@ ON_NONFINITE_BATCH = Option(
     "says what NaN or infinity in a batch does: 'raise', or 'skip' (the batch is left out from that layer on)",
     choices=("raise", "skip"),
 )  # fmt: skip
+# Of `adapt`.
+PRIOR = Option(
+    "prior",
+    math.inf,
+    _options.number(lambda v: v >= 0),
+    "is a number of positions, at least 0 (the batch alone), or math.inf (the running statistics alone)",
+)
 FREEZE = by_name(  # the switches, as `freeze` sets them
     replace(_options.NORMALIZE_WITH, default="running"),
     replace(_options.UPDATE_RUNNING_STATS, default=False),

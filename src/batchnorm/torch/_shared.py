@@ -112,6 +112,39 @@ def normalize(
     return list(_Normalize.apply(exchange, options, moments, weight, bias, *given))
 
 
+def with_prior(
+    part: Part, prior: float, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options
+) -> Tensor:
+    """y of a batch, with its moments and those of `prior` positions that have running statistics."""
+    if not is_native(part.x) or torch.compiler.is_compiling():
+        return _with_prior(part, prior, mean, var, weight, bias, options)
+    own = gather(part)
+    known = _plain.table(torch.full_like(own[0], prior), mean, var, own.dtype)
+    parts = [part]
+    if torch.is_grad_enabled():  # two samples that have these statistics: higher derivatives need all of the whole
+        spread = var.detach().sqrt()
+        shape = (2, -1, *[1] * (part.x.dim() - 2))
+        samples = torch.stack([mean - spread, mean + spread]).to(part.x.dtype).reshape(shape)
+        half = torch.full((2, *[1] * (part.x.dim() - 1)), prior / 2, dtype=torch.float64)
+        parts.append(Part(samples, half, None))
+    return normalize(Here(), merged(torch.stack([known, own], 1)), weight, bias, parts, options)[0]
+
+
+def _with_prior(
+    part: Part, prior: float, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options
+) -> Tensor:
+    """The same in PyTorch's operations, which differentiate it by themselves."""
+    x, position_weight, residual = part
+    if position_weight is not None:
+        _positions.check(x, position_weight, 0, 0)
+    count, own_mean, own_var = _plain.mean_and_variance(x, position_weight)
+    mean, var = mean.to(own_mean.dtype), var.to(own_var.dtype)
+    delta, excess = (torch.where(count > 0, own - known, 0.0) for own, known in ((own_mean, mean), (own_var, var)))
+    fraction = count / (count + prior)
+    merged_var = var + fraction * (excess + (1 - fraction) * delta * delta)
+    return _plain.standardize(x, mean + fraction * delta, merged_var, weight, bias, residual, *options)
+
+
 def _saved(part: Part, y: Tensor, options: Options) -> _Saved:
     x, position_weight, residual = part
     if residual is not None and _activations.keeps_y(x.dtype, options.activation, options.slope):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from . import _backend, _shared
+from . import _backend, _operands, _shared
 from ._contexts import Setting
 
 Tensor = torch.Tensor
@@ -28,48 +30,75 @@ def has_own_forward(layer: nn.Module) -> bool:
 
 
 def _forward(layer: Any, input: Tensor) -> Tensor:
-    """The layer's own forward, whose moments are handed in; no buffer moves, since it tracks none meanwhile."""
+    """The layer's own forward, but for what the contexts change of it."""
+    y: Tensor
+    prior = getattr(layer, "_prior", None)
+    if prior is not None and not layer.training and input.numel() and layer.running_mean is not None:
+        if type(layer).forward in _AS_BATCH_NORM:
+            layer._check_input_dim(input)
+            return _adapted(prior, input, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+        y = _listened("adapt", layer, input, functools.partial(_adapted, prior))
+        return y
     parts = getattr(layer, "_collects", None)
     if parts is None or not layer.training or getattr(layer, "_held", False) or _backend.is_recomputation():
-        y: Tensor = type(layer).forward(layer, input)
+        y = type(layer).forward(layer, input)
         return y
-    x = input
+    seen = [input]
     if has_own_forward(layer):
-        y, x = _seen(layer, input)
+        y = _listened("one_update", layer, input, functools.partial(_batch_norm_of, seen))
     else:
         y = type(layer).forward(layer, input)
+    x = seen[-1]
     if x.numel():
         parts.add(_shared.gather(_shared.Part(x, None, None)), _backend.is_native(x), False)
     return y
 
 
-def _seen(layer: Any, input: Tensor) -> tuple[Tensor, Tensor]:
-    """y of a forward that is not torch.nn's, and what it normalized: what reached PyTorch's batch_norm."""
-    who = type(layer).__name__
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"one_update: what a class with a forward of its own normalizes is seen in PyTorch's batch_norm, which "
-            f"torch.compile does not let us see; got {who}; leave it out with only=, or compile outside of the block"
-        )
-    with _Listener() as listener:
+_AS_BATCH_NORM = (_BatchNorm.forward, nn.SyncBatchNorm.forward)  # in evaluation
+
+
+def _adapted(
+    prior: float, x: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, **_: object
+) -> Tensor:
+    """PyTorch's batch_norm in evaluation, by running statistics and the batch together."""
+    if prior == 0:
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+    _operands.check_input("batch_norm", x)
+    if x.dim() < 2 or x.shape[1] != mean.numel():
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)  # which refuses it
+    part = _shared.Part(x, None, None)
+    return _shared.with_prior(part, prior, mean, var, weight, bias, _shared.Options(eps, 0, 0.0))
+
+
+def _batch_norm_of(seen: list[Tensor], x: Tensor, *rest: Any, **given: Any) -> Tensor:
+    seen.append(x)
+    return F.batch_norm(x, *rest, **given)
+
+
+@torch.compiler.disable  # a compiled forward does not tell what it calls: this one layer is not compiled
+def _listened(who: str, layer: Any, input: Tensor, instead: Callable[..., Tensor]) -> Any:
+    """A forward that is not torch.nn's, in which another function stands for PyTorch's batch_norm."""
+    name = type(layer).__name__
+    with _Listener(instead) as listener:
         y: Tensor = type(layer).forward(layer, input)
-    if len(listener.inputs) != 1:
+    if listener.calls != 1:
         raise ValueError(
-            f"one_update: the forward of a layer must call PyTorch's batch_norm once, so that its statistics are "
-            f"known; got {who}, which called it {len(listener.inputs)} times; use bnt.convert or bnt.convert_sync "
-            "where they take it, or leave it out with only="
+            f"{who}: the forward of a layer must call torch.nn.functional.batch_norm once, so that its statistics are "
+            f"known; got {name}, which called it {listener.calls} times; use bnt.convert or bnt.convert_sync where "
+            "they take it, or leave it out with only="
         )
-    return y, listener.inputs[0]
+    return y
 
 
 class _Listener(TorchFunctionMode):
-    """What reaches PyTorch's batch_norm, by either of its names."""
+    """Another function in the place of torch.nn.functional.batch_norm."""
 
-    def __init__(self) -> None:
+    def __init__(self, instead: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.inputs: list[Tensor] = []
+        self.instead, self.calls = instead, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.batch_norm or func is torch.batch_norm:
-            self.inputs.append(args[0] if args else kwargs["input"])
-        return func(*args, **(kwargs or {}))
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        self.calls += 1
+        return self.instead(*args, **(kwargs or {}))
