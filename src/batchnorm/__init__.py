@@ -26,13 +26,14 @@ except ImportError as error:
         "compiler at hand: pip install --force-reinstall . (and import it from outside the clone's src folder)"
     ) from error
 
+from ._batch_moments import moments
 from ._functional import batch_norm, batch_norm_backward, normalize
 from ._gathering import gather_moments
 from ._layers import BatchNorm
 from ._masks import mask_from_lengths
 from ._memory import MemoryStats, empty_cache, memory_stats, set_memory_limit
 from ._merge import merge_state_dicts
-from ._moments import Moments, moments
+from ._moments import Moments
 from ._plan import Plan
 from ._prepared import Gradients
 from ._public import publish

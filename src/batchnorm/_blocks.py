@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ._batch_moments import moments
 from ._foreign import Rounded, beyond_exact, rounding
 from ._functional import normalize
 from ._inputs import is_odd
-from ._moments import Moments, moments
+from ._moments import Moments
 
 #: Values in a block: 32 MiB of float64, small enough to answer Ctrl-C at once, large enough to cost nothing.
 BLOCK = 1 << 22

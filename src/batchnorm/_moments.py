@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _call, _formulas, _ghosts, _inputs, _missing, _native
-from ._frames import frame_of
-from ._options import NanPolicy, nan_policy_of
-from ._plan import Axis, channel_axes
+from . import _formulas, _inputs, _native
+from ._plan import channel_axes
 
 Doubles = NDArray[np.float64]
 
-_COUNT, _MEAN, _LOW, _M2 = range(4)
+COUNT, MEAN, LOW, M2 = range(4)
 
 #: Channels that a notebook shows.
 _SHOWN = 20
@@ -78,18 +76,18 @@ class Moments:
             if value is not None
         ]
         if mean_low is None:
-            parts.insert(_LOW, np.zeros(()))
-        shape = parts[_MEAN].shape
+            parts.insert(LOW, np.zeros(()))
+        shape = parts[MEAN].shape
         for name, part in zip(("count", "mean", "mean_low", "m2"), parts, strict=True):
             if part.shape not in (shape, ()):
                 raise ValueError(
                     f"Moments: {name} must have one value for each channel; got shape {part.shape}, mean has {shape}"
                 )
-        for name, part in (("count", parts[_COUNT]), ("m2", parts[_M2])):
+        for name, part in (("count", parts[COUNT]), ("m2", parts[M2])):
             if (part < 0).any():
                 raise ValueError(f"Moments: {name} is a sum of non-negative terms; the smallest value is {part.min()}")
-        if not np.isfinite(parts[_COUNT]).all():
-            raise ValueError(f"Moments: count must be finite; got {parts[_COUNT]}")
+        if not np.isfinite(parts[COUNT]).all():
+            raise ValueError(f"Moments: count must be finite; got {parts[COUNT]}")
         table = np.empty((4, *shape))
         for row, part in enumerate(parts):
             table[row] = part
@@ -173,25 +171,25 @@ class Moments:
     @property
     def count(self) -> Doubles:
         """Positions counted, or the sum of their weights."""
-        count: Doubles = self._table[_COUNT]
+        count: Doubles = self._table[COUNT]
         return count
 
     @property
     def mean(self) -> Doubles:
         """Mean of each channel, rounded to float64."""
-        mean: Doubles = self._table[_MEAN]
+        mean: Doubles = self._table[MEAN]
         return mean
 
     @property
     def mean_low(self) -> Doubles:
         """What `mean` left out, so that `mean + mean_low` is the mean to about 106 bits."""
-        low: Doubles = self._table[_LOW]
+        low: Doubles = self._table[LOW]
         return low
 
     @property
     def m2(self) -> Doubles:
         """Sum of squared deviations from the mean."""
-        m2: Doubles = self._table[_M2]
+        m2: Doubles = self._table[M2]
         return m2
 
     @property
@@ -349,108 +347,9 @@ def _one_of(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, 
 
 
 def _with_finite_count(table: Doubles) -> Doubles:
-    if not np.isfinite(table[_COUNT]).all():
+    if not np.isfinite(table[COUNT]).all():
         raise ValueError(
             "Moments: the counts that are merged must add up to a float64, at most 1.8e308; got counts whose sum is "
             "infinite; scale the weights (only their ratios matter)"
         )
     return table
-
-
-def moments(
-    x: Any,
-    axis: Axis = 1,
-    *,
-    mask: ArrayLike | None = None,
-    sample_weight: ArrayLike | None = None,
-    virtual_batch_size: int | None = None,
-    nan_policy: NanPolicy | None = None,
-) -> Moments:
-    """Count, mean and M2 of every channel of `x`.
-
-    Parameters
-    ----------
-    x
-        Data of float64, float32, float16 or bfloat16; any shape and strides. Or a table, a DataFrame of pandas or
-        polars or a Table of pyarrow: its columns of numbers.
-    axis
-        The axis, or axes, of the channels; the others are averaged over.
-    mask
-        Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count.
-        Or of x's shape, a mask per cell, for each channel its own: then x is copied once, with NaN in place of what
-        does not count.
-    sample_weight
-        Non-negative floats, shaped like `mask`; the weight of each position. A position of weight 0 does not count.
-    virtual_batch_size
-        Gather the moments of each ghost batch: so many samples of the first reduced axis; the last ghost may have
-        fewer. The result has an axis of ghosts before the channels; `Moments.reduce` makes the whole of them.
-    nan_policy
-        What NaN does: "propagate" to the mean and M2 of its channel; "omit": a value that is NaN is missing, so that
-        its channel counts one position fewer; or "raise" ValueError. Infinity is a value under any of them. Default:
-        "propagate"; of tables, whose missing values are NaN, "omit".
-
-    Returns
-    -------
-    Moments
-        ``count = sum w``, ``mean = sum w x / count``, ``m2 = sum w (x - mean)**2``, one of each a channel. The moments
-        of no position at all are `Moments.empty`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a dtype, shape, mask or sample_weight outside of the above.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import batchnorm as bn
-    >>> m = bn.moments(np.array([[1.0, 2.0], [3.0, 6.0]]))
-    >>> m.count, m.mean, m.var()
-    (array([2., 2.]), array([2., 4.]), array([1., 4.]))
-    >>> bn.moments(np.array([[1.0, np.nan], [3.0, 6.0]]), nan_policy="omit").count
-    array([2., 1.])
-    """
-    if mask is None and sample_weight is None and virtual_batch_size is None and nan_policy in _missing.COMMON:
-        table = _call.common_moments(x, axis)
-        if table is not None:
-            return Moments._of_table(table)
-    frame = frame_of(x, "moments")
-    if frame is not None:
-        frame.warn("moments")
-    data = _inputs.data(x if frame is None else frame.values, "moments", axis)
-    policy = _missing.policy(nan_policy_of(nan_policy, frame is not None), data.who)
-    selection = _inputs.selection(data, mask, sample_weight)
-    m = gathered(data, selection, _ghosts.of(virtual_batch_size, data), policy == "omit")
-    if policy == "raise":
-        _missing.refuse(data, selection, m.mean)
-    return m if frame is None else m.named(frame.named(axis))
-
-
-def gathered(d: _inputs.Data, s: _inputs.Selection, ghosts: _ghosts.Ghosts | None, omit: bool = False) -> Moments:
-    """`moments` of what has been checked; omit: of what is not NaN."""
-    if s.cells is not None:
-        none = np.zeros((), bool)
-        propagated = none if omit else _missing.counted_nan(d.x, s)  # it counts, and makes all of its channel NaN
-        m = gathered(_inputs.only_cells(d, s.cells, propagated), s._replace(cells=None), ghosts, omit=True)
-        return _with_nan(m, propagated, d, ghosts) if propagated.any() else m
-    table = np.zeros((4, *_ghosts.rows(ghosts), *d.plan.channel_shape))
-    _call.forward(
-        d,
-        None,
-        table,
-        True,
-        _call.Prepared(position_weight=s.position_weight, ghost_size=_ghosts.size(ghosts), omit=omit),
-    )
-    return Moments._of_table(table)
-
-
-def _with_nan(m: Moments, found: NDArray[Any], d: _inputs.Data, ghosts: _ghosts.Ghosts | None) -> Moments:
-    """The moments of channels, or of ghosts of them, that have NaN become NaN."""
-    size = max(d.plan.N, 1) if ghosts is None else ghosts.size
-    parts = [slice(i, i + size) for i in range(0, max(d.plan.N, 1), size)]
-    where = (slice(None),) * d.plan.reduced[0] if d.plan.reduced else ()
-    of_parts = [found[(*where, part)] if d.plan.reduced else found for part in parts]
-    flags = np.stack([part.any(axis=d.plan.reduced) for part in of_parts]).reshape(m.shape)
-    table = np.array(m._table)
-    table[_MEAN, flags], table[_LOW, flags], table[_M2, flags] = np.nan, 0, np.nan
-    return Moments._of_table(table)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _call, _ghosts, _inputs, _missing, _native, _options, _renorm
-from ._moments import Moments, gathered
+from ._batch_moments import gathered
+from ._moments import Moments
 from ._options import Activation
 from ._renorm import RenormFactors
 

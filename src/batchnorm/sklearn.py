@@ -20,18 +20,15 @@ except ImportError as error:
         f"batchnorm.sklearn needs scikit-learn 1.6 or later ({error}); install it with: pip install 'scikit-learn>=1.6'"
     ) from error
 
-from . import _inputs
-from ._functional import normalize
-from ._moments import Moments, moments
+from . import _inputs, _row_groups, _scaling
+from ._batch_moments import moments
+from ._moments import Moments
 
 __all__ = ["StandardScaler"]
 
 Array = NDArray[Any]
-Doubles = NDArray[np.float64]
-Rows = slice | NDArray[np.intp]
 
 _DTYPES = (np.float64, np.float32, np.float16)  # of data that stays as it is; anything else becomes float64
-_NO_EPS = 1e-300  # added to a variance of 1, which it leaves as it is
 
 
 class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # scikit-learn has no types
@@ -155,11 +152,13 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
                 gathered = _gathered(x, weight, self)
                 self._keep(gathered if first else self.moments_ + gathered, weighted)
             else:
-                labels, parts = _parts(groups, len(x))
+                labels, parts = _row_groups.parts_of(groups, len(x))
                 tables = [_gathered(x[rows], None if weight is None else weight[rows], self)._table for rows in parts]
                 gathered = Moments._of_table(np.stack(tables, axis=1))
                 if not first:
-                    labels, gathered = _merged_groups([(self.groups_, self.group_moments_), (labels, gathered)])
+                    labels, gathered = _row_groups.merged_groups(
+                        [(self.groups_, self.group_moments_), (labels, gathered)]
+                    )
                 self._keep_groups(labels, gathered, weighted)
         return self
 
@@ -229,7 +228,7 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
                 merged.feature_names_in_ = scaler.feature_names_in_
         weighted = any(scaler._is_weighted() for scaler in scalers)
         if hasattr(self, "groups_"):
-            merged._keep_groups(*_merged_groups([(s.groups_, s.group_moments_) for s in scalers]), weighted)
+            merged._keep_groups(*_row_groups.merged_groups([(s.groups_, s.group_moments_) for s in scalers]), weighted)
         else:
             merged._keep(self.moments_.merge(*(scaler.moments_ for scaler in others)), weighted)
         return merged
@@ -253,7 +252,7 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
         self.moments_ = self._named(m)
         n = m.count if weighted else m.count.astype(np.int64)
         self.n_samples_seen_ = n[0] if n.max() == n.min() else n
-        mean, var, scale = _statistics(m)
+        mean, var, scale = _scaling.statistics(m)
         self.mean_ = mean if self.with_mean or self.with_std else None
         self.var_ = var if self.with_std else None
         self.scale_ = scale if self.with_std else None
@@ -338,19 +337,19 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
         converted = isinstance(X, np.ndarray) and not np.may_share_memory(x, X)
         out = x if in_place or converted else None
         if groups is None:
-            return self._by(self._coefficients(), x, out, inverse)
-        labels, parts = _parts(groups, len(x))
+            return _scaling.apply(self._coefficients(), x, out, inverse)
+        labels, parts = _row_groups.parts_of(groups, len(x))
         coefficients = self._coefficients_of(labels)
         y = np.empty_like(x) if out is None else out
         for rows, c in zip(parts, coefficients, strict=True):
             part = x[rows]
             if isinstance(rows, slice):
-                self._by(c, part, y[rows], inverse)
+                _scaling.apply(c, part, y[rows], inverse)
             else:
-                y[rows] = self._by(c, part, part, inverse)
+                y[rows] = _scaling.apply(c, part, part, inverse)
         return y
 
-    def _coefficients(self) -> tuple[Doubles, Doubles, Doubles | None]:
+    def _coefficients(self) -> _scaling.Coefficients:
         """Mean, what rounding left of it, and scale, as the attributes say."""
         mean, low = np.zeros((2, self.n_features_in_))
         if self.with_mean:
@@ -358,17 +357,17 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
             low = np.where(mean == self.moments_.mean, self.moments_.mean_low, 0.0)  # not that of a changed mean_
         return mean, low, np.asarray(self.scale_, dtype=np.float64) if self.with_std else None
 
-    def _coefficients_of(self, labels: Array) -> list[tuple[Doubles, Doubles, Doubles | None]]:
+    def _coefficients_of(self, labels: Array) -> list[_scaling.Coefficients]:
         """Coefficients of each group; of those that were not seen, as `unseen_groups` says."""
         where = np.searchsorted(self.groups_, labels).clip(max=len(self.groups_) - 1)
-        _refuse_other_labels(self.groups_, labels)
+        _row_groups.refuse_other_labels(self.groups_, labels)
         seen = self.groups_[where] == labels
         if self.unseen_groups == "raise" and not seen.all():
             raise ValueError(
                 f"StandardScaler: every group must have been seen by fit; got {labels[~seen].tolist()}; fit them, or "
                 "build the scaler with unseen_groups='pooled' to standardize them by the moments of all groups"
             )
-        mean, _, scale = _statistics(self.group_moments_)
+        mean, _, scale = _scaling.statistics(self.group_moments_)
         low = self.group_moments_.mean_low
         none = np.zeros(self.n_features_in_)
         return [
@@ -383,20 +382,6 @@ class StandardScaler(preprocessing.StandardScaler):  # type: ignore[misc]  # sci
             )
             for i, known in zip(where, seen, strict=True)
         ]
-
-    @staticmethod
-    def _by(c: tuple[Doubles, Doubles, Doubles | None], x: Array, out: Array | None, inverse: bool) -> Array:
-        """(x - mean) / scale, or its inverse x * scale + mean."""
-        mean, low, scale = c
-        table = np.ones((4, len(mean)))  # variances of 1, which leave the scale to the weight
-        table[1:3] = 0.0
-        weight, bias = scale, mean if inverse else None
-        if not inverse:
-            table[1], table[2] = mean, low
-            with np.errstate(divide="ignore"):
-                weight = None if scale is None else 1 / scale
-        y: Array = normalize(x, Moments._of_table(table), weight, bias, eps=_NO_EPS, out=out)
-        return y
 
 
 def __dir__() -> list[str]:
@@ -426,18 +411,6 @@ def _refuse_infinity(x: Array, estimator: StandardScaler) -> None:
         assert_all_finite(x, allow_nan=True, estimator_name=name, input_name="X")
 
 
-def _statistics(m: Moments) -> tuple[Doubles, Doubles, Doubles]:
-    """Mean, variance, and scale; NaN for a column of no value. A constant column has the scale 1."""
-    nothing = m.count == 0
-    mean = np.where(nothing, np.nan, m.mean)
-    with np.errstate(invalid="ignore", over="ignore"):
-        var = m.m2 / np.where(nothing, np.nan, m.count)
-        # scikit-learn's rule: a variance within the rounding errors of its two passes is that of a constant.
-        eps = np.finfo(np.float64).eps
-        constant = var <= m.count * eps * var + (m.count * mean * eps) ** 2
-        return mean, var, np.where(constant, 1.0, np.sqrt(var))
-
-
 def _is_theirs(X: object) -> bool:
     """Whether scikit-learn has to do it: sparse data, and arrays of other libraries where it dispatches on them."""
     if isinstance(X, np.ndarray):
@@ -454,47 +427,3 @@ def _refuse_groups(groups: object) -> None:
             "StandardScaler: groups need dense data; got a sparse matrix, or an array of another library; convert it "
             "with X.toarray() or np.asarray(X)"
         )
-
-
-def _parts(groups: ArrayLike, length: int) -> tuple[Array, list[Rows]]:
-    """Labels, sorted, and the rows of each: a slice where they stand together."""
-    each = np.asarray(groups)
-    if each.shape != (length,):
-        raise ValueError(f"StandardScaler: groups must have one label for each of the {length} rows; got {each.shape}")
-    if each.dtype.kind == "O" and all(isinstance(label, str) for label in each):
-        each = each.astype(str)
-    if each.dtype.kind not in "biuUSM" and not (each.dtype.kind == "f" and not np.isnan(each).any()):
-        raise ValueError(
-            "StandardScaler: groups must be all strings or all numbers, none of them missing; got "
-            f"{each.dtype}, labels such as {each[:3].tolist()}; convert them with astype(str), and name what is missing"
-        )
-    labels, codes = np.unique(each, return_inverse=True)
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes, minlength=len(labels)))
-    return labels, [_together(rows) for rows in np.split(order, ends[:-1])]
-
-
-def _together(rows: NDArray[np.intp]) -> Rows:
-    first, last = int(rows[0]), int(rows[-1])
-    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
-
-
-def _refuse_other_labels(a: Array, b: Array) -> None:
-    if (a.dtype.kind in "biuf") != (b.dtype.kind in "biuf"):
-        raise ValueError(
-            f"StandardScaler: labels of groups must be of one kind; got {a[:1].tolist()} before and {b[:1].tolist()} "
-            "now; convert them with astype(str)"
-        )
-
-
-def _merged_groups(parts: list[tuple[Array, Moments]]) -> tuple[Array, Moments]:
-    """All labels, and the moments of each, merged in the order of the parts."""
-    for labels, _ in parts[1:]:
-        _refuse_other_labels(parts[0][0], labels)
-    union = np.unique(np.concatenate([labels for labels, _ in parts]))
-    merged = Moments.empty((len(union), *parts[0][1].shape[1:]))
-    for labels, m in parts:
-        table = np.zeros((4, *merged.shape))
-        table[:, np.searchsorted(union, labels)] = m._table
-        merged = merged + Moments._of_table(table)
-    return union, merged

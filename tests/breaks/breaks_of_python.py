@@ -123,7 +123,7 @@ BREAKS = [
     ),
     Break(
         SRC + "_moments.py",
-        "if not np.isfinite(table[_COUNT]).all():",
+        "if not np.isfinite(table[COUNT]).all():",
         "if False:",
         "merge: counts whose sum overflows are not refused",
         "test_errors.py",
@@ -791,14 +791,14 @@ BREAKS = [
         "test_languages.py",
     ),
     Break(
-        SRC + "tools/cli.py",
+        SRC + "tools/data_commands.py",
         "axis in ((1,), (-1,))",
         "axis in ((1,),)",
         "command line: names of columns on axis -1",
         "test_cli.py",
     ),
     Break(
-        SRC + "tools/cli.py",
+        SRC + "tools/data_commands.py",
         "{str(error).removeprefix('explain: ')}",
         "{error}",
         "command line: an error names the function",
@@ -848,7 +848,7 @@ BREAKS = [
         "test_scaler.py",
     ),
     Break(
-        SRC + "sklearn.py",
+        SRC + "_scaling.py",
         "(m.count * mean * eps) ** 2",
         "0 * (m.count * mean * eps) ** 2",
         "scaler: rounding errors of a large mean are taken for a variance",
@@ -869,7 +869,7 @@ BREAKS = [
         "test_scaler.py",
     ),
     Break(
-        SRC + "sklearn.py",
+        SRC + "_row_groups.py",
         "table[:, np.searchsorted(union, labels)] = m._table",
         "table[:, : len(labels)] = m._table",
         "scaler: groups are merged by their number, not by their label",
