@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
+import time
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from context_models import KINDS, attributes_of, bits_of, model_of, outcome_of, same, x_of
@@ -12,6 +17,125 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import batchnorm.torch as bnt
+
+MASK = torch.ones(5, 4, 2, dtype=torch.bool)
+MASK[:, 3], MASK[1, 1] = False, False
+CONTEXTS: dict[str, Callable[[nn.Module], Any]] = {
+    "hold": bnt.hold,
+    "masked": lambda model: bnt.masked(model, MASK, zero=True),
+    "one_update": bnt.one_update,
+    "adapt": lambda model: bnt.adapt(model, 30),
+}
+
+
+def _serves(context: str, kind: str) -> bool:
+    return context != "masked" or not kind.startswith(("torch.nn", "of its own"))
+
+
+# --- kinds × contexts × situations: what comes out of a block by itself comes out in every situation ---
+
+
+def _nested(model: nn.Module, context: Any, run: Any) -> list[Tensor]:
+    block = context(model)
+    with block, context(model[2]):
+        found = run(model)
+        with block:
+            pass
+        return found + run(model, 6)
+
+
+def _after_exceptions(model: nn.Module, context: Any, run: Any) -> list[Tensor]:
+    block = context(model)
+    for _ in range(2):
+        with contextlib.suppress(ZeroDivisionError), bnt.hold(model), block:
+            run(model)
+            raise ZeroDivisionError
+    with block:
+        return run(model) + run(model, 6)
+
+
+def _among_threads(model: nn.Module, context: Any, run: Any) -> list[Tensor]:
+    """Others enter and leave, in any order, while this one is inside."""
+    done = threading.Event()
+    block = context(model)
+
+    def work(own: Any) -> None:
+        while not done.is_set():
+            with own:
+                time.sleep(0.0005)
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in (block, block, context(model))]
+    with block:
+        for thread in threads:
+            thread.start()
+        found = run(model) + run(model, 6)
+    done.set()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def _compiled(model: nn.Module, context: Any, run: Any) -> list[Tensor]:
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    with bnt.hold(model):
+        compiled(x_of(3))
+    with context(compiled):
+        return run(model, 9, compiled) + run(model, 6, compiled)
+
+
+def _checkpointed(model: nn.Module, context: Any, run: Any) -> list[Tensor]:
+    with context(model):
+        return [t for seed in (9, 6) for t in run(model, seed, lambda x: checkpoint(model, x, use_reentrant=False))]
+
+
+SITUATIONS = {
+    situation.__name__.strip("_"): situation
+    for situation in (_nested, _after_exceptions, _among_threads, _compiled, _checkpointed)
+}
+TABLE = [
+    (kind, context, situation)
+    for situation in SITUATIONS
+    for context in CONTEXTS
+    for kind in ("torch.nn", "torch.nn, all batches", "of its own", "ours", "ours, ghosts", "converted, frozen",
+                 "synchronized")
+    if _serves(context, kind) and (situation != "compiled" or kind in ("torch.nn", "of its own", "ours"))
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of a graph with a break
+@pytest.mark.parametrize(("kind", "context", "situation"), TABLE)
+def test_a_block_is_the_same_in_every_situation(kind, context, situation):
+    model = model_of(kind).train(context != "adapt")
+    attributes, before = attributes_of(model), bits_of(model)
+    expected = copy.deepcopy(model)
+    with CONTEXTS[context](expected):
+        outcome = outcome_of(expected) + outcome_of(expected, 6)
+    found = SITUATIONS[situation](model, CONTEXTS[context], outcome_of)
+    torch.testing.assert_close(found, outcome)
+    torch.testing.assert_close(model.state_dict(), expected.state_dict())
+    assert attributes_of(model) == attributes
+    assert (bits_of(model) == before) == (context in ("hold", "adapt"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contexts_of_all_kinds_are_left_in_any_order(kind):
+    model = model_of(kind).train("running" not in kind)
+    bits, attributes = bits_of(model), attributes_of(model)
+    random = np.random.default_rng(0)
+    makes = [make for context, make in CONTEXTS.items() if _serves(context, kind)] * 2
+    for _ in range(5):
+        blocks = [makes[i](model) for i in random.permutation(len(makes))]
+        for block in blocks:
+            block.__enter__()
+        model(x_of().to(model[0].weight.dtype))
+        for i in random.permutation(len(blocks)):
+            blocks[i].__exit__(None, None, None)
+        assert attributes_of(model) == attributes
+    assert bits_of(model) == bits, "one of them was hold"
+
+
+# --- hold ---
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -84,23 +208,6 @@ def test_hold_in_threads(kind):
     assert not failures
     assert attributes_of(model) == attributes
     assert bits_of(model) == bits
-
-
-@pytest.mark.parametrize("kind", ["torch.nn", "torch.nn, all batches", "of its own", "ours", "ours, all batches"])
-def test_hold_of_a_compiled_model(kind):
-    torch._dynamo.reset()
-    model = model_of(kind)
-    compiled = torch.compile(model, backend="eager")
-    expected = copy.deepcopy(model)
-    for _ in range(2):
-        y = expected(x_of())
-        torch.testing.assert_close(compiled(x_of()), y)
-        bits = bits_of(model)
-        with bnt.hold(compiled):
-            torch.testing.assert_close(compiled(x_of()), y)
-        assert bits_of(model) == bits
-    torch.testing.assert_close(model.state_dict(), expected.state_dict())
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])

@@ -71,13 +71,14 @@ def bits_of(model: nn.Module) -> dict[str, bytes]:
 
 
 def attributes_of(model: nn.Module) -> list[dict[str, Any]]:
-    return [{k: v for k, v in vars(m).items() if not k.startswith("_")} for m in model.modules()]
+    of_all = {*vars(nn.Module()), "_is_torch_compile"}  # and may change with a forward
+    return [{k: v for k, v in vars(m).items() if k == "training" or k not in of_all} for m in model.modules()]
 
 
-def outcome_of(model: nn.Module, seed: int = 9) -> list[Tensor]:
-    """y, and the gradients of x and of all parameters that have one."""
+def outcome_of(model: nn.Module, seed: int = 9, run: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """y, and the gradients of x and of all parameters that have one; of the model, or of what runs it."""
     x = x_of(seed).to(model[0].weight.dtype).requires_grad_()
-    y = model(x)
+    y = (run or model)(x)
     wanted = [x, *(p for p in model.parameters() if p.requires_grad)]
     return [y.detach(), *torch.autograd.grad(y.square().sum(), wanted)]
 

@@ -35,7 +35,7 @@ class _Open:
 
 
 _ABSENT = object()
-_lock = threading.Lock()
+LOCK = threading.RLock()  # of what all contexts know
 _open: dict[tuple[int, str], _Open] = {}  # by the layer's id: whoever is inside holds the layer
 
 
@@ -63,7 +63,7 @@ class Context(contextlib.ContextDecorator):
 
     def __enter__(self) -> None:
         entry = _Entry(threading.get_ident(), self._entered(), object())
-        with _lock:
+        with LOCK:
             for layer, name, value in entry.settings:
                 own = layer.__dict__
                 key = id(layer), name
@@ -74,7 +74,7 @@ class Context(contextlib.ContextDecorator):
             self._entries.append(entry)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with _lock:
+        with LOCK:
             here = threading.get_ident()
             entry = next((e for e in reversed(self._entries) if e.thread == here), self._entries[-1])
             self._entries.remove(entry)

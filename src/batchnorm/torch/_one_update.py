@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from . import _running, _shared
-from ._contexts import Context, Setting, before, layers_of
+from ._contexts import LOCK, Context, Setting, before, layers_of
 from ._layer_inputs import put_back, statistics_of
 from ._layers import BatchNorm1d, _Extended
 from ._norms import Only, layer_said, name_of
@@ -26,21 +26,35 @@ class Parts:
         self.tables: list[Tensor] = []  # (4, C), or of ghosts (4, G, C)
         self.compiled: Tensor | None = None  # those of a compiled forward, merged: a list would be compiled anew
         self.native, self.weighted = True, False
+        self.around: Parts | None = self  # who counts what comes now: after the block, that of another block, or nobody
 
     def add(self, table: Tensor, native: bool, weighted: bool) -> None:
         """Count a part; nothing moves."""
-        self.native, self.weighted = self.native and native, self.weighted or weighted
-        if not torch.compiler.is_compiling():
-            self.tables.append(table)
+        if torch.compiler.is_compiling():
+            rows = [_row(table)] if self.compiled is None else [_row(self.compiled), _row(table)]
+            self.compiled = _shared.merged(torch.cat(rows, 1))
+            self.native, self.weighted = self.native and native, self.weighted or weighted
             return
-        rows = [_row(table)] if self.compiled is None else [_row(self.compiled), _row(table)]
-        self.compiled = _shared.merged(torch.cat(rows, 1))
+        with LOCK:  # a forward of another thread may end when the block has
+            parts: Parts | None = self
+            while parts is not None and parts.around is not parts:
+                parts = parts.around
+            if parts is not None:
+                parts.take([table], native, weighted)
+                return
+        _running.move(_as_ours(self.layer), table, native, weighted)
 
-    def hand_over(self, other: Parts) -> None:
-        """Let a block that is still open count these."""
-        for table in self._all():
-            other.tables.append(table)
-        other.native, other.weighted = other.native and self.native, other.weighted or self.weighted
+    def take(self, tables: list[Tensor], native: bool, weighted: bool) -> None:
+        """Count parts, while nobody else does."""
+        self.tables += tables
+        self.native, self.weighted = self.native and native, self.weighted or weighted
+
+    def leave(self) -> bool:
+        """Hand all over to a block that is still open, if there is one; whether it remains to be moved."""
+        self.around = getattr(self.layer, "_collects", None)
+        if self.around is not None:
+            self.around.take(self._all(), self.native, self.weighted)
+        return self.around is None and bool(self._all())
 
     def _all(self) -> list[Tensor]:
         return self.tables if self.compiled is None else [self.compiled, *self.tables]
@@ -50,9 +64,6 @@ class Parts:
         with torch.no_grad():
             table = torch.cat([_row(table) for table in self._all()], 1)
             _running.move(_as_ours(self.layer), table, self.native, self.weighted)
-
-    def __bool__(self) -> bool:
-        return bool(self._all())
 
 
 def _row(table: Tensor) -> Tensor:
@@ -78,15 +89,12 @@ class _OneUpdate(Context):
                 for setting in self._settings]  # fmt: skip
 
     def _left(self, settings: list[Setting], failed: bool) -> None:
+        own = [setting.value for setting in settings if setting.name == "_collects"]
         if failed:
+            for parts in own:
+                parts.around = None
             return
-        complete = []
-        for parts in [setting.value for setting in settings if setting.name == "_collects"]:
-            around = getattr(parts.layer, "_collects", None)
-            if around is not None:
-                parts.hand_over(around)
-            elif parts:
-                complete.append(parts)
+        complete = [parts for parts in own if parts.leave()]
         undo = [(buffer, buffer.clone()) for parts in complete for buffer in statistics_of(parts.layer)]
         for parts in complete:
             try:

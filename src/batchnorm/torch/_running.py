@@ -38,8 +38,9 @@ def move(layer: Any, table: Tensor, native: bool, weighted: bool) -> None:
 
     `weighted`: the counts may be anything.
     """
-    if layer._collects is not None:
-        layer._collects.add(table, native, weighted)
+    parts = layer._collects
+    if parts is not None:
+        parts.add(table, native, weighted)
         return
     if table.dim() == 3:
         table = (_operations if native else _plain).merge(table)
