@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import pytest
@@ -11,16 +12,27 @@ from torch.autograd import gradcheck, gradgradcheck
 import batchnorm.torch as bnt
 from batchnorm._options import checked_activation
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of PyTorch's test helpers themselves
-    from torch.testing._internal.common_methods_invocations import op_db
-    from torch.testing._internal.common_modules import module_db
-
-OPS = {
-    op.name: op for op in op_db if "batch_norm" in op.name and op.variant_test_name == ""
-}  # nn.functional.batch_norm, native_batch_norm, _native_batch_norm_legit, _batch_norm_with_update
+# Where the two running statistics stand among the arguments after x, by the names of PyTorch's samples.
+PARAMETERS_AFTER = {
+    "nn.functional.batch_norm": 0,
+    "native_batch_norm": 2,
+    "_native_batch_norm_legit": 2,
+    "_batch_norm_with_update": 2,
+}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LAYERS = {"BatchNorm1d": bnt.BatchNorm1d, "BatchNorm2d": bnt.BatchNorm2d, "BatchNorm3d": bnt.BatchNorm3d}
+
+
+@functools.cache
+def _samples_of_pytorch():
+    """Its operations by name, and its modules; imported where they are needed, which takes seconds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's test helpers themselves
+        from torch.testing._internal.common_methods_invocations import op_db
+        from torch.testing._internal.common_modules import module_db
+    ops = {op.name: op for op in op_db if "batch_norm" in op.name and op.variant_test_name == ""}
+    assert ops.keys() == PARAMETERS_AFTER.keys()
+    return ops, module_db
 
 
 @pytest.fixture
@@ -51,14 +63,14 @@ def _samples(op, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PARAMETERS_AFTER)
 def test_every_sample_agrees_with_pytorch_and_with_float64(name, dtype):
     """Results and what was given: dtype, shape and strides are PyTorch's, values as near to float64.
 
     What rounding to the dtype and sums in it may cost is allowed on top: two ulps of the largest value.
     In float64 nothing is better to compare with than PyTorch's own (our oracle is in test_accuracy.py): a few ulps.
     """
-    op, ulp = OPS[name], torch.finfo(dtype).eps
+    op, ulp = _samples_of_pytorch()[0][name], torch.finfo(dtype).eps
     for sample in _samples(op, dtype):
         exact = [t for group in _call(op, _as(sample, torch.float64)) for t in group]
         stock = [t for group in _call(op, _as(sample)) for t in group]
@@ -87,24 +99,15 @@ def _checked(op, sample, check, **options):
     return check(call, [t.detach().clone().requires_grad_() for t in by], **options)
 
 
-# Where the two running statistics stand among the arguments after x.
-PARAMETERS_AFTER = {
-    "nn.functional.batch_norm": 0,
-    "native_batch_norm": 2,
-    "_native_batch_norm_legit": 2,
-    "_batch_norm_with_update": 2,
-}
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("accelerated")
 @pytest.mark.filterwarnings(
     "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
 )  # PyTorch's own, in forward mode
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck], ids=["first", "second"])
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", PARAMETERS_AFTER)
 def test_gradients_of_every_sample(name, check):
-    op = OPS[name]
+    op = _samples_of_pytorch()[0][name]
     forward_ad = {"check_forward_ad": True} if check is gradcheck and op.supports_forward_ad else {}
     checked = 0
     for sample in _samples(op, torch.float64):
@@ -115,7 +118,7 @@ def test_gradients_of_every_sample(name, check):
 
 
 def _module_inputs(name, dtype, training):
-    info = next(i for i in module_db if i.module_cls is getattr(torch.nn, name))
+    info = next(i for i in _samples_of_pytorch()[1] if i.module_cls is getattr(torch.nn, name))
     torch.manual_seed(0)
     return info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=training)
 

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_SPAWN = multiprocessing.get_context("spawn")  # libgomp does not survive a fork
+# The ranks are forks of one process that has imported PyTorch, which takes seconds, and has computed nothing, since
+# libgomp does not survive a fork.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["pytest", "batchnorm.torch"])
 
 
 class Failed(Exception):
@@ -43,9 +46,10 @@ class Ranks:
         self.folder = tempfile.TemporaryDirectory()
         rendezvous = os.path.join(self.folder.name, "rendezvous")
         self.pipes, self.processes = [], []
+        self.calls = 0
         for rank in range(world):
-            here, there = _SPAWN.Pipe()
-            process = _SPAWN.Process(target=_work, args=(rank, world, rendezvous, groups, seconds, there), daemon=True)
+            here, there = _SERVER.Pipe()
+            process = _SERVER.Process(target=_work, args=(rank, world, rendezvous, groups, seconds, there), daemon=True)
             process.start()
             there.close()
             self.pipes.append(here)
@@ -54,19 +58,25 @@ class Ranks:
     def run(self, function: Callable[..., Any], *arguments: Any, ranks: Any = None) -> list[Any]:
         """Call ``function(rank, *arguments[rank])`` in each of the ranks; a function of this name and module."""
         ranks = range(len(self.pipes)) if ranks is None else ranks
+        self.calls += 1
         for i, rank in enumerate(ranks):
-            self.pipes[rank].send((function, [a[i] for a in arguments]))
+            self.pipes[rank].send((self.calls, function, [a[i] for a in arguments]))
         return [self._answer(rank) for rank in ranks]
 
     def _answer(self, rank: int) -> Any:
+        """What a rank says to this call; answers to calls that were given up come late, and do not count."""
         end = time.monotonic() + 100
-        while not self.pipes[rank].poll(0.2):
-            if time.monotonic() > end or not self.processes[rank].is_alive():
+        while True:
+            alive = self.processes[rank].is_alive()
+            if self.pipes[rank].poll(0.2):
+                try:
+                    call, answer = self.pipes[rank].recv()
+                except EOFError:
+                    return Failed("Dead", f"rank {rank} has ended", "")
+                if call == self.calls:
+                    return answer
+            elif not alive or time.monotonic() > end:
                 return Failed("Dead", f"rank {rank} did not answer", "")
-        try:
-            return self.pipes[rank].recv()
-        except EOFError:
-            return Failed("Dead", f"rank {rank} has ended", "")
 
     def close(self) -> None:
         """End all processes that have not ended."""
@@ -89,11 +99,11 @@ def _work(rank: int, world: int, rendezvous: str, groups: list[tuple[int, ...]],
         _groups[ranks] = dist.new_group(list(ranks), timeout=timeout)
     while True:
         try:
-            function, arguments = pipe.recv()
-        except EOFError:
+            call, function, arguments = pipe.recv()
+        except (EOFError, ConnectionResetError):
             os._exit(0)
         try:
             answer: Any = function(rank, *arguments)
         except Exception as error:
             answer = Failed(type(error).__name__, str(error), traceback.format_exc())
-        pipe.send(answer)
+        pipe.send((call, answer))
