@@ -104,6 +104,12 @@ MADE: dict[tuple[str, str], Callable[[], Any]] = {
     ("batchnorm.torch", "Finding"): lambda: _diagnosis().findings[0],
     ("batchnorm.torch", "FrozenLayer"): lambda: bnt.frozen(bnt.freeze(torch.nn.BatchNorm1d(2), verbose=False))[0],
     ("batchnorm.torch", "SyncBatchNorm"): lambda: bnt.convert_sync(torch.nn.BatchNorm1d(2), verbose=False),
+    **{
+        ("batchnorm.torch", f"GroupedBatchNorm{rank}d"): lambda rank=rank: getattr(bnt, f"GroupedBatchNorm{rank}d")(
+            2, 2
+        )
+        for rank in (1, 2, 3)
+    },
     ("batchnorm.torch", "Status"): bnt.status,
     ("batchnorm.torch", "Report"): lambda: bnt.convert(torch.nn.SyncBatchNorm(2), verbose=False, return_report=True)[1],
     ("batchnorm.torch.functional", "RunningStatistics"): lambda: bnt.functional.RunningStatistics.initial(2),

@@ -636,3 +636,23 @@ def test_a_rank_that_never_comes_is_an_error_within_the_timeout(fate):
 
 
 assert workers  # the module that the processes import
+
+
+def grouped(rank, group, x, labels):
+    torch.manual_seed(0)
+    layer = bnt.convert_sync(bnt.GroupedBatchNorm1d(3, 3, dtype=torch.float64), group_of(group), verbose=False)
+    y = layer(x, labels)
+    return y.detach(), _arrays(*(one.running_mean for one in layer.layers))
+
+
+def test_groups_that_some_ranks_lack(four):
+    """Each group is synchronized by itself, on ranks that have none of its samples as well."""
+    x = _randn(8, 3)
+    parts = [(x[:5], torch.tensor([0, 1, 0, 0, 1])), (x[5:], 1)]
+    answers = four.run(grouped, [(0, 1)] * 2, *zip(*parts, strict=True), ranks=(0, 1))
+    whole = bnt.GroupedBatchNorm1d(3, 3, dtype=torch.float64)
+    expected = whole(x, torch.tensor([0, 1, 0, 0, 1, 1, 1, 1]))
+    torch.testing.assert_close(torch.cat([y for y, _ in answers]), expected.detach())
+    for _, means in answers:
+        for mean, layer in zip(means, whole.layers, strict=True):
+            np.testing.assert_allclose(mean, layer.running_mean)

@@ -29,6 +29,8 @@ from ._diagnosis import Diagnosis
 from ._eps import set_eps
 from ._freeze import FrozenLayer, _EvaluationOnly, freeze, frozen, unfreeze
 from ._fuse.fuse import fuse
+from ._grouped import GroupedBatchNorm1d, GroupedBatchNorm2d, GroupedBatchNorm3d
+from ._groups import convert_groups, groups
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._masked import masked
 from ._merge import merge_state_dicts, state_names
@@ -48,6 +50,9 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "FrozenLayer",
+    "GroupedBatchNorm1d",
+    "GroupedBatchNorm2d",
+    "GroupedBatchNorm3d",
     "RecalibratedLayer",
     "Recalibration",
     "Report",
@@ -56,6 +61,7 @@ __all__ = [
     "accelerate",
     "adapt",
     "convert",
+    "convert_groups",
     "convert_sync",
     "decelerate",
     "diagnose",
@@ -63,6 +69,7 @@ __all__ = [
     "frozen",
     "functional",
     "fuse",
+    "groups",
     "hold",
     "mask_from_lengths",
     "masked",
