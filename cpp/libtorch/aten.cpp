@@ -81,9 +81,16 @@ struct Forward {
   bool step(Value* stack) const {
     if (!is_step(momentum)) return false;
     const ChannelViews known = readable() ? channels.views(false) : ChannelViews();
-    if (readable() && serves(x.view(), known, !known.mean, eps) && (known.weight || !known.bias))
-      step_forward(x, known, eps, stack);
-    else give_nothing(stack, 4);
+    const View in = readable() ? x.view() : View();
+    if (!in || !is_served_step(in, known, eps)) {
+      give_nothing(stack, 4);
+      return true;
+    }
+    Handle y = stable::empty_like(x, in), moments = stable::empty_table(4, 0, in.sizes[1]);
+    step_forward(in, y, moments, known, eps);
+    stable::give(stack, {&y});
+    give_nothing(stack + 1, 2);
+    stable::give(stack + 3, {&moments});
     return true;
   }
 

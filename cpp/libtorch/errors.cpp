@@ -58,10 +58,13 @@ void answer_with_original(const char* name, const nb::tuple& arguments, stable::
   throw_python(raised);
 }
 
+std::string said(const std::string& why) {
+  return "batch_norm: " + nb::cast<std::string>(nb::module_::import_("batchnorm._refusals").attr("of_native")(why));
+}
+
 void refuse(const std::string& why) {
   nb::gil_scoped_acquire lock;
-  const nb::object said = nb::module_::import_("batchnorm._refusals").attr("of_native")(why);
-  throw_python(nb::borrow(PyExc_ValueError)("batch_norm: " + nb::cast<std::string>(said)));
+  throw_python(nb::borrow(PyExc_ValueError)(said(why)));
 }
 
 nb::object to_python(stable::Handle tensor) {

@@ -16,7 +16,10 @@ void use_python(nanobind::object fallback, nanobind::object raiser, const std::s
 // PyTorch's own kernel of that name. Call with Python's lock.
 void answer_with_original(const char* name, const nanobind::tuple& arguments, stable::Value* results);
 
-// Throws a ValueError that comes out of PyTorch as it is. `why`: a sentence, or a rule that `_refusals.py` says.
+// Why a call is refused, in words. `why`: a sentence, or a rule that `_refusals.py` says. Call with Python's lock.
+std::string said(const std::string& why);
+
+// Throws a ValueError that comes out of PyTorch as it is.
 [[noreturn]] void refuse(const std::string& why);
 
 // An argument for answer_with_original. Call with Python's lock.

@@ -139,7 +139,8 @@ View Handle::view(bool writable) const {
   void* data;
   if (writable) check(abi().torch_get_mutable_data_ptr(tensor_, &data), "memory");
   else check(abi().torch_get_const_data_ptr(tensor_, const_cast<const void**>(&data)), "memory");
-  v.data = static_cast<char*>(data);
+  static char nothing;  // an empty tensor is there, too
+  v.data = data != nullptr ? static_cast<char*>(data) : &nothing;
   return v;
 }
 
@@ -209,8 +210,10 @@ Handle empty_in_suggested_format(const View& x) {
   return empty(x.ndim, x.sizes, strides, code_of(x.dtype));
 }
 
+Handle empty_dense(const View& x) { return is_dense(x) ? empty(x.ndim, x.sizes, x.strides, code_of(x.dtype)) : Handle(); }
+
 Handle empty_like(const Handle& tensor, const View& x) {
-  if (is_dense(x)) return empty(x.ndim, x.sizes, x.strides, code_of(x.dtype));
+  if (Handle dense = empty_dense(x)) return dense;
   Value stack[6] = {reinterpret_cast<Value>(tensor.again().release())};  // and five options that are not given
   check(abi().torch_call_dispatcher("aten::empty_like", "", stack, kVersion), "memory for a result");
   return Handle(reinterpret_cast<Tensor>(stack[0]));

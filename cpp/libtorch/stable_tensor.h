@@ -57,6 +57,7 @@ Handle empty_bytes();                                                       // u
 Handle empty_table(int64_t rows, int64_t groups, int64_t columns);          // float64; of no groups, without their axis
 Handle empty_in_suggested_format(const View& x);         // as PyTorch's batch norm does: contiguous, or like x in channels-last
 Handle empty_like(const Handle& tensor, const View& x);  // as torch.empty_like(x): a dense array keeps its strides
+Handle empty_dense(const View& x);                       // the same, or nothing where x is not dense
 
 // Takes arguments from the stack in the order of the schema; what it returns is owned.
 class Arguments {

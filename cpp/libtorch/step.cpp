@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "call/fused_calls.h"
+#include "call/torch_calls.h"
 #include "libtorch/errors.h"
 
 namespace batchnorm {
@@ -27,14 +28,13 @@ void give_nothing(Value* results, int count) {
   }
 }
 
-void step_forward(const Handle& x, const ChannelViews& channels, double eps, Value* results) {
-  const View in = x.view();
-  Handle y = stable::empty_like(x, in), table = stable::empty_table(4, 0, in.sizes[1]);
-  auto* const moments = reinterpret_cast<double*>(table.view(true).data);
-  fused_forward(in, y.view(true), channels, {}, {eps, 0, threads_of_torch()}, moments, false);
-  stable::give(results, {&y});
-  give_nothing(results + 1, 2);
-  stable::give(results + 3, {&table});
+bool is_served_step(const View& x, const ChannelViews& channels, double eps) {
+  return serves(x, channels, !channels.mean, eps) && (channels.weight || !channels.bias);
+}
+
+void step_forward(const View& x, const Handle& y, const Handle& moments, const ChannelViews& channels, double eps) {
+  auto* const table = reinterpret_cast<double*>(moments.view(true).data);
+  fused_forward(x, y.view(true), channels, {}, {eps, 0, threads_of_torch()}, table, false);
 }
 
 void step_backward_kernel(Value* stack, uint64_t, uint64_t) {

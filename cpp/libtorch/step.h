@@ -13,7 +13,10 @@ bool is_step(double momentum);
 bool is_of_step(const stable::Handle& reserve);
 
 // Given a mean and a var they normalize.
-void step_forward(const stable::Handle& x, const ChannelViews& channels, double eps, stable::Value* results);
+void step_forward(const View& x, const stable::Handle& y, const stable::Handle& moments, const ChannelViews& channels, double eps);
+
+// Whether the node can keep what they are, and the kernels take it.
+bool is_served_step(const View& x, const ChannelViews& channels, double eps);
 
 // Undefined results say that our modules have to go another way: operands are refused, or of several dtypes, or a bias stands
 // alone.

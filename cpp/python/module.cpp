@@ -12,6 +12,7 @@
 #include "python/lock.h"
 #include "python/memory.h"
 #include "python/running.h"
+#include "python/tensors.h"
 #include "runtime/parallel.h"
 
 namespace nb = nanobind;
@@ -88,4 +89,5 @@ NB_MODULE(_native, m) {
   bind_running(m);
   bind_memory(m);
   bind_torch(m);
+  bind_tensors(m);
 }

@@ -81,6 +81,22 @@ class torch:
     @staticmethod
     def use_python(fallback: Callable[..., Any], raiser: type, libtorch_python: str) -> None: ...
     @staticmethod
+    def read_through(table: object, tensor: type, parameter: type, steals: Callable[..., Any]) -> bool: ...
+    @staticmethod
+    def step(x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float, /) -> list[Any] | None: ...
+    @staticmethod
+    def update(
+        mean: Any,
+        var: Any,
+        count: Any,
+        table: Any,
+        momentum: float | None,
+        correction: int,
+        on_nonfinite: int,
+        running_count: Any,
+        /,
+    ) -> bool | None: ...
+    @staticmethod
     def add_ours() -> None: ...
     @staticmethod
     def add_steps() -> None: ...

@@ -254,9 +254,10 @@ def test_errors_stay_pytorchs(name, mode):
 )
 def test_what_ours_does_not_take_is_computed_by_pytorch(call):
     x = torch.randn(4, 3, 5, generator=_generator())
-    stock, before = call(x), sum(bnt.status().passed_on.values())
+    stock, before, holders = call(x), sum(bnt.status().passed_on.values()), x._use_count()
     with bnt.accelerate():
         ours = call(x)
+    assert x._use_count() == holders, "what was passed on is never freed"
     assert sum(bnt.status().passed_on.values()) == before + 1
     for a, b in zip(ours, stock, strict=True):
         assert a is None if b is None else torch.equal(a, b)

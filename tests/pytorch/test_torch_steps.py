@@ -75,6 +75,26 @@ def test_the_bits_of_our_operations(dtype):
             assert (OWN in node) == keeps_x, cell
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_calls_without_derivatives_have_the_bits_of_our_operations(training):
+    """They pass no dispatcher, but where somebody profiles; what comes out is nobody else's, and an ordinary tensor."""
+    layouts = {**LAYOUTS, "negative": torch._neg_view}
+    contexts = (torch.no_grad, torch.inference_mode)
+    for options, (name, laid), context in itertools.product(({}, {"affine": False}), layouts.items(), contexts):
+        x, pair = laid(_randn(4, C, 3, 2, dtype=torch.float32)), []
+        for listening in (torch.no_grad, _listening):
+            layer = _layer(training, **options)
+            with context(), listening():
+                y = layer(x)
+            assert (y.is_inference(), y._use_count(), y.requires_grad) == (context is torch.inference_mode, 1, False)
+            pair.append([y, *layer.buffers()])
+        _assert_same(*pair, (options, name, context))
+    with torch.no_grad(), torch.profiler.profile() as seen:
+        _layer(training)(x)
+    names = {event.name for event in seen.events()}
+    assert ("aten::_batch_norm_no_update" in names, "batchnorm::update_" in names) == (True, training)
+
+
 def test_what_is_not_for_the_node_takes_the_other_way():
     """Dtypes beside each other, options, modes, tensors of other classes: the results are those of our operations."""
 
@@ -121,6 +141,7 @@ def test_refusals_are_those_of_our_operations_and_nothing_has_moved(training):
 
     changes = {
         "short weight": of_length("weight", C - 1),
+        "empty weight": of_length("weight", 0),
         "weight on meta": of_length("weight", C, device="meta"),
         "short mean": of_length("running_mean", C - 1),
     }

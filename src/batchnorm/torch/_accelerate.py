@@ -41,13 +41,12 @@ _alive: deque[list[Any]] = deque(maxlen=16)
 
 def _answer(name: str, args: Sequence[Any]) -> list[Any]:
     """Call PyTorch's own kernel; tensors come and go as owning pointers."""
-    aoti = torch._C._aoti
-    given = [aoti.alloc_tensor_by_stealing_from_void_ptr(a) if type(a).__name__ == "PyCapsule" else a for a in args]
+    given = [_backend.tensors_of([a])[0] if type(a).__name__ == "PyCapsule" else a for a in args]
     try:
         results = (_answers.get(name) or _originals[name])(*given)
     except BaseException:
         raise  # as an exception: before Python 3.11 what C++ raised may be but the words for one until it is caught
-    return [None if t is None else aoti.unsafe_alloc_void_ptr_from_tensor(t) for t in results]
+    return [None if t is None else torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(t) for t in results]
 
 
 class _Raiser:

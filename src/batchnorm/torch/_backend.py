@@ -27,7 +27,18 @@ def connect() -> None:
         )
 
 
+# Makes tensors of a list of owning pointers. (The one that takes a single pointer never frees it: PyTorch 2.13.)
+tensors_of = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+
+
+def read_directly() -> None:
+    """Let `_native` read tensors of Python, where this PyTorch has DLPack's table of functions for it."""
+    if (table := getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)) is not None:
+        _native.torch.read_through(table, torch.Tensor, torch.nn.Parameter, tensors_of)
+
+
 connect()
+read_directly()
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -42,6 +53,7 @@ _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+is_profiled = torch._C._autograd._profiler_enabled
 
 _MODES = torch._C._TorchDispatchModeKey
 _RECORDING = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)

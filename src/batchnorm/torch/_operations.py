@@ -126,7 +126,7 @@ moments = torch.ops.batchnorm.moments.default
 sums = torch.ops.batchnorm.sums.default
 input_gradients = torch.ops.batchnorm.input_gradients.default
 merge = torch.ops.batchnorm.merge.default
-update_ = torch.ops.batchnorm.update_.default
+_update_ = torch.ops.batchnorm.update_.default
 
 
 def _fake_table(x: Tensor, rows: int, ghost_size: Any) -> Tensor:
@@ -338,6 +338,12 @@ def forward(
     return _Forward.apply(x, weight, bias, residual, rest)  # type: ignore[no-any-return]
 
 
+def update_(*given: Any) -> None:
+    """Call `batchnorm::update_` with all its arguments, or its kernel as it is where nobody listens."""
+    if not (_backend.is_unwatched() and not _backend.is_profiled() and _native.torch.update(*given)):
+        _update_(*given)
+
+
 _OURS = math.nan  # as a momentum
 _no_update: Any = torch.ops.aten._batch_norm_no_update.default._op  # without the layer in Python
 
@@ -346,24 +352,26 @@ def step(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     residual: Tensor | None, eps: float, activation: int, slope: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`forward` without rare operands, where possible under autograd's own node, which needs no Python.
+    """`forward` without rare operands, by the shortest way there is.
 
-    What that saves and calls is ours alone: whoever listens or records gets our operations. It may save running
+    Without derivatives the kernel is called as it is; else, where possible, under autograd's own node, which needs no
+    Python. What that saves and calls is ours alone: whoever listens or records gets our operations. It may save running
     statistics, which it does not read; they may be written to.
     """
-    frozen = running_mean is not None and x.requires_grad and not _is_trained(weight) and not _is_trained(bias)
-    if (
-        activation == 0
-        and residual is None
-        and not (frozen and torch.is_grad_enabled())
-        and _backend.is_unwatched(weight, bias, running_mean, running_var)
-    ):
-        mean, var = running_mean, running_var
-        if mean is not None and var is not None and torch.is_grad_enabled():
-            mean, var = mean.data, var.data
-        y, _, _, table = _no_update(x, weight, bias, mean, var, _OURS, eps)
-        if y is not None:
-            return y, table
+    if activation or residual is not None or not _backend.is_unwatched(weight, bias, running_mean, running_var):
+        return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
+    mean, var = running_mean, running_var
+    trains = _is_trained(weight) or _is_trained(bias)
+    if not torch.is_grad_enabled() or not (trains or x.requires_grad):
+        if not _backend.is_profiled() and (found := _native.torch.step(x, weight, bias, mean, var, eps)) is not None:
+            return found[0], found[1]
+    elif mean is not None and var is not None:
+        if not trains:  # x need not be kept
+            return forward(x, weight, bias, mean, var, None, None, eps, 0, 0.0)
+        mean, var = mean.data, var.data
+    y, _, _, table = _no_update(x, weight, bias, mean, var, _OURS, eps)
+    if y is not None:
+        return y, table
     return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
 
 
