@@ -153,7 +153,7 @@ BN_INLINE void inner_of(const Runs& runs, const Coefs& k, int64_t period, Activa
       U<C> z = multiply_add(unit - center(c), scale(c), shift(c));
       if (Residual && (!kSmall || at.residual)) z = z + load(at.residual + j);
       const U<C> h = Clips ? where_inside(z, most, load(at.g + j)) : activate_any_backward(act, slope, z, load(at.g + j));
-      return omits ? where_number(unit, h) : h;
+      return __builtin_expect(omits, 0) ? where_number(unit, h) : h;
     });
   });
 }
@@ -193,7 +193,8 @@ BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activat
       } else if (Training) {
         h = h - multiply_add(d, k1(c), k0(c));
       }
-      return omits ? where_number(unit, h * scale(c)) : h * scale(c);
+      h = h * scale(c);
+      return __builtin_expect(omits, 0) ? where_number(unit, h) : h;
     });
   });
   if (Past) fence();

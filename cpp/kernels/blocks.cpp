@@ -214,7 +214,8 @@ class Cells {
     constexpr int64_t few = 4;  // cells of a run, from which on only those that go on in another are joined
     const int64_t inner = run_length(p_);
     for (int64_t i = i_; i < block_.n;) {
-      const int64_t full = (block_.n - i) / kCell, r = block_.r + i, s = r % inner, within = (inner - s) / kCell;
+      const int64_t r = block_.r + i, outer = r < inner ? 0 : r / inner, s = r - outer * inner;  // a division takes long
+      const int64_t full = (block_.n - i) / kCell, within = (inner - s) / kCell;
       if (full == 0) {
         const int64_t n = std::min(kCell, block_.n - i);
         if (reading_ == Reading::copied) some(raw_[0] + (i - i_) * size_, raw_[1] + (i - i_) * size_, i, n);
@@ -228,11 +229,10 @@ class Cells {
       } else if (reading_ == Reading::joined && (within == 0 || inner < few * kCell) && full > within) {
         if (inner >= few * kCell) cells = 1;
         const int64_t g_jump = arrays_[1] ? arrays_[1]->reduced[0] - inner : 0;
-        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints{inner, inner - s, arrays_[0]->reduced[0] - inner, g_jump},
-            i);
+        add(here(0, outer, s), here(1, outer, s), cells, Joints{inner, inner - s, arrays_[0]->reduced[0] - inner, g_jump}, i);
       } else if (within > 0) {
         cells = std::min(full, within);
-        add(here(0, r / inner, s), here(1, r / inner, s), cells, Joints(), i);
+        add(here(0, outer, s), here(1, outer, s), cells, Joints(), i);
       } else {
         cells = 1;
         stage(i, kCell);
@@ -272,11 +272,13 @@ int nothing(bool omits) { return omits ? 0xff : 0; }  // bytes of what adds 0: N
 
 // From position i of the block on.
 void add_channel_moments(const Call& call, Cells& cells, const Block& block, double K, double* acc) {
-  const Value shift(call, K), zero(call, 0);
   const int64_t size = call.data.compute;
+  const float K_float = static_cast<float>(K);
+  const char* const K_at = size == 4 ? reinterpret_cast<const char*>(&K_float) : reinterpret_cast<const char*>(&K);
   cells.each([&](const char* x, const char*, int64_t n, Joints joints,
-                 int64_t i) { call.data.moments(x, n, joints, shift.values, block.there(i), acc); },
+                 int64_t i) { call.data.moments(x, n, joints, K_at, block.there(i), acc); },
              [&](const char* x, const char*, int64_t i, int64_t n) {
+               const Value shift(call, K), zero(call, 0);
                alignas(64) char d[kCell * 8];
                call.data.to_compute(d, x, whole(n), shift.values);
                std::memset(d + n * size, nothing(block.omits), static_cast<size_t>((kCell - n) * size));
@@ -287,12 +289,12 @@ void add_channel_moments(const Call& call, Cells& cells, const Block& block, dou
 void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i, double* acc) {
   const Coefs k = call.table.at(c);
   const Activation act = call.p.activation;
-  const Value center(call, rounded(call.p, call.p.stats.mean[c])), zero(call, 0);
   const int64_t size = call.data.compute;
   Cells(call, c, block, i, &call.p.x, &call.p.grad_y)
       .each([&](const char* x, const char* g, int64_t cells, Joints joints,
                 int64_t) { call.data.sums(x, g, cells, joints, k, act, block.omits, acc); },
             [&](const char* x, const char* g, int64_t, int64_t n) {
+              const Value center(call, rounded(call.p, call.p.stats.mean[c])), zero(call, 0);
               alignas(64) char values[kCell * 8], d[kCell * 8], h[kCell * 8];
               call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
               if (block.omits) {
@@ -420,6 +422,74 @@ void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out) {
   *out = settle(call, c, block, *out);
 }
 
+namespace {
+
+// Of up to sixteen blocks, what their ends take; of more than there are, nothing.
+struct Ends {
+  alignas(64) double acc[8 * kLanes] = {}, counts[kLanes] = {};
+
+  void put(int64_t i, const double* own, double count) {
+    for (int j = 0; j < 8; ++j) acc[j * kLanes + i] = own[j];
+    counts[i] = count;
+  }
+};
+
+template <class P> void each_alone(const Call& call, const BlockOf* blocks, int64_t n, const Parts<P>& out) {
+  for (int64_t i = 0; i < n; ++i) {
+    P one;
+    block_of_channel(call, blocks[i].c, blocks[i].b, &one);
+    out.put(i, one);
+  }
+}
+
+}  // namespace
+
+void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, const Parts<Moments>& out) {
+  alignas(64) double K[kLanes] = {}, found[kLanes];
+  if (call.p.omit || call.weights || reading_of(call.p, call.p.x) == Reading::copied) return each_alone(call, blocks, n, out);
+  std::fill_n(found, kLanes, 1.0);
+  Sample other;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto [c, b] = blocks[i];
+    if (b >= call.sampled && (i == 0 || b != blocks[i - 1].b)) other = sample_of_block(call, b);
+    const Sample& sample = b < call.sampled ? call.samples[b] : other;
+    int64_t all;
+    K[i] = call.data.sum_of(first_of_channel(call, c), sample.offsets, sample.n, false, &all);
+    found[i] = static_cast<double>(sample.n);
+  }
+  alignas(64) char shifts[kLanes * 8];
+  if (!call.isa.channels->end_shifts(K, found, call.data.compute, shifts)) return each_alone(call, blocks, n, out);
+  Ends ends;
+  for (int64_t i = 0; i < n; ++i) {
+    const Block block(call, blocks[i].b);
+    double own[9] = {};
+    Cells cells(call, blocks[i].c, block, 0, &call.p.x, nullptr);
+    add_channel_moments(call, cells, block, K[i], own);
+    ends.put(i, own, block.weights.total);
+  }
+  if (call.isa.channels->end_moments(ends.acc, kLanes, ends.counts, K, out.rows) || call.data.compute == 8) return;
+  for (int64_t i = 0; i < n; ++i) {
+    double own[9];
+    for (int j = 0; j < 8; ++j) own[j] = ends.acc[j * kLanes + i];
+    out.put(i, settle(call, blocks[i].c, Block(call, blocks[i].b), K[i], own));
+  }
+}
+
+void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, const Parts<Sums>& out) {
+  if (!is_simple(call)) return each_alone(call, blocks, n, out);
+  Ends ends;
+  for (int64_t i = 0; i < n; ++i) {
+    const Block block(call, blocks[i].b);
+    double own[8] = {};
+    add_channel_sums(call, blocks[i].c, block, 0, own);
+    ends.put(i, own, static_cast<double>(block.n));
+  }
+  const bool good = call.isa.channels->end_sums(ends.acc, kLanes, ends.counts, out.rows);
+  for (int64_t i = 0; i < n; ++i)
+    if (!good || call.table.is_wide(blocks[i].c))
+      out.put(i, settle(call, blocks[i].c, Block(call, blocks[i].b), Sums{out.rows[0][i], out.rows[1][i]}));
+}
+
 // ---- rows
 // -------------------------------------------------------------------------------------------------------------------------
 
@@ -524,10 +594,12 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
   const int64_t n = sample_of(block, kLanes, sample);
   for (int64_t i = 0; i < n; ++i) sampled[i] = at(call.p, call.p.x, c, block.r + sample[i]);
   call.data.fold_rows(sampled, n, width, rows.values);
+  double found[kLanes];
+  std::fill_n(found, kLanes, static_cast<double>(n));
   Sample others;
   each_strip(width, [&](int64_t from, int64_t some) {
     const int64_t size = call.data.compute;
-    if (some == kLanes && channels.end_shifts(rows.values + from, static_cast<double>(n), size, rows.K + from * size)) return;
+    if (some == kLanes && channels.end_shifts(rows.values + from, found, size, rows.K + from * size)) return;
     for (int64_t i = from; i < from + some; ++i) {
       if (block.omits && std::isnan(rows.values[i])) {  // one of them is missing
         if (others.n == 0) others = sample_of_block(call, b);
@@ -566,6 +638,8 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
   const Block block(call, b);
   const bool simple = is_simple(call);
   RowsOf rows(call, c, width);
+  double counts[kLanes];
+  std::fill_n(counts, kLanes, static_cast<double>(block.n));
   for (int64_t i = 0; simple && i < block.n; i += kCell) {
     int64_t x_step, g_step;
     uint16_t some[8];
@@ -580,7 +654,7 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
     int64_t step = rows.step();
     std::optional<SumsOfTile> of_tile;
     if (!simple) of_tile.emplace(call, block, c + from, kLanes, true, false), acc = of_tile->acc, step = of_tile->step;
-    const bool good = call.isa.channels->end_sums(acc, step, static_cast<double>(block.n), to.rows);
+    const bool good = call.isa.channels->end_sums(acc, step, counts, to.rows);
     if (call.data.compute == 8 || (good && !call.any_wide(c + from, c + from + kLanes))) return;
     const auto trusted = [&](int64_t i) { return are_trusted(call, c + from + i, block, Sums{to.rows[0][i], to.rows[1][i]}); };
     int64_t i = 0;

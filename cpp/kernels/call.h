@@ -74,6 +74,22 @@ template <class P> struct Parts {
   }
 };
 
+// Sixteen of them.
+template <class P> struct SomeParts : Parts<P> {
+  double values[Parts<P>::kValues][kLanes];
+
+  SomeParts() {
+    for (int k = 0; k < Parts<P>::kValues; ++k) this->rows[k] = values[k];
+  }
+  P at(int64_t i) const {
+    double each[Parts<P>::kValues];
+    for (int k = 0; k < Parts<P>::kValues; ++k) each[k] = values[k][i];
+    P result;
+    std::memcpy(&result, each, sizeof result);
+    return result;
+  }
+};
+
 // Where the values stand that a block's shift is the mean of, from a channel's first element on: the first sixteen of them that are
 // there; a few more, where some may be missing.
 struct Sample {
@@ -182,6 +198,12 @@ struct Call {
 Sample sample_of_block(const Call& call, int64_t b);
 void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out);
 void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out);
+// Up to sixteen of them at a time, whose shifts are found and whose sums are ended together. `out` has room for sixteen.
+struct BlockOf {
+  int64_t c, b;
+};
+void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, const Parts<Moments>& out);
+void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, const Parts<Sums>& out);
 void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out);
 void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out);
 void block_of_narrow(const Call& call, int64_t b, Parts<Moments> out);

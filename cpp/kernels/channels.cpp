@@ -55,13 +55,30 @@ class Channels {
   template <class P> void sum_group(int64_t c0, int64_t c1) {
     const int64_t blocks = blocks_of(p_);
     call_.prepare(c0, c1);
-    Scratch<P> parts((c1 - c0) * blocks);
+    Scratch<P> parts(blocks > 1 ? (c1 - c0) * blocks : 0);
+    BlockOf some[kLanes];
+    int64_t n = 0;
+    const auto sum_some = [&] {
+      const SomeParts<P> results;
+      blocks_of_channels(call_, some, n, results);
+      for (int64_t i = 0; i < n; ++i) {
+        const auto [c, b] = some[i];
+        if (blocks == 1) call_.whole(P()).put(c, results.at(i));
+        else parts[(c - c0) * blocks + b] = results.at(i);
+      }
+      n = 0;
+    };
     for (int64_t b0 = 0, b1; b0 < blocks; b0 = b1) {
       for (b1 = b0 + 1; b1 < blocks && b1 * kBlock / inner_ == b0 * kBlock / inner_;) ++b1;
       for (int64_t c = c0; c < c1; ++c)
-        for (int64_t b = b0; b < b1; ++b) parts[(c - c0) * blocks + b] = block<P>(c, b);
+        for (int64_t b = b0; b < b1; ++b) {
+          some[n++] = {c, b};
+          if (n == kLanes) sum_some();
+        }
     }
-    finish_group<P>(parts, c0, c1);
+    sum_some();
+    if (blocks == 1) call_.finish(c0, c1);
+    else finish_group<P>(parts, c0, c1);
   }
   template <class P> void finish_group(const P* parts, int64_t c0, int64_t c1) const {
     for (int64_t c = c0; c < c1; ++c) {

@@ -109,11 +109,11 @@ struct PerChannel {
   void (*put_forward)(const Problem& p, int64_t c, int64_t n, CoefficientRows to);
   void (*put_backward)(const Problem& p, int64_t c, int64_t n, const double* const* sums, CoefficientRows to);
 
-  // Sixteen channels of a block: sums of n values become shifts, there and in the compute type, if all are finite; acc[8][step],
-  // sums of lanes mod 4, become moments or sums. True where all are good.
-  bool (*end_shifts)(double* sums, double n, int64_t size, char* to);
+  // Sixteen channels of a block, or sixteen blocks: sums of so many values become shifts, there and in the compute type, if all are
+  // finite; acc[8][step], sums of lanes mod 4, become moments or sums. True where all are good.
+  bool (*end_shifts)(double* sums, const double* counts, int64_t size, char* to);
   bool (*end_moments)(const double* acc, int64_t step, const double* counts, const double* K, double* const* to);
-  bool (*end_sums)(const double* acc, int64_t step, double count, double* const* to);
+  bool (*end_sums)(const double* acc, int64_t step, const double* counts, double* const* to);
 
   // a = a and b, of n channels.
   void (*merge_moments)(double* const* a, double* const* b, int64_t n);

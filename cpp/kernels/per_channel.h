@@ -55,8 +55,8 @@ BN_INLINE U<double> fold_lanes(const double* acc, int64_t step) {
   return (load_raw(acc) + load_raw(acc + step)) + (load_raw(acc + 2 * step) + load_raw(acc + 3 * step));
 }
 
-bool end_shifts(double* sums, double n, int64_t size, char* to) {
-  const U<double> means = load_raw(sums) / fill(n), zero = fill(0.0);
+bool end_shifts(double* sums, const double* counts, int64_t size, char* to) {
+  const U<double> means = load_raw(sums) / load_raw(counts), zero = fill(0.0);
   if (any_zero(if_finite(means, fill(1.0), zero))) return false;
   const CoefficientRows row{to, 0, size};
   const U<double> shifts = size == 4 ? through_float(means) : means;
@@ -71,10 +71,10 @@ bool end_moments(const double* acc, int64_t step, const double* counts, const do
   store_raw(to[2], if_less(zero, n, m.mean_low, zero)), store_raw(to[3], if_less(zero, n, m.m2, zero));
   return !any_zero(if_less(zero, n, are_good_moments(n, s, q), fill(1.0)));
 }
-bool end_sums(const double* acc, int64_t step, double count, double* const* to) {
+bool end_sums(const double* acc, int64_t step, const double* counts, double* const* to) {
   const SumsOf<U<double>> s{fold_lanes(acc, step), fold_lanes(acc + 4 * step, step)};
   store_raw(to[0], s.g), store_raw(to[1], s.gd);
-  return !any_zero(are_good_sums(fill(count), s));
+  return !any_zero(are_good_sums(load_raw(counts), s));
 }
 
 template <class D> BN_INLINE MomentsOf<D> moments_at(double* const* rows, int64_t i) {

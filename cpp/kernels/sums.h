@@ -74,20 +74,31 @@ BN_INLINE_IF_SHORT void select(Terms<C, G>& of, const U<C>& x, Lanes<C> lanes, L
 
 // Units of one channel, one after another: where runs follow each other, one that begins in a run and goes on in the next is joined
 // from both, so that every position is added to its own lane.
-template <bool Joined, class T> struct Units {
-  const T* at;
-  int64_t inner, left, jump;  // left: positions of this run from `at` on; jump: from its end to the next one
+template <bool Joined, bool G, class T> struct Units {
+  const T *x, *g;
+  Joints of;
+  struct Two {
+    U<Compute<T>> x, g;
+  };
 
-  BN_INLINE_IF_SHORT U<Compute<T>> next() {
-    const T* here = at;
-    at += kLanes;
-    if (!Joined || __builtin_expect(left >= kLanes, 1)) {
-      left -= kLanes;
-      return load(here);
+  BN_INLINE_IF_SHORT Two next() {
+    Two two;
+    if (!Joined || __builtin_expect(of.left >= kLanes, 1)) {
+      two.x = load(x), x += kLanes;
+      if (G) two.g = load(g), g += kLanes;
+      if (Joined && (of.left -= kLanes) == 0) jump();
+    } else {
+      two.x = join(load(x), load(x + of.x_jump), of.left), x += kLanes;
+      if (G) two.g = join(load(g), load(g + of.g_jump), of.left), g += kLanes;
+      of.left -= kLanes, jump();
     }
-    const U<Compute<T>> unit = join(load(here), load(here + jump), left);
-    at += jump, left += inner - kLanes;
-    return unit;
+    return two;
+  }
+
+ private:
+  BN_INLINE void jump() {
+    x += of.x_jump, of.left += of.inner;
+    if (G) g += of.g_jump;
   }
 };
 
@@ -105,9 +116,11 @@ BN_INLINE Joints as_runs(Joints j) {
 }
 
 template <bool G, bool Clips, Which which, bool Joined, class T>
-BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, const Coefs& k, Activation act, There there,
+BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, Joints j, const Coefs& k, Activation act, There there,
                          double* acc) {
   using C = Compute<T>;
+  if (Joined) j = as_runs(j);
+  Units<Joined, G, T> units{reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), j};
   const U<C> center = one<C>(k.center), most = gradient_bound<C>(act);
   U<C> scale = center, shift = center;
   if (Clips) scale = one<C>(k.scale), shift = one<C>(k.shift);
@@ -119,13 +132,13 @@ BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, 
   Four s_all, q_all;
   std::memcpy(&s_all, acc, sizeof s_all), std::memcpy(&q_all, acc + 4, sizeof q_all);
   for (; cells > 0; --cells) {
-    ask_for_cell(x.at + kAhead);
-    if (G) ask_for_cell(g.at + kAhead);
+    ask_for_cell(units.x + kAhead);
+    if (G) ask_for_cell(units.g + kAhead);
     const auto term = [&](int) BN_INLINE_LAMBDA {
-      const U<C> unit = x.next();
+      const auto unit = units.next();
       auto of = terms_of<G, Clips>(
-          unit, center, most, act, [&]() BN_INLINE_LAMBDA { return g.next(); }, [&] { return scale; }, [&] { return shift; });
-      select<which>(of, unit, lanes_of<C>(*bits), anyway, counter);
+          unit.x, center, most, act, [&]() BN_INLINE_LAMBDA { return unit.g; }, [&] { return scale; }, [&] { return shift; });
+      select<which>(of, unit.x, lanes_of<C>(*bits), anyway, counter);
       if (which == Which::some) bits += step;
       return of;
     };
@@ -138,16 +151,6 @@ BN_INLINE void add_cells(Units<Joined, T> x, Units<Joined, T> g, int64_t cells, 
     acc[8] += (n[0] + n[1]) + (n[2] + n[3]);
   }
 }
-template <bool G, bool Clips, Which which, bool Joined, class T>
-BN_INLINE void add_cells(const char* x, const char* g, int64_t cells, Joints j, const Coefs& k, Activation act, There there,
-                         double* acc) {
-  if (Joined) j = as_runs(j);
-  const auto units = [&](const char* at, int64_t jump) {
-    return Units<Joined, T>{reinterpret_cast<const T*>(at), j.inner, j.left, jump};
-  };
-  add_cells<G, Clips, which>(units(x, j.x_jump), units(g, j.g_jump), cells, k, act, there, acc);
-}
-
 BN_INLINE bool stands_together(const Joints& j) { return kHasTogether && j.inner == 0; }
 
 template <class T> void moments(const char* x, int64_t cells, Joints j, const char* K, There there, double* acc) {
@@ -160,13 +163,13 @@ template <class T> void moments(const char* x, int64_t cells, Joints j, const ch
   else if (together) add_cells<false, false, Which::all, false, T>(x, nullptr, cells, j, k, none, there, acc);
   else add_cells<false, false, Which::all, true, T>(x, nullptr, cells, j, k, none, there, acc);
 }
-template <bool Joined, class T>
-BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int64_t cells, double K, double* acc) {
+template <class T> void moments_weighted(const char* x, const double* weights, int64_t cells, Joints j, double K, double* acc) {
+  Units<true, false, T> units{reinterpret_cast<const T*>(x), nullptr, as_runs(j)};
   const U<double> center = fill(K), zero = fill(0.0);
   for (; cells > 0; --cells) {
-    ask_for_cell(x.at + kAhead);
+    ask_for_cell(units.x + kAhead);
     const auto term = [&](int) BN_INLINE_LAMBDA {
-      const U<double> w = load_raw(weights), d = if_less(zero, w, widen(x.next()) - center, zero);
+      const U<double> w = load_raw(weights), d = if_less(zero, w, widen(units.next().x) - center, zero);
       weights += kLanes;
       return Terms<double, true>{d, w * d};
     };
@@ -176,12 +179,6 @@ BN_INLINE void add_weighted_cells(Units<Joined, T> x, const double* weights, int
     s += fold(sum.s), q += fold(sum.q);
     std::memcpy(acc, &s, sizeof s), std::memcpy(acc + 4, &q, sizeof q);
   }
-}
-template <class T> void moments_weighted(const char* x, const double* weights, int64_t cells, Joints j, double K, double* acc) {
-  const T* at = reinterpret_cast<const T*>(x);
-  if (stands_together(j)) return add_weighted_cells(Units<false, T>{at, 0, 0, 0}, weights, cells, K, acc);
-  j = as_runs(j);
-  add_weighted_cells(Units<true, T>{at, j.inner, j.left, j.x_jump}, weights, cells, K, acc);
 }
 template <class T>
 void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, bool omits, double* acc) {
@@ -199,16 +196,41 @@ void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activa
   else add_cells<true, false, Which::all, true, T>(x, g, cells, j, k, act, {}, acc);
 }
 
+// Folded as sixteen lanes are, of elements from all over. They come together in registers: a vector would wait for memory that was
+// written one by one.
+template <class C> BN_INLINE Four fold_scattered(const C* x, const int64_t* offsets) {
+  typedef C Some __attribute__((vector_size(4 * sizeof(C))));
+  const auto four = [&](int i) BN_INLINE_LAMBDA {
+    const int64_t* o = offsets + i;
+    return __builtin_convertvector((Some{x[o[0]], x[o[1]], x[o[2]], x[o[3]]}), Four);
+  };
+  return ((four(0) + four(4)) + four(8)) + four(12);
+}
+template <class T> BN_INLINE Four fold_scattered_words(const T* x, const int64_t* o) {
+  typedef uint16_t All __attribute__((vector_size(32)));
+  const auto at = [&](int i) BN_INLINE_LAMBDA { return x[o[i]].bits; };
+  const All all{at(0), at(1), at(2),  at(3),  at(4),  at(5),  at(6),  at(7),
+                at(8), at(9), at(10), at(11), at(12), at(13), at(14), at(15)};
+  return fold(widen(load(reinterpret_cast<const T*>(&all))));
+}
 template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t n, bool omits, int64_t* found) {
+  const T* const from = reinterpret_cast<const T*>(x);
+  Four f;
+  *found = kLanes;
+  if (n == kLanes && !omits) {
+    if constexpr (sizeof(T) > 2) f = fold_scattered(from, offsets);
+    else f = fold_scattered_words(from, offsets);
+    return (f[0] + f[1]) + (f[2] + f[3]);
+  }
   alignas(64) T some[kLanes] = {};
   int64_t k = 0;
   for (int64_t i = 0; i < n && k < kLanes; ++i) {
-    some[k] = reinterpret_cast<const T*>(x)[offsets[i]];
+    some[k] = from[offsets[i]];
     k += !omits || is_number(some[k]);
   }
   if (k < kLanes) some[k] = T{};  // the last one may be missing
   *found = k;
-  const Four f = fold(widen(load(some)));
+  f = fold(widen(load(some)));
   return (f[0] + f[1]) + (f[2] + f[3]);
 }
 

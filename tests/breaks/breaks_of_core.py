@@ -103,7 +103,7 @@ BREAKS = [
     ),
     Break(
         "cpp/kernels/apply.h",
-        "return omits ? where_number(unit, h * scale(c)) : h * scale(c);",
+        "h = h * scale(c);\n      return __builtin_expect(omits, 0) ? where_number(unit, h) : h;",
         "return h * scale(c);",
         "missing cells: gradients where x is NaN",
         "test_missing.py",
