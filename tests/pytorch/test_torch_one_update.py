@@ -212,3 +212,13 @@ def test_renormalization_is_that_of_before_the_block():
         for seed in (1, 2):
             assert torch.equal(layer(x_of(seed)), held(x_of(seed)))
     assert int(layer.num_batches_tracked) == 2
+
+
+def test_what_does_not_last_is_refused():
+    for layer in (nn.BatchNorm2d(3), bnt.BatchNorm2d(3)):
+        with bnt.one_update(layer):
+            with pytest.raises(ValueError, match=r"one_update: .* torch\.func runs"):
+                torch.func.grad(lambda x, layer=layer: layer(x).square().sum())(x_of())
+            with pytest.raises(ValueError, match=r"one_update: .* torch\.jit\.trace runs"):
+                torch.jit.trace(layer, x_of())
+        assert int(layer.num_batches_tracked) == 0

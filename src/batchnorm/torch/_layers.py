@@ -172,6 +172,8 @@ class _Extended(_running.KeepsCount):
         if (batch or updates) and _positions.has_single_value(self, x, selection):
             batch = updates = False
         updates = updates and not empty and not self._is_again(batch)
+        if updates and self._collects is not None:
+            self._collects.check()
         adapts = bool(self._prior) and not batch and not empty
         selection = selection if batch or updates or adapts else None
         ghost_size = self.virtual_batch_size or 0 if batch and self.training and not empty else 0

@@ -3,70 +3,100 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import _running, _shared
+from . import _backend, _running, _shared
 from ._contexts import LOCK, Context, Setting, before, layers_of
 from ._layer_inputs import put_back, statistics_of
 from ._layers import BatchNorm1d, _Extended
 from ._norms import Only, layer_said, name_of
-from ._theirs import watched
+from ._theirs import has_own_forward, watched
 
 Tensor = torch.Tensor
 
 
+_AT_ONCE = 8
+_spare: weakref.WeakKeyDictionary[nn.Module, list[Tensor]] = weakref.WeakKeyDictionary()
+
+
 class Parts:
-    """The moments of what a layer normalized in a block."""
+    """The moments of what a layer normalized in a block.
+
+    They lie in memory that the layer's next block uses again: small tables that stay between the large tensors of a
+    step, which come and go, would have the allocator take fresh memory for these each time.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self.tables: list[Tensor] = []  # (4, C), or of ghosts (4, G, C)
-        self.compiled: Tensor | None = None  # those of a compiled forward, merged: a list would be compiled anew
+        self.rows: list[Tensor] = []  # (4, C) each
+        self.n = 0  # of the rows, so many are taken
+        self.compiled: Tensor | None = (
+            None  # (4, C) of compiled forwards: they cannot count without being compiled anew
+        )
         self.native, self.weighted = True, False
         self.around: Parts | None = self  # who counts what comes now: after the block, that of another block, or nobody
 
+    def check(self) -> None:
+        """Refuse forwards whose tensors do not last until the block ends; before they are `add`ed."""
+        if found := _backend.recorder() or (_backend.is_transformed() and "torch.func"):
+            raise ValueError(
+                f"one_update: the moments of a forward are kept until the block ends, and those of one that {found} "
+                "runs do not last so long; got such a forward; leave the block out there, or use hold"
+            )
+
     def add(self, table: Tensor, native: bool, weighted: bool) -> None:
-        """Count a part; nothing moves."""
+        """Count a part, of moments (4, C), or (4, G, C) of ghosts; nothing moves."""
         if torch.compiler.is_compiling():
-            rows = [_row(table)] if self.compiled is None else [_row(self.compiled), _row(table)]
-            self.compiled = _shared.merged(torch.cat(rows, 1))
+            known = [] if self.compiled is None else [_of_parts(self.compiled)]
+            self.compiled = _shared.merged(torch.cat([*known, _of_parts(table)], 1))
             self.native, self.weighted = self.native and native, self.weighted or weighted
             return
         with LOCK:  # a forward of another thread may end when the block has
-            parts: Parts | None = self
-            while parts is not None and parts.around is not parts:
-                parts = parts.around
-            if parts is not None:
-                parts.take([table], native, weighted)
+            counts: Parts | None = self
+            while counts is not None and counts.around is not counts:
+                counts = counts.around
+            if counts is not None:
+                counts.take([table] if table.dim() == 2 else table.unbind(1), native, weighted)
                 return
         _running.move(_as_ours(self.layer), table, native, weighted)
 
-    def take(self, tables: list[Tensor], native: bool, weighted: bool) -> None:
+    def take(self, tables: Sequence[Tensor], native: bool, weighted: bool) -> None:
         """Count parts, while nobody else does."""
-        self.tables += tables
+        for table in tables:
+            if self.n == len(self.rows):
+                self._make_room(table)
+            self.rows[self.n].copy_(table)
+            self.n += 1
         self.native, self.weighted = self.native and native, self.weighted or weighted
+
+    def _make_room(self, table: Tensor) -> None:
+        spare = [] if self.rows else _spare.pop(self.layer, [])
+        if not spare or spare[0].shape != table.shape or spare[0].device != table.device:
+            spare = list(table.new_empty(_AT_ONCE, *table.shape).unbind())
+        self.rows += spare
 
     def leave(self) -> bool:
         """Hand all over to a block that is still open, if there is one; whether it remains to be moved."""
         self.around = getattr(self.layer, "_collects", None)
+        if self.compiled is not None:
+            self.take([self.compiled.detach()], self.native, self.weighted)
         if self.around is not None:
-            self.around.take(self._all(), self.native, self.weighted)
-        return self.around is None and bool(self._all())
-
-    def _all(self) -> list[Tensor]:
-        return self.tables if self.compiled is None else [self.compiled, *self.tables]
+            self.around.take(self.rows[: self.n], self.native, self.weighted)
+        return self.around is None and self.n > 0
 
     def move(self) -> None:
         """Move the layer's running statistics, once."""
-        with torch.no_grad():
-            table = torch.cat([_row(table) for table in self._all()], 1)
-            _running.move(_as_ours(self.layer), table, self.native, self.weighted)
+        table = torch.stack(self.rows[: self.n], 1)
+        _spare[self.layer] = self.rows[:_AT_ONCE]
+        _running.move(_as_ours(self.layer), table, self.native, self.weighted)
 
 
-def _row(table: Tensor) -> Tensor:
+def _of_parts(table: Tensor) -> Tensor:
     return table if table.dim() == 3 else table.unsqueeze(1)
 
 
@@ -165,9 +195,7 @@ def one_update(model: nn.Module, *, only: Only = None) -> contextlib.AbstractCon
         if isinstance(layer, _Extended):
             settings.append(Setting(layer, "_collects", None))
         elif before(layer, "track_running_stats"):
-            settings += [
-                Setting(layer, "_collects", None),
-                Setting(layer, "track_running_stats", False),
-                watched(layer),
-            ]
+            settings += [Setting(layer, "_collects", None), watched(layer)]
+            if has_own_forward(layer):
+                settings.append(Setting(layer, "track_running_stats", False))
     return _OneUpdate(model, settings)

@@ -77,6 +77,10 @@ class Ranks:
         (table,) = parts
         return _shared.merged(table.contiguous()) if self.ghost_size else table
 
+    def constants(self, x: Tensor) -> list[_shared.Part]:
+        """Nothing: all parts are those of ranks."""
+        return []
+
     def total(self, parts: list[Tensor]) -> Tensor:
         """Sum over ranks; its derivative is a sum over ranks as well."""
         (value,) = parts

@@ -23,6 +23,9 @@ class Exchange(Protocol):
 
     ghost_size: int  # samples that have moments and sums of their own; 0: a part as a whole
 
+    def constants(self, x: Tensor) -> list[Part]:
+        """What belongs to the whole without being a part at hand, as parts whose moments are those; for derivatives."""
+
     def sums(self, parts: list[Tensor]) -> Tensor:
         """Of the backward's sums of the parts at hand, those of the whole."""
 
@@ -45,6 +48,10 @@ class Here:
     """The parts at hand are all there are."""
 
     ghost_size = 0
+
+    def constants(self, x: Tensor) -> list[Part]:
+        """Nothing."""
+        return []
 
     def moments(self, parts: list[Tensor]) -> Tensor:
         """Merge the moments of the parts."""
@@ -112,22 +119,34 @@ def normalize(
     return list(_Normalize.apply(exchange, options, moments, weight, bias, *given))
 
 
+class _Prior(Here):
+    """Some positions, of which running statistics tell the moments, are parts, too."""
+
+    def __init__(self, positions: float, mean: Tensor, var: Tensor) -> None:
+        self.positions, self.mean, self.var = positions, mean, var
+
+    def table(self) -> Tensor:
+        """Their moments."""
+        mean, var = self.mean.double(), self.var.double()
+        return torch.stack([torch.full_like(mean, self.positions), mean, torch.zeros_like(mean), var * self.positions])
+
+    def constants(self, x: Tensor) -> list[Part]:
+        """Two samples that have these moments."""
+        spread = self.var.sqrt()
+        shape = (2, -1, *[1] * (x.dim() - 2))
+        samples = torch.stack([self.mean - spread, self.mean + spread]).to(x.dtype).reshape(shape)
+        return [Part(samples, torch.full((2, *[1] * (x.dim() - 1)), self.positions / 2, dtype=torch.float64), None)]
+
+
 def with_prior(
     part: Part, prior: float, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, options: Options
 ) -> Tensor:
     """y of a batch, with its moments and those of `prior` positions that have running statistics."""
     if not is_native(part.x) or torch.compiler.is_compiling():
         return _with_prior(part, prior, mean, var, weight, bias, options)
-    own = gather(part)
-    known = _plain.table(torch.full_like(own[0], prior), mean, var, own.dtype)
-    parts = [part]
-    if torch.is_grad_enabled():  # two samples that have these statistics: higher derivatives need all of the whole
-        spread = var.detach().sqrt()
-        shape = (2, -1, *[1] * (part.x.dim() - 2))
-        samples = torch.stack([mean - spread, mean + spread]).to(part.x.dtype).reshape(shape)
-        half = torch.full((2, *[1] * (part.x.dim() - 1)), prior / 2, dtype=torch.float64)
-        parts.append(Part(samples, half, None))
-    return normalize(Here(), merged(torch.stack([known, own], 1)), weight, bias, parts, options)[0]
+    known = _Prior(prior, mean.detach(), var.detach())
+    whole = merged(torch.stack([known.table(), gather(part)], 1))
+    return normalize(known, whole, weight, bias, [part], options)[0]
 
 
 def _with_prior(
@@ -304,6 +323,7 @@ def _leaf_of_residual(part: _Saved) -> Tensor | None:
 
 def _moments_of_whole(exchange: Exchange, moments: Tensor, parts: list[Part]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance as functions of x: their values are in the table, but not their derivatives."""
+    parts = [*parts, *exchange.constants(parts[0].x)]
     dtype = _plain.compute_dtype(parts[0].x)
     count = moments[0].to(dtype)
     mean = exchange.total([_sum(p, lambda x: x) for p in parts]) / count
