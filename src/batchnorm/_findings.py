@@ -69,6 +69,10 @@ SENTENCES = {
         "running statistics cost {cost}"
     ),
     "the batches": "{n} batches of training data were used; their sizes and order tell lag from batching",
+    "heads": (
+        "(m: values of a channel in a batch, worth m_eff independent ones; mean off: how far the means lie apart;\n"
+        " variance ×: the stored one over that of the test data, which is the product of the four beside it)"
+    ),
     "no fault": "no fault was found",
     "of a layer": "{layer}: {sentence}",
     "layer": "layer {name}",

@@ -26,6 +26,7 @@ import batchnorm as bn
 from batchnorm import _blocks
 from batchnorm.tools.cli import main
 from batchnorm.tools.files import Reading, Refused, Request, normalize_file, open_data
+from batchnorm.tools.files.formats import FORMATS
 from batchnorm.tools.files.table import Table
 from batchnorm.tools.files.text_form import Form
 from batchnorm.tools.files.text_tables import read_text_table, write_text_table
@@ -530,6 +531,11 @@ def test_a_table_of_another_kind_has_the_usual_form_of_its_kind() -> None:
         normalize_file(Request(Path("t.csv"), Path(target), delimiter=";", decimal=","))
         back = open_data(target, Reading(delimiter=form.delimiter, decimal=form.decimal))
         assert np.allclose(back.values, expected(np.array([[1.5, 2], [3.5, 5]])))
+
+
+def test_the_page_names_every_kind_of_file() -> None:
+    page = (Path(__file__).parents[2] / "docs/command-line.md").read_text(encoding="utf-8")
+    assert [suffix for suffix in FORMATS if f"`{suffix}`" not in page] == []
 
 
 # Tables as they are found: what is made of each, and what is said of it

@@ -88,6 +88,7 @@ def text_of(found: Diagnosis, say: Say = english, cells: Callable[[str], int] = 
     for row in table:
         blanks = [" " * (width - cells(cell)) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join([row[0] + blanks[0], *map("".join, zip(blanks[1:], row[1:], strict=True))]).rstrip())
+    lines.append(say("heads"))
     for n, each in enumerate(found.findings, 1):
         sentence, fix = told(each.code, each.numbers, say)
         said = say("of a layer", layer=layer_said(each.layer, say), sentence=sentence)

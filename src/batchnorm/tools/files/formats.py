@@ -25,16 +25,21 @@ Fill = Callable[[np.ndarray], None]
 class Format:
     """What files of one suffix hold, and how they are read and written.
 
-    ``into`` are the suffixes of the files that may be written from one; ``form`` is how a text table is written by
-    default.
+    ``arrays`` are the suffixes of the files that may be written from one that is no table; ``form`` is how a text table
+    is written by default.
     """
 
     suffix: str
     read: Callable[[Path, Format, Reading], Data]
     write: Callable[[Path, Format, Data, Fill], None]
     holds: str
-    into: tuple[str, ...]
     form: Form | None = None
+    arrays: tuple[str, ...] = ()
+
+    @property
+    def into(self) -> tuple[str, ...]:
+        """The suffixes of the files that may be written from one: a table becomes any table."""
+        return _suffixes(lambda kind: kind.holds == "table") if self.holds == "table" else self.arrays
 
 
 def _read_npy(path: Path, _: Format, __: Reading) -> Data:
@@ -106,27 +111,34 @@ def _filled(data: Data, fill: Fill) -> np.ndarray:
     return y
 
 
-_TABLES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
-
 FORMATS = {
     known.suffix: known
     for known in (
-        Format(".npy", _read_npy, _write_npy, "array", (".npy",)),
-        Format(".npz", _read_npz, _write_npz, "archive", (".npz", ".npy")),
-        Format(".csv", _read_text, _write_text, "table", _TABLES, Form(",")),
-        Format(".tsv", _read_text, _write_text, "table", _TABLES, Form("\t")),
-        Format(".txt", _read_text, _write_text, "table", _TABLES, Form("\t")),
-        Format(".csv.gz", _read_text, _write_text, "table", _TABLES, Form(",", packed=True)),
-        Format(".tsv.gz", _read_text, _write_text, "table", _TABLES, Form("\t", packed=True)),
-        Format(".parquet", _read_parquet, _write_parquet, "table", _TABLES),
+        Format(".npy", _read_npy, _write_npy, "array", arrays=(".npy",)),
+        Format(".npz", _read_npz, _write_npz, "archive", arrays=(".npz", ".npy")),
+        Format(".csv", _read_text, _write_text, "table", Form(",")),
+        Format(".tsv", _read_text, _write_text, "table", Form("\t")),
+        Format(".txt", _read_text, _write_text, "table", Form("\t")),
+        Format(".csv.gz", _read_text, _write_text, "table", Form(",", packed=True)),
+        Format(".tsv.gz", _read_text, _write_text, "table", Form("\t", packed=True)),
+        Format(".parquet", _read_parquet, _write_parquet, "table"),
     )
 }
 
-#: For sentences: the files that can be read; the same without those that are another's, compressed; the text tables.
+
+def _suffixes(of: Callable[[Format], bool] = lambda _: True) -> tuple[str, ...]:
+    return tuple(kind.suffix for kind in FORMATS.values() if of(kind))
+
+
+def _or(suffixes: tuple[str, ...]) -> str:
+    return " or ".join(", ".join(suffixes).rsplit(", ", 1))
+
+
+#: For sentences: the files that can be read; the tables; the text tables, but for those that are another, compressed.
 READABLE = ", ".join(FORMATS)
-READABLE_OR = " or ".join(READABLE.rsplit(", ", 1))
-TEXTS = ".csv, .tsv or .txt"
-TABLES_OR = " or ".join(", ".join(_TABLES).rsplit(", ", 1))
+READABLE_OR = _or(_suffixes())
+TABLES_OR = _or(_suffixes(lambda kind: kind.holds == "table"))
+TEXTS = _or(_suffixes(lambda kind: kind.form is not None and not kind.form.packed))
 
 
 def format_of(path: Path) -> Format | None:

@@ -41,7 +41,7 @@ class Said(str):
 
     >>> column = Said("column_number", index=4)
     >>> column, Words("zh").told(column)
-    ('column 4', '列 4')
+    ('column 4', '第 4 列')
     """
 
     __slots__ = ("key", "values")

@@ -67,6 +67,8 @@ def _held(holds: str) -> str:
 
 
 def _columns(columns: Sequence[LeftOut]) -> Said:
+    if len(columns) == 1 and columns[0].name is None:
+        return Said("column_number", index=columns[0].column)
     names = tuple(str(c.column) if c.name is None else shown(c.name) for c in columns)
     if len(names) > NAMED:
         return Said("columns_and_more", names=Listed(names[:NAMED]), n=len(names) - NAMED)

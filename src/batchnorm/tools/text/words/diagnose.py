@@ -45,6 +45,10 @@ _CHINESE = {
         "评估时的损失是 {running}，用批统计量时是 {batch}，重新校准后是 {after}，因此滑动统计量使损失增加 {cost}"
     ),
     "the batches": "使用了 {n} 批训练数据；lag 与 batching 是按批的大小和顺序区分的",
+    "heads": (
+        "（m：每个通道在一批中的数值个数，相当于 m_eff 个独立的数值；均值偏差：两者的均值相差多少；\n"
+        "方差 ×：保存的方差除以测试数据的方差，它是右边四个因子之积）"
+    ),
     "no fault": "没有发现问题",
     "of a layer": "{layer}：{sentence}",
     "layer": "层 {name}",

@@ -42,7 +42,7 @@ REMARKS: dict[str, tuple[str, str]] = {
         "{why}; if it is no measurement, leave it out with --columns",
         "{why}；如果它不是测量值，请用 --columns 去掉它",
     ),
-    "no_name": ("column 0 has no name", "列 0 没有名称"),
+    "no_name": ("column 0 has no name", "第 0 列没有名称"),
     "counts_rows": ("column {name} counts the rows", "列 {name} 是行的编号"),
     "line_and_column": ("line {line}, {column}", "第 {line} 行{column}"),
     "row_and_column": ("row {row}, {column}", "第 {row} 行{column}"),
