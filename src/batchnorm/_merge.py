@@ -67,6 +67,10 @@ class Arrays:
         """Whether two are the same."""
         return bool(np.array_equal(a, b))
 
+    def beside(self, value: Any, like: Any) -> Any:
+        """The value, where `like` is."""
+        return value
+
     def copied(self, value: Any, like: Any) -> Any:
         """A copy, where `like` is."""
         return np.array(value)
@@ -75,8 +79,8 @@ class Arrays:
         """Whether it is a real or complex floating point value."""
         return value.dtype.kind in "fc" or value.dtype.name == "bfloat16"
 
-    def wide(self, value: Any, like: Any) -> Any:
-        """The value in double precision, where `like` is."""
+    def wide(self, value: Any) -> Any:
+        """The value in double precision."""
         return value.astype(np.complex128 if value.dtype.kind == "c" else np.float64)
 
     def narrow(self, value: Any, like: Any) -> Any:
@@ -183,7 +187,7 @@ def _average(xp: Arrays, name: str, values: list[Any], shares: list[float]) -> A
                 f"{_WHO}: {name} differs between the states and is not an array: it cannot be merged; remove it"
             )
         return first
-    values = [first, *(xp.copied(value, first) for value in values[1:])]
+    values = [xp.beside(value, first) for value in values]
     if all(xp.equal(value, first) for value in values[1:]):
         return xp.copied(first, first)
     if not xp.has_average(first):
@@ -191,7 +195,7 @@ def _average(xp: Arrays, name: str, values: list[Any], shares: list[float]) -> A
             f"{_WHO}: {name} ({xp.dtype(first)}) differs between the states, and has no average; make it equal first, "
             "or leave it out of the states"
         )
-    total = sum(share * xp.wide(value, first) for share, value in zip(shares, values, strict=True) if share)
+    total = sum(share * xp.wide(value) for share, value in zip(shares, values, strict=True) if share)
     return xp.narrow(total, first)
 
 

@@ -454,6 +454,10 @@ def test_names_stand_for_ranks():
             kind(3, axis=2)
 
 
+class Plain(torch.Tensor):
+    """A tensor that our kernels do not take."""
+
+
 GHOSTS_OF_ONE = {  # shape of x, size of a ghost, mask, which samples are in ghosts of one value
     "the last": ((101, 3), 10, None, [100]),
     "all": ((4, 3), 1, None, [0, 1, 2, 3]),
@@ -506,6 +510,11 @@ def test_a_ghost_of_one_value(case, options, rng):
     assert np.array_equal(at.grad.numpy(), gradients.x)
     assert np.array_equal(of_residual.grad.numpy(), gradients.residual)
     np.testing.assert_allclose(theirs.weight.grad, gradients.weight, rtol=1e-5, atol=1e-5)
+    theirs.load_state_dict({name: torch.from_numpy(value) for name, value in before.items()})
+    plain = torch.from_numpy(x).as_subclass(Plain)  # whose operations are PyTorch's, as on other devices
+    np.testing.assert_allclose(theirs(plain, residual=of_residual, **selection).detach(), y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(theirs.running_var, after["running_var"], rtol=1e-5)
+    assert theirs.num_batches_tracked == after["num_batches_tracked"]
 
 
 def test_a_ghost_of_one_value_is_refused_without_running_statistics(rng):

@@ -155,6 +155,8 @@ def groups(model: nn.Module, labels: Group) -> contextlib.AbstractContextManager
 
     Notes
     -----
+    Labels hold for the model, so for all threads that run it.
+
     A forward that `torch.utils.checkpoint` runs again in the backward needs the labels, too: call the backward inside
     the block.
 

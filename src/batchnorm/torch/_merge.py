@@ -50,14 +50,17 @@ class _Tensors(_merge.Arrays):
     def equal(self, a: Any, b: Any) -> bool:
         return torch.equal(a, b)
 
+    def beside(self, value: Any, like: Any) -> Any:
+        return value.to(like.device)
+
     def copied(self, value: Any, like: Any) -> Any:
         return value.to(like.device, copy=True)
 
     def has_average(self, value: Any) -> bool:
         return bool(value.is_floating_point() or value.is_complex())
 
-    def wide(self, value: Any, like: Any) -> Any:
-        return value.to(like.device, torch.complex128 if value.is_complex() else torch.float64)
+    def wide(self, value: Any) -> Any:
+        return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
     def narrow(self, value: Any, like: Any) -> Any:
         value = torch.as_tensor(value)
