@@ -16,7 +16,7 @@ def _model(dtype=torch.float64, **options):
     model = nn.Sequential(
         nn.Conv1d(2, 3, 3),
         nn.BatchNorm1d(3, eps=1e-3),
-        nn.Sequential(bnt.BatchNorm1d(3, keep_count=True, activation="relu", **options)),
+        nn.Sequential(bnt.BatchNorm1d(3, eps=1e-3, keep_count=True, activation="relu", **options)),
         bnt.SyncBatchNorm(3, eps=1e-2),
     )
     for _ in range(3):
@@ -49,7 +49,7 @@ def _small(model):
 
 
 REFUSED = {
-    "negative": (_small, 1e-2, ValueError, r"layer 2\.0 has eps=1e-05 and a running variance of 0\.0001 in channel 1"),
+    "negative": (_small, 1e-2, ValueError, r"layer 2\.0 has eps=0\.001 and a running variance of 0\.0001 in channel 1"),
     "none": (lambda m: m.append(nn.BatchNorm1d(3, track_running_stats=False)), 1e-5, ValueError, "layer 4 has no run"),
     "lazy": (lambda m: m.append(nn.LazyBatchNorm1d()), 1e-5, ValueError, "layer 4 has running statistics without"),
     "a number": (lambda m: None, "1e-5", TypeError, "set_eps: eps must be finite"),
