@@ -49,6 +49,7 @@ _tracing_state: Any = torch._C._get_tracing_state
 _set_tracing_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
 _graph_task = torch._C._current_graph_task_id
 _forward_ad = torch.autograd.forward_ad
+_Proxy = torch.fx.Proxy
 _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
@@ -98,6 +99,11 @@ def is_unwatched(*parameters: torch.Tensor | None) -> bool:
         if p is not None and not (type(p) in _PLAIN and p.is_cpu):
             return False
     return True
+
+
+def is_listened_to() -> bool:
+    """Whether somebody hears of operations that are called, or records them."""
+    return bool(_is_compiling() or _dispatch_modes() or _function_modes() or is_profiled())
 
 
 def is_readable(t: torch.Tensor) -> bool:
@@ -157,7 +163,7 @@ def is_dual(t: torch.Tensor) -> bool:
 
 def is_traced(x: object) -> bool:
     """Whether torch.fx records what is done to it."""
-    return isinstance(x, torch.fx.Proxy)
+    return isinstance(x, _Proxy)
 
 
 def is_recomputation() -> bool:

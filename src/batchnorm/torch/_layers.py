@@ -126,7 +126,7 @@ class _Extended(_running.KeepsCount):
         masked = self._masked
         if masked is not None and mask is None:
             mask = masked.over(self, input)
-        activation = activation_code(self.activation)
+        activation = (0, 0.0) if self.activation is None else activation_code(self.activation)
         if residual is None or _operands.is_like(residual, input):
             y = self._normalize(input, mask, sample_weight, residual, activation)
         else:
@@ -152,15 +152,8 @@ class _Extended(_running.KeepsCount):
         residual: Tensor | None,
         activation: tuple[int, float],
     ) -> Tensor:
-        if mask is None and sample_weight is None and self._is_common(x):
-            weight, bias = self._affine()
-            if self._evaluates():
-                mean, var, _ = _running.statistics(self)
-                return _operations.step(x, weight, bias, mean, var, residual, self.eps, *activation)[0]
-            y, table = _operations.step(x, weight, bias, None, None, residual, self.eps, *activation)
-            if self.update_running_stats is None:
-                _running.move(self, table, True, weighted=False)
-            return y
+        if mask is None and sample_weight is None and (common := self._common(x, residual, activation)) is not None:
+            return common
         if x.layout is _operands.ONEDNN:  # there and back
             added = None if residual is None else residual.to_dense()
             return self._normalize(x.to_dense(), mask, sample_weight, added, activation).to_mkldnn()
@@ -220,24 +213,27 @@ class _Extended(_running.KeepsCount):
                 )
             _operands.check_together(who, x, num_batches_tracked=self.num_batches_tracked)
 
-    def _is_common(self, x: Tensor) -> bool:
-        """Whether this is a call without rare options: else there is more to decide, and time to do it."""
-        if self.renorm is not None or self._prior is not None or not (self.eps > 0 and is_native(x)):
-            return False
-        if self._evaluates():
-            mean, var, _ = _running.statistics(self)
-            known = mean is not None and var is not None and not (mean.requires_grad or var.requires_grad)
-            return known and x.numel() > 0
-        if self.normalize_with != "auto" or self.update_running_stats or not self.train_affine:
-            return False
-        many = self.virtual_batch_size is None and x.numel() > self.num_features
-        return many and self.track_running_stats and not is_recomputation()
+    def _common(self, x: Tensor, residual: Tensor | None, activation: tuple[int, float]) -> Tensor | None:
+        """A call without rare options, or None: then there is more to decide, and time to do it.
 
-    def _evaluates(self) -> bool:
-        """Whether the running statistics normalize, and stay: in evaluation, or frozen."""
-        if self.normalize_with == "auto" and not self.update_running_stats:
-            return not self.training
-        return self.normalize_with == "running" and self.update_running_stats is False
+        On a handful of numbers half of a call is Python, so each thing is asked once.
+        """
+        eps, how, updates = self.eps, self.normalize_with, self.update_running_stats
+        if updates or self.renorm is not None or self._prior is not None or not (eps > 0 and is_native(x)):
+            return None
+        if not self.training if how == "auto" else how == "running" and updates is False:
+            mean, var, _ = _running.statistics(self)
+            if mean is None or var is None or mean.requires_grad or var.requires_grad or x.numel() == 0:
+                return None
+            return _operations.step(x, *self._affine(), mean, var, residual, eps, *activation)[0]
+        if how != "auto" or self.virtual_batch_size is not None or not (self.train_affine and self.track_running_stats):
+            return None
+        if x.numel() <= self.num_features or is_recomputation():
+            return None
+        y, table = _operations.step(x, *self._weight_and_bias(), None, None, residual, eps, *activation)
+        if updates is None:
+            _running.move(self, table, True, weighted=False)
+        return y
 
     def _choices(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalize, and whether the running ones move."""

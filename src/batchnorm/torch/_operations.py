@@ -126,7 +126,7 @@ moments = torch.ops.batchnorm.moments.default
 sums = torch.ops.batchnorm.sums.default
 input_gradients = torch.ops.batchnorm.input_gradients.default
 merge = torch.ops.batchnorm.merge.default
-_update_ = torch.ops.batchnorm.update_.default
+update_ = torch.ops.batchnorm.update_.default
 
 
 def _fake_table(x: Tensor, rows: int, ghost_size: Any) -> Tensor:
@@ -338,12 +338,6 @@ def forward(
     return _Forward.apply(x, weight, bias, residual, rest)  # type: ignore[no-any-return]
 
 
-def update_(*given: Any) -> None:
-    """Call `batchnorm::update_` with all its arguments, or its kernel as it is where nobody listens."""
-    if not (_backend.is_unwatched() and not _backend.is_profiled() and _native.torch.update(*given)):
-        _update_(*given)
-
-
 _OURS = math.nan  # as a momentum
 _no_update: Any = torch.ops.aten._batch_norm_no_update.default._op  # without the layer in Python
 
@@ -361,7 +355,7 @@ def step(
     if activation or residual is not None or not _backend.is_unwatched(weight, bias, running_mean, running_var):
         return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
     mean, var = running_mean, running_var
-    trains = _is_trained(weight) or _is_trained(bias)
+    trains = (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
     if not torch.is_grad_enabled() or not (trains or x.requires_grad):
         if not _backend.is_profiled() and (found := _native.torch.step(x, weight, bias, mean, var, eps)) is not None:
             return found[0], found[1]
@@ -373,10 +367,6 @@ def step(
     if y is not None:
         return y, table
     return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
-
-
-def _is_trained(parameter: Tensor | None) -> bool:
-    return parameter is not None and parameter.requires_grad
 
 
 def step_backward_of_record(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import _formulas, _refusals
+from .. import _formulas, _native, _refusals
 from .._options import NONFINITE_CODES, RUNNING_CORRECTION, needs_running
 from . import _backend, _operands, _operations, _plain
 
@@ -45,11 +45,14 @@ def move(layer: Any, table: Tensor, native: bool, weighted: bool) -> None:
     if table.dim() == 3:
         table = (_operations if native else _plain).merge(table)
     mean, var, count = statistics(layer)
-    update = _move_by_kernel if native else _move
     if mean is None or var is None:
         return _count_only(layer, mean, var, count)
     if mean.requires_grad or var.requires_grad:
         _operands.check_constant(type(layer).__name__, mean, var)
+    operands = _operands_of_update(layer, mean, var, count, table, layer.momentum)
+    if native and not _backend.is_listened_to() and _native.torch.update(*operands):
+        return  # the kernel as it is, which takes a count as torch.nn makes it
+    update = _move_by_kernel if native else _move
     here = count is not None and (count.is_cpu if native else count.device == table.device)
     if count is None or not here or count.dtype is not torch.int64 or count.dim():
         _move_with_stand_in(layer, mean, var, count, table, weighted, update)
@@ -108,10 +111,12 @@ def weight_of_batch(layer: Any, count: Tensor | None) -> float:
 def _move_by_kernel(
     layer: Any, mean: Tensor, var: Tensor, count: Tensor, table: Tensor, momentum: float | None, _: bool
 ) -> None:
-    _operations.update_(
-        mean, var, count, table, momentum, layer.running_correction, NONFINITE_CODES[layer.on_nonfinite],
-        layer._buffers.get("running_count"),
-    )  # fmt: skip
+    _operations.update_(*_operands_of_update(layer, mean, var, count, table, momentum))
+
+
+def _operands_of_update(layer: Any, *given: Any) -> tuple[Any, ...]:
+    how = NONFINITE_CODES[layer.on_nonfinite]
+    return (*given, layer.running_correction, how, layer._buffers.get("running_count"))
 
 
 @torch.no_grad()
