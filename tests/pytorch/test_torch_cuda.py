@@ -477,3 +477,18 @@ def test_nccl_carries_the_tables(tmp_path):
         assert torch.equal(gathered[0], message)
     finally:
         dist.destroy_process_group()
+
+
+def test_groups_and_a_ghost_of_one():
+    """Labels may lie on the CPU; the statistics are those of layers on the CPU."""
+    x, labels = _randn(21, C, dtype=torch.float32), torch.arange(21) % 3
+    here = bnt.GroupedBatchNorm1d(C, 3, virtual_batch_size=3, on_single_value="running")
+    there = copy.deepcopy(here).to(DEVICE)
+    for given in (labels, labels.to(DEVICE), labels.flip(0)):
+        y = there(x.to(DEVICE), given)
+        torch.testing.assert_close(y.cpu(), here(x, given.cpu()), rtol=2e-5, atol=2e-5)
+    for a, b in zip(here.buffers(), there.buffers(), strict=True):
+        torch.testing.assert_close(a, b.cpu(), rtol=2e-5, atol=2e-5)
+    before = there.eval()(x.to(DEVICE), labels)
+    bnt.set_eps(there, 1e-4)
+    torch.testing.assert_close(there(x.to(DEVICE), labels), before, rtol=2e-5, atol=2e-5)
