@@ -97,8 +97,13 @@ def test_signatures_say_every_option_with_its_default_and_values(thing):
             assert {value for kind in typing.get_args(hints[p.name]) for value in typing.get_args(kind)} >= choices
 
 
-LAYERS = [bn.BatchNorm, bn.BatchNorm1d, bn.BatchNorm2d, bn.BatchNorm3d]
-LAYERS += [bnt.BatchNorm1d, bnt.BatchNorm2d, bnt.BatchNorm3d, bnt.SyncBatchNorm]
+LAYERS = [
+    thing
+    for module in (bn, bnt)
+    for name in module.__all__
+    if inspect.isclass(thing := getattr(module, name))
+    and {"num_features", "affine"} <= {*inspect.signature(thing).parameters}
+]
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.__module__}.{layer.__name__}")
@@ -107,4 +112,5 @@ def test_every_layer_has_every_option(layer):
     expected |= {option.name for option in _options.EXTRA}
     if layer is bnt.SyncBatchNorm:
         expected -= {"virtual_batch_size"}
+    assert len(LAYERS) >= 8
     assert expected <= inspect.signature(layer).parameters.keys()

@@ -125,9 +125,9 @@ def test_a_file_of_one_block_has_the_bits_of_batch_norm(tmp_path: Path, rng: np.
 def test_npz_to_npy_and_to_npz(tmp_path: Path, rng: np.random.Generator) -> None:
     x, other = rng.normal(size=(20, 3)), np.array([["text", "kept"]])
     np.savez_compressed(tmp_path / "in.npz", x=x, other=other)
-    normalize_file(Request(tmp_path / "in.npz", tmp_path / "out.npy", key="x"))
+    normalize_file(Request(tmp_path / "in.npz", tmp_path / "out.npy", reading=Reading(key="x")))
     assert np.allclose(np.load(tmp_path / "out.npy"), expected(x), atol=1e-13)
-    normalize_file(Request(tmp_path / "in.npz", tmp_path / "out.npz", key="x"))
+    normalize_file(Request(tmp_path / "in.npz", tmp_path / "out.npz", reading=Reading(key="x")))
     with np.load(tmp_path / "out.npz") as out, zipfile.ZipFile(tmp_path / "out.npz") as archive:
         assert list(out) == ["x", "other"]
         assert np.allclose(out["x"], expected(x), atol=1e-13)
@@ -227,7 +227,7 @@ def test_csv_to_csv_keeps_names_order_and_other_columns(tmp_path: Path, rng: np.
     rows = [[f"{a!r}", f"00{i}", f"{b!r}", 'text, "quoted"\nand broken'] for i, (a, b) in enumerate(x.tolist())]
     with open(tmp_path / "in.csv", "w", newline="") as file:
         csv.writer(file).writerows([["a", "id", "b", "note"], *rows])
-    normalize_file(Request(tmp_path / "in.csv", tmp_path / "out.csv", columns="b,a"))
+    normalize_file(Request(tmp_path / "in.csv", tmp_path / "out.csv", reading=Reading(columns="b,a")))
     with open(tmp_path / "out.csv", newline="") as file:
         header, *out = csv.reader(file)
     assert header == ["a", "id", "b", "note"]
@@ -241,12 +241,12 @@ def test_tables_from_every_kind_to_every_kind(tmp_path: Path, rng: np.random.Gen
     with open(tmp_path / "t.csv", "w", newline="") as file:
         csv.writer(file).writerows([["a", "b", "name"], *([*map(repr, r), f"n{i}"] for i, r in enumerate(x.tolist()))])
     y, _ = bn.batch_norm(x)
-    normalize_file(Request(tmp_path / "t.csv", tmp_path / "t.tsv", columns="a"))
+    normalize_file(Request(tmp_path / "t.csv", tmp_path / "t.tsv", reading=Reading(columns="a")))
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
     pq.write_table(pa.table({"a": x[:, 0], "b": x[:, 1], "name": [f"n{i}" for i in range(9)]}), tmp_path / "t.parquet")
     for source in (".csv", ".tsv", ".csv.gz", ".parquet"):
         for target in (".csv", ".tsv", ".tsv.gz", ".parquet"):
-            normalize_file(Request(tmp_path / f"t{source}", tmp_path / f"out{target}", columns="b"))
+            normalize_file(Request(tmp_path / f"t{source}", tmp_path / f"out{target}", reading=Reading(columns="b")))
             back = open_data(tmp_path / f"out{target}", Reading(columns="b")).table
             assert back is not None
             assert back.values[:, 0].tolist() == y[:, 1].tolist()
@@ -300,7 +300,7 @@ def test_parquet_dtypes(columns: str, dtype: str, tmp_path: Path) -> None:
 def test_parquet_to_parquet_keeps_types_and_metadata(tmp_path: Path) -> None:
     before = parquet_table()
     pq.write_table(before, tmp_path / "in.parquet")
-    normalize_file(Request(tmp_path / "in.parquet", tmp_path / "out.parquet", columns="single"))
+    normalize_file(Request(tmp_path / "in.parquet", tmp_path / "out.parquet", reading=Reading(columns="single")))
     after = pq.read_table(tmp_path / "out.parquet")
     assert after.schema.names == before.schema.names
     assert after.schema.metadata == before.schema.metadata

@@ -489,7 +489,7 @@ def test_pandas_reads_back_what_it_wrote() -> None:
     }
     content = parquet([1, 2, 4], [5, 6, 8], [101, 205, 309], names=["a", "b", LEVEL], metadata=note)
     Path("t.parquet").write_bytes(content)
-    normalize_file(Request(Path("t.parquet"), Path("u.parquet"), columns="a"))
+    normalize_file(Request(Path("t.parquet"), Path("u.parquet"), reading=Reading(columns="a")))
     after = pq.read_table("u.parquet")
     assert after["__index_level_0__"].to_pylist() == [101, 205, 309]
     assert after["b"].to_pylist() == [5, 6, 8]
@@ -510,7 +510,7 @@ def test_other_columns_of_a_parquet_file_as_cells() -> None:
         "kind": pa.array(["u", "v", None]).dictionary_encode(),
     }
     Path("t.parquet").write_bytes(parquet(X, *others.values(), names=["a", *others]))
-    normalize_file(Request(Path("t.parquet"), Path("u.csv"), columns="a"))
+    normalize_file(Request(Path("t.parquet"), Path("u.csv"), reading=Reading(columns="a")))
     with open("u.csv", newline="") as file:
         _, *rows = csv.reader(file)
     assert [r[1:] for r in rows] == [
@@ -520,7 +520,7 @@ def test_other_columns_of_a_parquet_file_as_cells() -> None:
     ]
     Path("t.parquet").write_bytes(parquet(X, [[1], [2], [3]]))
     with pytest.raises(Refused, match=r"column 1 'b' holds list<.*> a cell|column 1 'b' holds list<") as refusal:
-        normalize_file(Request(Path("t.parquet"), Path("v.csv"), columns="a"))
+        normalize_file(Request(Path("t.parquet"), Path("v.csv"), reading=Reading(columns="a")))
     assert str(refusal.value).endswith("which a cell of a text table cannot hold. Write to a .parquet file.")
     assert not Path("v.csv").exists()
 
@@ -528,7 +528,7 @@ def test_other_columns_of_a_parquet_file_as_cells() -> None:
 def test_a_table_of_another_kind_has_the_usual_form_of_its_kind() -> None:
     Path("t.csv").write_text("a;b\n1,5;2\n3,5;5\n")
     for target, form in (("u.csv", Form(";", ",")), ("u.tsv", Form("\t"))):
-        normalize_file(Request(Path("t.csv"), Path(target), delimiter=";", decimal=","))
+        normalize_file(Request(Path("t.csv"), Path(target), reading=Reading(delimiter=";", decimal=",")))
         back = open_data(target, Reading(delimiter=form.delimiter, decimal=form.decimal))
         assert np.allclose(back.values, expected(np.array([[1.5, 2], [3.5, 5]])))
 

@@ -306,7 +306,7 @@ def _channel(text: str, names: Sequence[str] | None, source: str) -> int:
 
 
 def _normalize(options: argparse.Namespace) -> None:
-    from .files import Request, normalize_file
+    from .files import Reading, Request, normalize_file
     from .files.progress import progress_on
     from .text.terminal import writable
 
@@ -318,7 +318,7 @@ def _normalize(options: argparse.Namespace) -> None:
         nan_policy=options.nan_policy,
         save_moments=options.save_moments,
         use_moments=options.use_moments,
-        **_reading(options),
+        reading=Reading(**_reading(options)),
     )
     with progress_on(sys.stderr) as progress:
         report = normalize_file(request, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..._options import EPS
 from ..._plan import Axis
 from ..text.remarks import narrow
 from .atomic import check_output, replacing
-from .data import Data, Reading
+from .data import AS_FOUND, Data, Reading
 from .formats import FORMATS, Format, suffix_of, wrong_suffix
 from .gathering import Progress, about_gaps, counted, gathered, kept_axes, names_of, opened
 from .moments_files import check_format, read, write
@@ -33,11 +33,7 @@ class Request:
     source: Path
     target: Path
     axis: Axis | None = None
-    key: str | None = None
-    columns: str | None = None
-    header: bool | None = None
-    delimiter: str | None = None
-    decimal: str | None = None
+    reading: Reading = AS_FOUND
     nan_policy: str | None = None
     eps: float | None = None
     save_moments: Path | None = None
@@ -49,8 +45,7 @@ def normalize_file(request: Request, progress: Progress = lambda phase, total: l
     kind = _check_paths(request)
     saved = None if request.use_moments is None else read(request.use_moments, "--use-moments")
     names = None if saved is None else saved.names
-    reading = Reading(request.key, request.columns, request.header, request.delimiter, request.decimal, names)
-    data = opened(request.source, reading)
+    data = opened(request.source, replace(request.reading, names=names))
     axis = (1 if saved is None else saved.axis) if request.axis is None else request.axis
     kept = kept_axes(data, axis)
     m = _moments(data, kept, request, saved, progress)
