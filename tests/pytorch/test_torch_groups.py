@@ -102,6 +102,22 @@ def test_masks_and_weights_go_with_their_samples(which):
             assert torch.equal(layer.layer(g).running_var, one.running_var)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_masks_of_a_block(zero):
+    """Those of `masked` are of the whole batch, whatever the labels are."""
+    x, labels, mask = _randn(10, C, 4), torch.tensor(LABELS["mixed"]), _randn(10, 4, seed=1) > -1
+    weight = _randn(10, seed=2).abs().reshape(10, 1).expand(10, 4)
+    grouped = _grouped(x.shape)
+    for given in ({}, {"sample_weight": weight}):
+        by_hand, inside = copy.deepcopy(grouped), copy.deepcopy(grouped)
+        expected = by_hand(x, labels, mask=mask, **given)
+        with bnt.masked(inside, mask, zero=zero):
+            y = inside(x, labels, **given)
+        assert torch.equal(y, torch.where(mask.unsqueeze(1), expected, 0.0) if zero else expected)
+        for a, b in zip(inside.buffers(), by_hand.buffers(), strict=True):
+            assert torch.equal(a, b)
+
+
 def test_labels_of_other_kinds_and_one_label_for_all():
     x, labels = _randn(10, C), torch.tensor(LABELS["mixed"])
     grouped = _grouped(x.shape)

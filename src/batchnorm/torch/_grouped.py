@@ -144,16 +144,21 @@ class Grouped(nn.Module):
             operands = (input, group, mask, sample_weight, residual)
             node: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(self), operands, {})
             return node
-        group = self._group if group is None else group
+        group, who = self._group if group is None else group, type(self).__name__
         if group is None:
             raise ValueError(
-                f"{type(self).__name__}: needs the group of each sample; got none. Pass layer(x, labels), or call the "
+                f"{who}: needs the group of each sample; got none. Pass layer(x, labels), or call the "
                 "model inside of batchnorm.torch.groups(model, labels)"
             )
+        masked = getattr(self.layers[0], "_masked", None)
+        if masked is not None and mask is None:  # inside of the context `masked`
+            mask = masked.over(self.layers[0], input)
         if mask is not None or sample_weight is not None:
-            selection = _positions.weights_like(input, mask, sample_weight, type(self).__name__)
-            is_mask = selection.dtype is torch.bool
-            mask, sample_weight = (selection, None) if is_mask else (None, selection)
+            _positions.weights_like(input, mask, sample_weight, who)  # which refuses what does not fit
+            mask, sample_weight = (
+                None if given is None else _positions.over_positions(input, given, name, who)
+                for name, given in (("mask", mask), ("sample_weight", sample_weight))
+            )
         rest = (mask, sample_weight, residual)
         if isinstance(group, int) and not self._is_synchronized():
             return _call(self.layers[self._checked_label(group)], input, rest)
