@@ -6,31 +6,16 @@ import contextlib
 import copy
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from context_models import KINDS, attributes_of, bits_of, model_of, outcome_of, same, x_of
+from context_models import CONTEXTS, KINDS, attributes_of, bits_of, model_of, outcome_of, same, serves, x_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import batchnorm.torch as bnt
-
-MASK = torch.ones(5, 4, 2, dtype=torch.bool)
-MASK[:, 3], MASK[1, 1] = False, False
-CONTEXTS: dict[str, Callable[[nn.Module], Any]] = {
-    "hold": bnt.hold,
-    "masked": lambda model: bnt.masked(model, MASK, zero=True),
-    "one_update": bnt.one_update,
-    "adapt": lambda model: bnt.adapt(model, 30),
-}
-
-
-def _serves(context: str, kind: str) -> bool:
-    return context != "masked" or not kind.startswith(("torch.nn", "of its own"))
-
 
 # --- kinds × contexts × situations: what comes out of a block by itself comes out in every situation ---
 
@@ -99,7 +84,7 @@ TABLE = [
     for context in CONTEXTS
     for kind in ("torch.nn", "torch.nn, all batches", "of its own", "ours", "ours, ghosts", "converted, frozen",
                  "synchronized")
-    if _serves(context, kind) and (situation != "compiled" or kind in ("torch.nn", "of its own", "ours"))
+    if serves(context, kind) and (situation != "compiled" or kind in ("torch.nn", "of its own", "ours"))
 ]  # fmt: skip
 
 
@@ -123,7 +108,7 @@ def test_contexts_of_all_kinds_are_left_in_any_order(kind):
     model = model_of(kind).train("running" not in kind)
     bits, attributes = bits_of(model), attributes_of(model)
     random = np.random.default_rng(0)
-    makes = [make for context, make in CONTEXTS.items() if _serves(context, kind)] * 2
+    makes = [make for context, make in CONTEXTS.items() if serves(context, kind)] * 2
     for _ in range(5):
         blocks = [makes[i](model) for i in random.permutation(len(makes))]
         for block in blocks:

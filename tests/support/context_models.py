@@ -1,4 +1,4 @@
-"""Kinds of layers that contexts serve, small models of them, and all that may change in a model."""
+"""Kinds of layers, contexts over small models of them, and all that may change in a model."""
 
 from __future__ import annotations
 
@@ -50,6 +50,21 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "converted, frozen": lambda: _frozen(bnt.convert(nn.BatchNorm2d(3), verbose=False)),
     "synchronized": lambda: bnt.convert_sync(nn.BatchNorm2d(3), verbose=False),
 }
+
+
+MASK = torch.ones(5, 4, 2, dtype=torch.bool)
+MASK[:, 3], MASK[1, 1] = False, False
+CONTEXTS: dict[str, Callable[[nn.Module], Any]] = {
+    "hold": bnt.hold,
+    "masked": lambda model: bnt.masked(model, MASK, zero=True),
+    "one_update": bnt.one_update,
+    "adapt": lambda model: bnt.adapt(model, 30),
+}
+
+
+def serves(context: str, kind: str) -> bool:
+    """Whether a context takes layers of a kind."""
+    return context != "masked" or not kind.startswith(("torch.nn", "of its own"))
 
 
 def x_of(seed: int = 0, offset: float = 0.0) -> Tensor:
