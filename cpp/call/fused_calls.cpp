@@ -243,13 +243,14 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
   return "";
 }
 
-std::string refused_y(const View& x, const Extras& extras) {
+std::string refused_y(const View& x, const Extras& extras, bool rounded) {
   if (!extras.y) return "";
   if (extras.residual) return "pass y or residual, not both";
   const AboutActivation& about = kActivations[static_cast<int>(extras.activation)];
   const bool positive = (x.dtype == DType::f32 ? static_cast<float>(extras.slope) : extras.slope) > 0;  // by 0, -inf becomes a NaN
   const bool by_slope = about.told_by_y && *about.parameter != 0;
-  if (about.told_by_y && (!by_slope || positive) && !is_16_bit(x.dtype)) return "";
+  const bool whole = !is_16_bit(x.dtype) || (rounded && extras.activation == Activation::relu);
+  if (about.told_by_y && (!by_slope || positive) && whole) return "";
   return std::string("y does not tell the derivative of ") + about.name + (by_slope ? " of this slope" : "") + " in " +
          name_of(x.dtype) + "; pass the residual";
 }

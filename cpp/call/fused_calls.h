@@ -54,8 +54,9 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
 std::string refused_table(const View& x, const View& table, int rows, int64_t groups);
 
 // Why y does not stand for the residual, or empty: the activation must leave each value on its side of a corner, and so must
-// rounding to x's dtype. 16-bit floats round values above 0 to 0, and values below 6 to 6.
-std::string refused_y(const View& x, const Extras& extras);
+// rounding to x's dtype. 16-bit floats round values above 0 to 0, and values below 6 to 6. `rounded`: y will do for ReLU even so,
+// as for PyTorch's.
+std::string refused_y(const View& x, const Extras& extras, bool rounded);
 
 // Why weights are refused, or empty; and, where at least so many positions of each group have to count, why they do not. A negative
 // number looks at their shape only: backward does not recheck what forward accepted.

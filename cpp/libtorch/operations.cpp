@@ -75,11 +75,11 @@ struct Given {
   int64_t C() const { return x.view().sizes[1]; }
   bool has_residual() const { return residual || y; }
 
-  void require_operands() const {
+  void require_operands(bool rounded = false) const {
     require_readable({&x, &grad_y, &moments, &sums, &weight, &bias, &mean, &var, &position_weight, &residual, &y});
     if (ghost_size < 0) refuse("ghost_size is a number of samples, at least 1, or 0 for all; got " + std::to_string(ghost_size));
     refuse_if(refused_operands(x.view(), {grad_y.view(), residual.view(), y.view()}, channels(), ghosts()));
-    refuse_if(refused_y(x.view(), extras()));
+    refuse_if(refused_y(x.view(), extras(), rounded));
   }
   void require_weights(int64_t least) const {
     if (position_weight) refuse_if(refused_weights(x.view(), position_weight.view(), ghost_size, least));
@@ -150,7 +150,7 @@ void frozen_gradients_kernel(Value* stack, uint64_t, uint64_t) {
   a.read_options(in);
   a.y = in.optional_tensor();
   const bool has_residual = in.boolean();
-  a.require_operands();
+  a.require_operands(true);
   refuse_if(refused_table(a.x.view(), a.moments.view(), 4, 0));
   if (a.activation != Activation::none && !a.y) refuse("without x an activation's derivative is told by y; pass y");
   Handle grad_x = like(a, true), grad_residual = like(a, has_residual);

@@ -390,7 +390,7 @@ def kept(call: Callable[[], torch.Tensor], least: int) -> tuple[torch.Tensor, in
     return y, sum(t.numel() for t in found if t.numel() >= least)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("activation", [None, "relu", "silu"])
@@ -408,7 +408,7 @@ def test_a_frozen_layer_keeps_nothing_and_gives_the_same_gradients(activation, r
         y, elements = kept(lambda: layer(x, residual=r if residual else None), x.numel())
         found.append([y, *torch.autograd.grad(y, leaves, g)])
     assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(*found, strict=True))
-    told = activation == "relu" and dtype is not torch.bfloat16
+    told = activation == "relu"
     expected = 0 if activation is None else 1 if told or not residual else 2
     assert elements == expected * x.numel()
     if told:
@@ -482,6 +482,17 @@ def test_the_operation_refuses_what_it_cannot_tell():
     for args, said in (
         ((g, table, None, 1e-5, 1, 0.0), "without x an activation's derivative is told by y; pass y"),
         ((g, table[:2], None, 1e-5, 0, 0.0), "moments must be the table that forward returned"),
+        ((g.half(), table, None, 1e-5, 2, 0.0, g.half()), "y does not tell the derivative of relu6 in float16"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
             native(*args)
+
+
+def test_what_is_rounded_to_zero_gets_no_gradient_in_16_bits():
+    """As from PyTorch's ReLU, which knows its output only; so a frozen layer need not keep x."""
+    layer = bnt.BatchNorm1d(1, affine=False, activation="relu").half().eval()
+    layer.running_var.fill_(60000.0)  # the least float16 over a standard deviation of 245 is rounded to 0
+    x = torch.tensor([[6e-8], [1.0], [-1.0]]).half().requires_grad_()
+    y = layer(x)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert (y > 0).tolist() == (grad > 0).tolist() == [[False], [True], [False]]

@@ -97,3 +97,12 @@ def is_told_by_y(dtype: torch.dtype, code: int, slope: float) -> bool:
 def keeps_y(dtype: torch.dtype, code: int, slope: float) -> bool:
     """Whether y is kept for the backward in place of a residual: where it tells enough, and PyTorch keeps it, too."""
     return code != 0 and _BY_CODE[code].keeps_y and is_told_by_y(dtype, code, slope)
+
+
+def is_enough_when_frozen(dtype: torch.dtype, code: int, slope: float) -> bool:
+    """Whether y is all that the backward of a frozen layer needs: it spares x, so 16-bit ReLU takes y as it is rounded.
+
+    A value that is rounded to 0 then gets no gradient, as from PyTorch's ReLU, which knows its output only.
+    """
+    is_rounded = dtype in (torch.float16, torch.bfloat16)
+    return keeps_y(dtype, code, slope) or (is_rounded and keeps_y(torch.float32, code, slope))

@@ -244,7 +244,7 @@ def _save(
 def _needs_no_x(ctx: Any, dtype: torch.dtype, activation: int, slope: float) -> bool:
     """Whether the gradients of an evaluation do without x: those of weight and bias nobody asks for."""
     asked: bool = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    return not asked and (activation == 0 or _activations.keeps_y(dtype, activation, slope))
+    return not asked and (activation == 0 or _activations.is_enough_when_frozen(dtype, activation, slope))
 
 
 def _gradients_without_x(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None, Tensor]:
