@@ -5,36 +5,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _call, _ghosts, _inputs, _options
+from . import _call, _ghosts, _inputs, _layer_steps, _options
+from ._layer_steps import Forward, ran
 from ._moments import Moments
 from ._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue
 from ._plan import Axis, channel_axes
-from ._prepared import Arguments, Gradients, run_backward, run_forward, run_moments
-from ._renorm import Renorm, RenormFactors
+from ._prepared import Arguments, Gradients, run_forward, run_moments
+from ._renorm import Renorm
 from ._running import KeptAttribute, RunningStatistics, checked_dtype, taken
 
 Array = NDArray[Any]
-_Index = tuple[slice, ...]
-
-
-class _Forward(NamedTuple):
-    """What backward needs of the last forward: references, no copies."""
-
-    x: Array
-    axis: Axis
-    moments: Moments
-    mask: ArrayLike | None
-    sample_weight: ArrayLike | None
-    residual: ArrayLike | None
-    training: bool
-    virtual_batch_size: int | None
-    renorm_factors: RenormFactors | None
-    parts: tuple[tuple[_Index, _Forward], ...] = ()  # where it was of several, each by itself
 
 
 _RARE = _options.by_name(  # a repr names them only where they are not at their defaults
@@ -42,16 +27,6 @@ _RARE = _options.by_name(  # a repr names them only where they are not at their 
     _options.UPDATE_RUNNING_STATS, _options.TRAIN_AFFINE, _options.ON_SINGLE_VALUE, _options.ON_NONFINITE,
 )  # fmt: skip
 _BUILT = ("num_features", "affine", "track_running_stats", "dtype")  # what the arrays of a layer were made by
-
-
-def _ran(d: _inputs.Data, axis: Axis, a: Arguments, m: Moments, by_batch: bool) -> _Forward:
-    return _Forward(d.x, axis, m, a.mask, a.sample_weight, a.residual, by_batch, a.virtual_batch_size, a.renorm_factors)
-
-
-def _sum(gradients: list[Array | None]) -> Array | None:
-    """Of the parts of a batch; None of a parameter that is not there."""
-    found = [g for g in gradients if g is not None]
-    return np.sum(found, 0, found[0].dtype) if found else None
 
 
 class BatchNorm(_options.Checked):
@@ -185,7 +160,7 @@ class BatchNorm(_options.Checked):
         shape = _inputs.channel_shape(num_features, who)
         if math.prod(shape) == 0:
             raise ValueError(f"{who}: num_features must be at least 1; got {num_features!r}")
-        self._last: _Forward | None = None
+        self._last: Forward | None = None
         self._shape, self.training = shape, True
         self.num_features = num_features
         self.axis = axis
@@ -289,9 +264,15 @@ class BatchNorm(_options.Checked):
         if uses_batch:
             a = a._replace(virtual_batch_size=self.virtual_batch_size if self.training else None)
             if parts := self._parts(d, a):
-                return self._forward_by_parts(d, axis, a, parts, updates)
-            if self.renorm is not None and self.training:
-                known, a = self._renormalized(d, a)
+                assert self.running is not None
+                y, last, gathered = _layer_steps.forward_by_parts(
+                    d, axis, a, parts, self._known_moments, self.running.moments()
+                )
+                if updates and gathered is not None:
+                    self.running.update(gathered)
+                self._last = last
+                return y
+            known, a = self._known_moments(d, a)
         else:
             assert self.running is not None
             known = self.running.moments()
@@ -299,7 +280,7 @@ class BatchNorm(_options.Checked):
         if updates and self.running is not None:
             batch = m if uses_batch else run_moments(d, a)
             self.running.update(batch if len(batch.shape) == len(self._shape) else batch.reduce())
-        self._last = _ran(d, axis, a, m, uses_batch)
+        self._last = ran(d, axis, a, m, uses_batch)
         return y
 
     def _parts(self, d: _inputs.Data, a: Arguments) -> list[tuple[slice, bool]]:
@@ -307,37 +288,6 @@ class BatchNorm(_options.Checked):
         if a.virtual_batch_size is None or self.on_single_value == "error" or self.running is None:
             return []
         return _ghosts.apart(d, _inputs.selection(d, a.mask, a.sample_weight), _ghosts.of(a.virtual_batch_size, d))
-
-    def _forward_by_parts(
-        self, d: _inputs.Data, axis: Axis, a: Arguments, parts: list[tuple[slice, bool]], updates: bool
-    ) -> Array:
-        """Normalize each part by itself: with its own moments, or with the running ones, and then it adds nothing."""
-        assert self.running is not None
-        weights = _inputs.selection(d, a.mask, a.sample_weight).position_weight
-        is_mask = weights is not None and weights.dtype == np.bool_
-        once = tuple(slice(0, 1) if i in d.plan.axis else slice(None) for i in range(d.x.ndim))
-        y, _ = _inputs.output(None, d, {})
-        ran, tables = [], []
-        for samples, batch in parts:
-            index = (slice(None),) * d.plan.reduced[0] + (samples,)
-            part = _inputs.data(d.x[index], d.who, axis, self._shape)
-            w = None if weights is None else weights[index][once]
-            of_part = a._replace(
-                mask=w if is_mask else None,
-                sample_weight=None if is_mask else w,
-                residual=None if a.residual is None else np.asarray(a.residual)[index],
-                virtual_batch_size=a.virtual_batch_size if batch else None,
-            )
-            known = None if batch else self.running.moments()
-            if batch and self.renorm is not None and self.training:
-                known, of_part = self._renormalized(part, of_part)
-            y[index], m = run_forward(part, of_part, known)
-            ran.append((index, _ran(part, axis, of_part, m, batch)))
-            tables += [m._table] if batch else []
-        if updates and tables:
-            self.running.update(Moments._of_table(np.concatenate(tables, 1)).reduce())
-        self._last = ran[0][1]._replace(x=d.x, parts=tuple(ran))
-        return y
 
     def _common_forward(self, x: ArrayLike, residual: ArrayLike | None) -> Array | None:
         """The common call, where no rare option is set; None for any other."""
@@ -366,7 +316,7 @@ class BatchNorm(_options.Checked):
             y, m = made[0], Moments._of_table(made[1])
             running.update(m)
         if y is not None:
-            self.__dict__["_last"] = _Forward(x, axis, m, None, None, residual, self.training, None, None)
+            self.__dict__["_last"] = Forward(x, axis, m, None, None, residual, self.training, None, None)
         return y
 
     def _switches(self) -> tuple[bool, bool]:
@@ -383,9 +333,10 @@ class BatchNorm(_options.Checked):
             return False
         return d.x.size > 0 and _inputs.selection(d, mask, sample_weight).positions == 1
 
-    def _renormalized(self, d: _inputs.Data, a: Arguments) -> tuple[Moments, Arguments]:
-        """The batch's moments, and the arguments with the factors towards the running ones."""
-        assert self.renorm is not None
+    def _known_moments(self, d: _inputs.Data, a: Arguments) -> tuple[Moments | None, Arguments]:
+        """Under renormalization the batch's moments, and the arguments with the factors towards the running ones."""
+        if self.renorm is None or not self.training:
+            return None, a
         assert self.running is not None
         m, step = run_moments(d, a), int(self.running.num_batches_tracked)
         return m, a._replace(renorm_factors=self.renorm.factors(m, self.running.moments(), self.eps, step))
@@ -403,31 +354,15 @@ class BatchNorm(_options.Checked):
                 f"{type(self).__name__}: backward needs a forward before it, whose input it differentiates; call the "
                 "layer on x first"
             )
-        if not self._last.parts:
-            return self._backward_of(self._last, grad_y)
-        d = _inputs.data(self._last.x, type(self).__name__, self._last.axis, self._shape)
-        _inputs.like(grad_y, "grad_y", d)
-        parts = [(index, self._backward_of(part, np.asarray(grad_y)[index])) for index, part in self._last.parts]
-        by_x, by_residual = (_inputs.output(None, d, {})[0] for _ in range(2))
-        for index, part in parts:
-            by_x[index] = part.x
-            if part.residual is not None:
-                by_residual[index] = part.residual
-        weight, bias = _sum([part.weight for _, part in parts]), _sum([part.bias for _, part in parts])
-        return Gradients(by_x, weight, bias, None if self._last.residual is None else by_residual)
-
-    def _backward_of(self, last: _Forward, grad_y: ArrayLike) -> Gradients:
-        """Differentiate a forward, or the part of one."""
-        x, axis, m, mask, sample_weight, residual, training, ghosts, factors, _ = last
-        if mask is None and sample_weight is None and ghosts is None and factors is None:
+        x, axis, m, mask, sample_weight, residual, training, ghosts, factors, parts = self._last
+        if mask is None and sample_weight is None and ghosts is None and factors is None and not parts:
             common = _call.common_backward(
                 grad_y, x, m._table, self.weight, self.bias, axis, self.eps, residual, self.activation, training
             )
             if common is not None:
                 return Gradients(*common) if self.train_affine else Gradients(common[0], None, None, common[3])
-        d = _inputs.data(x, type(self).__name__, axis, self._shape)
-        a = self._arguments(mask, sample_weight, residual)._replace(virtual_batch_size=ghosts, renorm_factors=factors)
-        gradients = run_backward(d, grad_y, m, a, training)
+        own = self._arguments(None, None, None)
+        gradients = _layer_steps.backward(self._last, grad_y, own, type(self).__name__, self._shape)
         return gradients if self.train_affine else gradients._replace(weight=None, bias=None)
 
     def _arguments(
