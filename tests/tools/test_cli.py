@@ -239,7 +239,7 @@ def test_normalize_says_what_it_did(capsys: Capture, rng: np.random.Generator) -
     captured = capsys.readouterr()
     assert captured.out == (
         "y.npy: shape (6, 3, 4), float32, channels on axis 1.\n"
-        "Normalized with the moments of this file: 3 channels, m = 24.\n"
+        "Normalized with the moments of this file: 3 channels of 24 values each.\n"
         "Moments saved in m.json.\n"
     )
     assert captured.err == ""
@@ -640,7 +640,9 @@ def test_moments_of_several_files_are_those_of_all_rows(capsys: Capture, rng: np
     pq.write_table(pa.table({"b": x[7:, 1], "name": ["x"] * 23, "a": x[7:, 0]}), "two.parquet")
     assert main(["moments", "one.csv", "two.parquet", "-o", "m.json", "--eps", "0.5"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("m.json: the moments of 2 files together: 2 channels, m = 30.\nNote: column 'a' has var = ")
+    assert said.startswith(
+        "m.json: the moments of 2 files together: 2 channels of 30 values each.\nNote: column 'a' has var = "
+    )
     assert "not large beside eps = 0.5" in said
     m, whole = bn.load_moments("m.json"), bn.moments(x)
     assert np.allclose([m.count, m.mean, m.m2], [whole.count, whole.mean, whole.m2], rtol=1e-13)
@@ -655,7 +657,7 @@ def test_moments_of_one_file_are_those_that_normalize_saves(capsys: Capture) -> 
     capsys.readouterr()
     assert main(["moments", "t.csv", "-o", "n.json"]) == 0
     assert capsys.readouterr().out == (
-        "n.json: the moments of t.csv: 2 channels, m = 2 to 3.\n"
+        "n.json: the moments of t.csv: 2 channels of 2 to 3 values each.\n"
         "Note: column 'c' was left out: it holds text.\n"
         "Note: 1 missing cell is left out of the statistics, in column 'a'.\n"
     )

@@ -136,7 +136,8 @@ def about_gaps(data: Data, kept: tuple[int, ...], m: Moments, nan_policy: str | 
 
 
 def counted(m: Moments) -> str:
-    """Return how many channels and positions moments are of, in words."""
+    """Return how many channels and values moments are of, in words."""
     channels, least, most = m.mean.size, m.count.min(), m.count.max()
     count = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
-    return f"{channels} {'channel' if channels == 1 else 'channels'}, m = {count}"
+    values = f"{count} {'value' if most == 1 else 'values'}"
+    return f"1 channel of {values}" if channels == 1 else f"{channels} channels of {values} each"
