@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mobile
 import torch
+from mobile import conv_bn
 from torch import Tensor, nn
 
 import batchnorm as bn
@@ -22,12 +24,6 @@ STEP, CLASSES = "step", 1000
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 # --- networks, in their published sizes
-
-
-def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution without bias that keeps the size, or halves it; and batch norm."""
-    convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs)]
 
 
 class Bottleneck(nn.Module):
@@ -56,33 +52,13 @@ def resnet50() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
 
 
-class InvertedResidual(nn.Module):
-    """Expand by 1×1, filter each channel by 3×3, project by 1×1 without an activation; added where shapes agree."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = expansion * inputs
-        expand = [*conv_bn(inputs, hidden, 1), nn.ReLU6(inplace=True)] if expansion > 1 else []
-        depthwise = [*conv_bn(hidden, hidden, 3, stride, groups=hidden), nn.ReLU6(inplace=True)]
-        self.branch = nn.Sequential(*expand, *depthwise, *conv_bn(hidden, outputs, 1))
-        self.adds = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x) if self.adds else self.branch(x)
+STAGES = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 
 
 def mobilenet_v2() -> nn.Module:
-    """Sandler et al. 2018, arXiv:1801.04381, table 2."""
-    layers: list[nn.Module] = [*conv_bn(3, 32, 3, 2), nn.ReLU6(inplace=True)]
-    channels = 32
-    for expansion, outputs, blocks, first in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-    ):  # fmt: skip
-        for position in range(blocks):
-            layers.append(InvertedResidual(channels, outputs, first if position == 0 else 1, expansion))
-            channels = outputs
-    layers += [*conv_bn(channels, 1280, 1), nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Dropout(0.2), nn.Linear(1280, CLASSES))
+    """Sandler et al. 2018, table 2."""
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(1280, CLASSES)]
+    return mobile.mobilenet_v2(32, STAGES, 1280, head)
 
 
 def efficientnet_b0() -> nn.Module:

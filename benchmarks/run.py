@@ -22,6 +22,8 @@ from batchnorm.tools.bench.results import commit, document, read, row, write
 from batchnorm.tools.bench.timing import keep_memory
 from rows import PARTS
 
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))  # what networks are made of
+
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -605,14 +605,14 @@ BREAKS = [
         'node.kwargs.get("alpha", 1) == 1',
         "True",
         "fuse: an addition with a factor",
-        "test_torch_fuse.py test_torch_fuse_calls.py",
+        "test_torch_fuse_refusals.py test_torch_fuse_calls.py",
     ),
     Break(
         SRC + "torch/_fuse/patterns.py",
         "if len(users) > 1:",
         "if False:",
         "fuse: an output used twice",
-        "test_torch_fuse.py",
+        "test_torch_fuse_refusals.py",
     ),
     Break(
         SRC + "torch/_fuse/patterns.py",
@@ -640,7 +640,7 @@ BREAKS = [
         "module._forward_pre_hooks or module._forward_hooks",
         "module._forward_pre_hooks",
         "fuse: forward hooks see nothing",
-        "test_torch_fuse.py",
+        "test_torch_fuse_around.py",
     ),
     Break(
         SRC + "torch/_fuse/reads.py",
@@ -662,7 +662,7 @@ BREAKS = [
         "if dtype.hasobject:",
         "if False:",
         "files: arrays of Python objects are not refused by name",
-        "test_cli.py test_found_files.py",
+        "test_cli_refusals.py test_found_files.py",
     ),
     Break(
         SRC + "tools/files/arrays.py",
@@ -676,7 +676,7 @@ BREAKS = [
         "* header.dtype.itemsize) > available:",
         "* header.dtype.itemsize) > 2 * available:",
         "files: a truncated .npy",
-        "test_cli.py test_found_files.py",
+        "test_cli_refusals.py test_found_files.py",
     ),
     Break(
         SRC + "tools/files/atomic.py",
@@ -690,7 +690,7 @@ BREAKS = [
         "return EPS.default if saved is None or saved.eps is None else saved.eps",
         "return EPS.default",
         "files: the eps of saved moments is ignored",
-        "test_found_files.py test_files.py",
+        "test_found_tables.py test_files.py",
     ),
     Break(
         SRC + "tools/files/saved_moments.py",
@@ -725,14 +725,14 @@ BREAKS = [
         "NEAR_EPS = 100.0",
         "NEAR_EPS = 1.0",
         "explain: variances near eps are not suspected",
-        "test_explain.py",
+        "test_explain_suspicions.py",
     ),
     Break(
         SRC + "tools/explain/suspicions.py",
         "(table.maximum == table.minimum) & (m > 1)",
         "(table.maximum == table.minimum)",
         "explain: one value is called constant",
-        "test_explain.py",
+        "test_explain_suspicions.py",
     ),
     Break(
         SRC + "tools/explain/distribution.py",
@@ -746,7 +746,7 @@ BREAKS = [
         "SQUEEZED = 0.2",
         "SQUEEZED = 0.02",
         "explain: an outlier must leave nearly nothing",
-        "test_explain.py",
+        "test_explain_suspicions.py",
     ),
     Break(
         SRC + "tools/why/training.py",
@@ -802,14 +802,14 @@ BREAKS = [
         "{str(error).removeprefix('explain: ')}",
         "{error}",
         "command line: an error names the function",
-        "test_cli.py",
+        "test_cli_refusals.py",
     ),
     Break(
         SRC + "tools/why/statistics.py",
         "    if all(a > b for a, b in pairs):",
         "    if any(a > b for a, b in pairs):",
         "why: one seed of several confirms",
-        "test_why.py",
+        "test_why_findings.py",
     ),
     Break(
         SRC + "tools/why/statistics.py",

@@ -130,10 +130,10 @@ def test_tiny_calls_are_shown() -> None:
 
 def small_network() -> torch.nn.Module:
     """What the networks are made of, once."""
-    networks = part("networks")
-    layers = [*networks.conv_bn(3, 8, 3, 2), torch.nn.ReLU(inplace=True), networks.Bottleneck(8, 4, 2)]
+    mobile, networks = part("mobile"), part("networks")
+    layers = [*mobile.conv_bn(3, 8, 3, 2), torch.nn.ReLU(inplace=True), networks.Bottleneck(8, 4, 2)]
     return torch.nn.Sequential(
-        *layers, networks.InvertedResidual(16, 16, 1, 2), torch.nn.Flatten(), torch.nn.Linear(1024, 5)
+        *layers, mobile.InvertedResidual(16, 16, 1, 2), torch.nn.Flatten(), torch.nn.Linear(1024, 5)
     )
 
 

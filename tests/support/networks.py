@@ -10,16 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import mobile
 import torch
+from mobile import conv_bn
 from torch import Tensor, nn
 
 CLASSES = 10
-
-
-def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    """A convolution that keeps the size (or halves it), without the bias that batch normalization would remove."""
-    convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs)]
 
 
 def classifier(channels: int) -> list[nn.Module]:
@@ -99,31 +95,9 @@ def resnet50() -> nn.Module:
 # --- MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) ---
 
 
-class InvertedResidual(nn.Module):
-    """Expand (1×1), filter each channel alone (3×3), project (1×1) without an activation; then the shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = expansion * inputs
-        expand = [*conv_bn(inputs, hidden, 1), nn.ReLU6(inplace=True)] if expansion > 1 else []
-        depthwise = [*conv_bn(hidden, hidden, 3, stride, groups=hidden), nn.ReLU6(inplace=True)]
-        self.layers = nn.Sequential(*expand, *depthwise, *conv_bn(hidden, outputs, 1))
-        self.adds = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.adds else self.layers(x)
-
-
 def mobilenet_v2() -> nn.Module:
-    """Expansion, channels, blocks and first stride of each stage; the paper's, thinned out."""
-    stages = [(1, 8, 1, 1), (6, 8, 2, 2), (6, 12, 2, 2), (6, 16, 2, 1)]
-    layers: list[nn.Module] = [*conv_bn(3, 8, 3, 2), nn.ReLU6(inplace=True)]
-    channels = 8
-    for expansion, outputs, blocks, first_stride in stages:
-        for position in range(blocks):
-            layers.append(InvertedResidual(channels, outputs, first_stride if position == 0 else 1, expansion))
-            channels = outputs
-    return nn.Sequential(*layers, *conv_bn(channels, 64, 1), nn.ReLU6(inplace=True), *classifier(64))
+    """The paper's stages, thinned out."""
+    return mobile.mobilenet_v2(8, [(1, 8, 1, 1), (6, 8, 2, 2), (6, 12, 2, 2), (6, 16, 2, 1)], 64, classifier(64))
 
 
 # --- DenseNet (Huang et al. 2016, arXiv:1608.06993) ---

@@ -1,4 +1,4 @@
-"""What tests of the page of `explain` share: the page of the worked example."""
+"""What tests of the tools share: a directory of their own; the page of the worked example."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from pages import opened
 from playwright.sync_api import Browser, Page
 
 from batchnorm.tools.explain import EXAMPLE, explain
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of the test's own, and the default width."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture
