@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 
 import pytest
 import torch
@@ -126,17 +127,37 @@ def test_blocks_inside_of_a_block_move_with_it():
 
 
 def test_nothing_moves_where_a_layer_refuses():
-    model = nn.Sequential(bnt.BatchNorm2d(3), nn.BatchNorm2d(3), bnt.BatchNorm2d(3, on_nonfinite="raise"))
+    model = nn.Sequential(bnt.BatchNorm2d(3), bnt.BatchNorm2d(3, on_nonfinite="raise"), nn.BatchNorm2d(3))
     bits = bits_of(model)
     block = bnt.one_update(model)
     block.__enter__()
     model(x_of(1))
-    model[2](torch.full((2, 3, 1, 1), torch.inf))
-    with pytest.raises(ValueError, match=r"one_update: .* by layer 2, so no layer has moved: .* channel 0"):
+    model[1](torch.full((2, 3, 1, 1), torch.inf))
+    with pytest.raises(ValueError, match=r"one_update: .* by layer 1, so no layer has moved: .* channel 0"):
         block.__exit__(None, None, None)
     assert bits_of(model) == bits
     model(x_of(1))
-    assert int(model[2].num_batches_tracked) == 1
+    assert int(model[1].num_batches_tracked) == 1
+
+
+def test_an_exception_in_another_thread_discards_nothing_of_this_one():
+    layer, inside, leave = nn.BatchNorm2d(3), threading.Event(), threading.Event()
+    block = bnt.one_update(layer)
+
+    def work() -> None:
+        with contextlib.suppress(ZeroDivisionError), block:
+            inside.set()
+            leave.wait()
+            raise ZeroDivisionError
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait()
+    with block:
+        layer(x_of())
+        leave.set()
+        thread.join()
+    assert int(layer.num_batches_tracked) == 1
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
