@@ -65,6 +65,8 @@ def test_non_finite_values_are_counted_per_channel(rng: np.random.Generator) -> 
     assert "Channel 0 holds 1 NaN among its 40 values" in " ".join(e.to_text().split())
     assert e.between.pairs == 0
     assert "Fewer than two channels are free of NaN and infinity" in " ".join(e.to_text().split())
+    x[:, 1] = np.inf
+    assert bn.explain(x).channels.infinities.tolist() == [0, 40, 2]  # without a warning
 
 
 def test_sixteen_bit_range() -> None:

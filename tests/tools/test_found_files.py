@@ -369,6 +369,8 @@ NPZ: dict[str, tuple[bytes, list[str], Any]] = {
 }
 FOUND = {
     **{("t.csv", case): found for case, found in TEXT.items()},
+    ("t.tsv", "one column of decimal commas"): ("1,5\n2,5\n3\n", ["--decimal", ","], [[1.5], [2.5], [3]]),
+    ("t.tsv", "one column, each cell with a comma"): ("1,5\n2,5\n", ["--decimal", ","], [[1.5], [2.5]]),
     **{("t.parquet", case): found for case, found in PARQUET.items()},
     **{("x.npy", case): found for case, found in NPY.items()},
     **{("x.npz", case): found for case, found in NPZ.items()},

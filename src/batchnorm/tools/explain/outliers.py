@@ -63,8 +63,8 @@ def _suspects(table: ChannelTable, sample: Sample) -> np.ndarray:
     there = np.count_nonzero(~np.isnan(ordered), axis=0)
     cut = np.array([_allowed(n) for n in there], np.int64)
     across = np.arange(ordered.shape[1])
-    inner = ordered[np.maximum(there - 1 - cut, 0), across] - ordered[np.minimum(cut, len(ordered) - 1), across]
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        inner = ordered[np.maximum(there - 1 - cut, 0), across] - ordered[np.minimum(cut, len(ordered) - 1), across]
         share = inner / (table.maximum - table.minimum)[sample.channels]
     fine = np.isfinite(table.std[sample.channels]) & (there >= FEWEST) & (share > 0) & (share <= SQUEEZED)
     order = np.argsort(share, kind="stable")

@@ -98,7 +98,7 @@ def found_form(lines: Sequence[str], whole: bool, usual: Form, delimiter: str | 
     The usual delimiter stays unless the lines do not agree on it, or it is a comma that cuts up decimals; then it is
     another one that gives every line the same number of cells, two or more.
     """
-    delimiter = delimiter or _found_delimiter(lines, whole, usual.delimiter)
+    delimiter = delimiter or _found_delimiter(lines, whole, usual.delimiter, decimal)
     rows = _rows(lines, whole, delimiter)
     cells = [c for row in rows for c in row]
     return replace(usual, delimiter=delimiter, decimal=decimal or _found_decimal(cells, delimiter))
@@ -120,9 +120,10 @@ def _rows(lines: Sequence[str], whole: bool, delimiter: str) -> list[list[str]]:
     return rows if whole else rows[:-1]  # the last one may go on
 
 
-def _found_delimiter(lines: Sequence[str], whole: bool, usual: str) -> str:
+def _found_delimiter(lines: Sequence[str], whole: bool, usual: str, decimal: str | None) -> str:
     shares: dict[str, float] = {}
-    for separator in (usual, *SEPARATORS, BLANK):
+    others = (s for s in (*SEPARATORS, BLANK) if s != decimal)
+    for separator in (usual, *others):
         rows = _rows(lines, whole, separator)
         if len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
             form = Form(separator, _found_decimal([c for row in rows for c in row], separator))
