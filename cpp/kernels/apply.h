@@ -186,7 +186,7 @@ BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activat
     over<Past>(at.out, runs.length, period, [&](int64_t j, int64_t c) BN_INLINE_LAMBDA {
       const U<C> unit = load(at.x + j), d = unit - center(c);
       U<C> h = load(at.g + j);
-      if (Clips && (!kSmall || act != Activation::none)) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
+      if (Clips && (!kCalls<C> || act != Activation::none)) h = where_inside(multiply_add(d, scale(c), shift(c)), most, h);
       if (W != Weighing::none) {
         const U<C> w = W == Weighing::by_run ? of_run : load_raw(weights + j);
         h = h - if_less(zero, w, multiply_add(d, k1(c), k0(c)) * w, zero);
@@ -201,7 +201,7 @@ BN_INLINE void grad_of(const Runs& runs, const Coefs& k, int64_t period, Activat
 }
 template <class T, class Of, Weighing W>
 BN_INLINE void grad_either(const Runs& runs, const Coefs& k, int64_t period, Activation act) {
-  const bool clips = kSmall || act != Activation::none;
+  const bool clips = kCalls<Compute<T>> || act != Activation::none;
   if (runs.weights && clips) grad_of<T, Of, true, true, false, W>(runs, k, period, act);
   else if (runs.weights) grad_of<T, Of, true, false, false, W>(runs, k, period, act);
   else if (runs.past_cache && k.k1 == nullptr) grad_of<T, Of, false, true, kStreams>(runs, k, period, act);

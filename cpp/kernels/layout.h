@@ -32,11 +32,6 @@ inline char* at(const Problem& p, const Array& a, int64_t c, int64_t r) {
   return a.data + (channel_offset(p, a, c) + position_offset(p, a, r)) * size_of(p);
 }
 
-// Asks for memory that will be read soon.
-inline void ask_for(const char* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
-}
-
 // Whether every data array there is (not the weights) has a property.
 template <class F> bool all_arrays(const Problem& p, const F& holds) {
   for (const Array* a : {&p.x, &p.y, &p.residual, &p.grad_y, &p.grad_x, &p.grad_residual})

@@ -23,7 +23,7 @@ BN_INLINE Terms<C, G> terms_of(U<C> x, U<C> center, U<C> most, Activation act, c
   const U<C> d = x - center;
   if constexpr (!G) return {d};
   else if constexpr (!Clips) return {d, g()};
-  else if (kSmall && act == Activation::none) return {d, g()};
+  else if (kCalls<C> && act == Activation::none) return {d, g()};
   else return {d, where_inside(multiply_add(d, scale(), shift()), most, g())};
 }
 
@@ -184,7 +184,7 @@ template <class T>
 void sums(const char* x, const char* g, int64_t cells, Joints j, Coefs k, Activation act, bool omits, double* acc) {
   using C = Compute<T>;
   static constexpr C kZero = 0, kOne = 1;
-  const bool clips = kSmall || act != Activation::none;
+  const bool clips = kCalls<C> || act != Activation::none;
   if (kHasTogether && omits) {
     // Without an activation z is 1, or NaN, which are inside of its bounds.
     if (!clips) k.scale = reinterpret_cast<const char*>(&kZero), k.shift = reinterpret_cast<const char*>(&kOne);
@@ -251,7 +251,7 @@ template <class T, bool G, bool Clips> struct Lane {
 
   template <int First, int Rows> BN_INLINE void add(unsigned counts, C* s_to, C* rest, bool begins) const {
     constexpr unsigned all = ((1u << Rows) - 1) << First;
-    if (kSmall) add_rows<First, Rows, Which::some>(counts, s_to, rest, begins);
+    if (kSmall && (G || kCalls<C>)) add_rows<First, Rows, Which::some>(counts, s_to, rest, begins);
     else if ((counts & all) == all && !omits) add_rows<First, Rows, Which::all>(counts, s_to, rest, begins);
     else if ((counts & all) == all && !G && kHasTogether) add_rows<First, Rows, Which::numbers>(counts, s_to, rest, begins);
     else add_rows<First, Rows, Which::some>(counts, s_to, rest, begins);
@@ -345,7 +345,8 @@ void moments_rows(const char* x, int64_t step, There there, int64_t width, const
 template <class T>
 void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width, Coefs k, Activation act,
                char* scratch, double* acc) {
-  if (kSmall || act != Activation::none) add_cell_of_rows<T, true, true>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
+  if (kCalls<Compute<T>> || act != Activation::none)
+    add_cell_of_rows<T, true, true>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
   else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
 }
 
@@ -412,7 +413,8 @@ void moments_narrow(const char* x, int64_t cells, int64_t channels, const char* 
 template <class T>
 void sums_narrow(const char* x, const char* g, int64_t cells, int64_t channels, Coefs k, Activation act, bool omits, char* scratch,
                  double* acc) {
-  if (kSmall || act != Activation::none) add_narrow_cells<T, true, true>(x, g, cells, channels, k, act, omits, scratch, acc);
+  if (kCalls<Compute<T>> || act != Activation::none)
+    add_narrow_cells<T, true, true>(x, g, cells, channels, k, act, omits, scratch, acc);
   else add_narrow_cells<T, true, false>(x, g, cells, channels, k, act, omits, scratch, acc);
 }
 
