@@ -95,7 +95,16 @@ WILD: dict[str, tuple[str, str | bytes, list[str], list[str]]] = {  # name, cont
             "total",
         ],
     ),
-    "points that may separate thousands, and a row of numbers that counts": (
+    "numbers of rows, the last of which is their sum": (
+        "t.csv",
+        "n,name\n0,a\n1,b\n2,c\n3,d\n",
+        ["n"],
+        [
+            "column 'name' was left out: it holds text",
+            "column 'n' counts the rows; if it is no measurement, leave it out with --columns",
+        ],
+    ),
+    "points that may separate thousands": (
         "t.csv",
         "n;people\n0;999\n1;1.234\n2;12.345\n3;850\n",
         ["n", "people"],
