@@ -124,17 +124,18 @@ def test_a_large_mean_and_halves():
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of a graph with a break
 @pytest.mark.parametrize("kind", ["torch.nn", "of its own", "ours", "ours, renorm"])
 def test_in_other_hands(kind):
-    """Compiled, by torch.func, fused, exported: the same function."""
+    """Compiled, by torch.func, fused: the same function."""
     torch._dynamo.reset()
     layer = _layer(kind)
     layer.activation = None if "ours" in kind else getattr(layer, "activation", None)
     x = x_of(3).double()
     expected = _exact(layer, x, 20.0)
+    fused = bnt.fuse(nn.Sequential(nn.Identity(), layer).eval(), verbose=False)
+    with bnt.adapt(fused, 20.0):
+        torch.testing.assert_close(fused(x), expected)
     with bnt.adapt(layer, 20.0):
         torch.testing.assert_close(torch.compile(layer, backend="eager")(x), expected)
         torch.testing.assert_close(torch.func.vmap(layer)(x[None])[0], expected)
-        model = nn.Sequential(nn.Identity(), layer).eval()
-        torch.testing.assert_close(bnt.fuse(model, verbose=False)(x), expected)
     torch._dynamo.reset()
 
 

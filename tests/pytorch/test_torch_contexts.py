@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 import threading
 import time
 from typing import Any
@@ -118,6 +119,70 @@ def test_contexts_of_all_kinds_are_left_in_any_order(kind):
             blocks[i].__exit__(None, None, None)
         assert attributes_of(model) == attributes
     assert bits_of(model) == bits, "one of them was hold"
+
+
+@pytest.mark.parametrize(
+    ("kind", "context"),
+    [(kind, c) for kind in ("torch.nn", "of its own", "ours", "synchronized") for c in CONTEXTS if serves(c, kind)],
+)
+def test_a_copy_that_is_made_inside_is_in_no_block(kind, context):
+    """An average of weights that begins there, or a model that is saved whole, is not held for good."""
+    model = model_of(kind)
+    attributes = attributes_of(model)
+    with CONTEXTS[context](model), bnt.hold(model[2]):
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model[2])]
+    for copied in copies[:2]:
+        assert attributes_of(copied) == attributes
+        assert bits_of(copied) == bits_of(model)
+        copied(x_of(5))
+        assert all(int(layer.num_batches_tracked) == 4 for layer in (copied[1], copied[2][1]))
+    assert attributes_of(copies[2]) == attributes_of(model[2])
+    assert int(model[1].num_batches_tracked) == 3
+
+
+CHANGES = {
+    "convert": lambda model: bnt.convert(model, update_running_stats=False),
+    "convert_sync": bnt.convert_sync,
+    "convert_groups": lambda model: bnt.convert_groups(model, 2),
+    "revert": bnt.revert,
+    "freeze": bnt.freeze,
+    "unfreeze": bnt.unfreeze,
+    "fuse": bnt.fuse,
+    "recalibrate": lambda model: bnt.recalibrate(model, [x_of()]),
+    "diagnose": lambda model: bnt.diagnose(model, [x_of()] * 4),
+}
+
+
+@pytest.mark.parametrize("who", CHANGES)
+def test_what_changes_layers_is_refused_inside(who):
+    """The end of the block would undo it, in part: a layer that was frozen inside of `hold` would move again."""
+    for kind, context in (("torch.nn", "hold"), ("torch.nn", "adapt"), ("ours", "hold"), ("ours", "one_update")):
+        model = model_of(kind)
+        if who == "unfreeze":
+            bnt.freeze(model, verbose=False)
+        bits, attributes = bits_of(model), attributes_of(model)
+        with (
+            CONTEXTS[context](model[2]),
+            pytest.raises(ValueError, match=rf"{who}: .* got layer 2\.1 inside of one; call {who} before or after"),
+        ):
+            CHANGES[who](model)
+        assert attributes_of(model) == attributes
+        assert bits_of(model) == bits
+
+
+@pytest.mark.parametrize("context", ["one_update", "adapt"])
+def test_a_forward_that_others_have_put_into_a_layer_is_called(context):
+    """As accelerate's hooks are, which move a layer to its device first."""
+    model, expected = model_of("torch.nn").train(context != "adapt"), model_of("torch.nn").train(context != "adapt")
+    expected.load_state_dict(model.state_dict())
+    own, calls = model[1].forward, []
+    model[1].forward = lambda x: own(calls.append(x) or x + 1)
+    with CONTEXTS[context](expected):
+        ys = [expected[1](x + 1) for x in (x_of(5), x_of(6))]
+    with CONTEXTS[context](model):
+        assert all(torch.equal(model[1](x), y) for x, y in zip((x_of(5), x_of(6)), ys, strict=True))
+    assert len(calls) == 2
+    torch.testing.assert_close(model[1].state_dict(), expected[1].state_dict())
 
 
 # --- hold ---

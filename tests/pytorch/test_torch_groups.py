@@ -343,6 +343,32 @@ def test_functions_on_models_find_the_layers():
     assert model[1](X, MIXED).shape == X.shape, "layers of torch.nn's are called as they are"
 
 
+def test_parts_of_a_batch_and_adaptation_are_those_of_each_group():
+    """`one_update` and `adapt`: as separate layers on the samples of their groups; a refused part counts nowhere."""
+    x, labels = _randn(20, C, 4, 5), torch.tensor([*LABELS["mixed"], *LABELS["an empty group"]])
+    grouped = _grouped(x.shape)
+    separate = _separate(grouped)
+    with bnt.one_update(grouped):
+        for part, of_part in zip(x.split(10), labels.split(10), strict=True):
+            grouped(part, of_part)
+        with pytest.raises(ValueError, match=r"group 2: .*one value per channel"):
+            grouped(x[:5, :, :1, :1], [0, 0, 1, 1, 2])
+    for g, one in enumerate(separate):
+        here = labels == g
+        with bnt.one_update(one):
+            one(x[:10][here[:10]])
+            one(x[10:][here[10:]])
+        assert int(one.num_batches_tracked) == 2
+        for buffer, expected in zip(grouped.layer(g).buffers(), one.buffers(), strict=True):
+            assert torch.equal(buffer, expected)
+    grouped.eval()
+    with bnt.adapt(grouped, 30.0), bnt.groups(grouped, labels):
+        y = grouped(x)
+    for g, one in enumerate(separate):
+        with bnt.adapt(one.eval(), 30.0):
+            assert torch.equal(y[labels == g], one(x[labels == g]))
+
+
 class _Labelled(nn.Module):
     def __init__(self):
         super().__init__()

@@ -2,12 +2,15 @@
 
 Contexts nest, may be left in any order and by exceptions, and may be open in several threads: of those that are open
 over a layer the one that was entered last decides, and when all are left, the attribute is what it was, or absent.
+Copies of a layer are in no context: they are made of what it is outside.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import types
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ._layers import _Extended
-from ._norms import Only, check_model, chosen, norms_of
+from ._norms import Norm, Only, check_model, chosen, layer_said, norms_of
 
 
 class Setting(NamedTuple):
@@ -51,7 +54,9 @@ class Context(contextlib.ContextDecorator):
     """Settings that hold inside of a `with` block."""
 
     def __init__(self, who: str, settings: list[Setting]) -> None:
-        self._who, self._settings = who, settings
+        layers = {id(setting.layer): setting.layer for setting in settings}.values()
+        copied = [Setting(layer, "__reduce_ex__", types.MethodType(_reduced, layer)) for layer in layers]
+        self._who, self._settings = who, settings + copied  # copy.deepcopy and pickle look for it in the object first
         self._entries: list[_Entry] = []
 
     def _entered(self) -> list[Setting]:
@@ -94,10 +99,37 @@ class Context(contextlib.ContextDecorator):
         return f"<batchnorm.torch.{self._who}: {n} layer{'' if n == 1 else 's'}{', open' if self._entries else ''}>"
 
 
-def before(layer: nn.Module, name: str) -> Any:
-    """An attribute of a layer, as it is outside of all contexts."""
+def before(layer: nn.Module, name: str, default: Any = None) -> Any:
+    """An attribute of the layer itself, as it is outside of all contexts."""
     is_open = _open.get((id(layer), name))
-    return getattr(layer, name) if is_open is None or is_open.before is _ABSENT else is_open.before
+    value = layer.__dict__.get(name, _ABSENT) if is_open is None else is_open.before
+    return default if value is _ABSENT else value
+
+
+def outside(layer: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """A state of a layer, without what contexts have set."""
+    with LOCK:
+        own = {name: before(layer, name, _ABSENT) if (id(layer), name) in _open else v for name, v in state.items()}
+    return {name: value for name, value in own.items() if value is not _ABSENT}
+
+
+def _reduced(layer: nn.Module, protocol: Any) -> Any:
+    """What `copy.deepcopy` and `pickle` make a copy of."""
+    new, args, state, *rest = type(layer).__reduce_ex__(layer, protocol)
+    return new, args, outside(layer, state) if isinstance(state, dict) else state, *rest
+
+
+def check_outside(norms: Iterable[Norm], who: str, among: Iterable[str] = ()) -> None:
+    """Refuse layers that are inside of contexts, but of those that set only what is among some attributes."""
+    if not _open:
+        return
+    inside = {layer for layer, name in _open if name not in ("__reduce_ex__", *among)}
+    for norm in norms:
+        if id(norm.layer) in inside:
+            raise ValueError(
+                f"{who}: a block such as that of hold, masked, one_update or adapt gives its layers back as they were "
+                f"when it began; got {layer_said(str(norm))} inside of one; call {who} before or after the block"
+            )
 
 
 def layers_of(model: nn.Module, only: Only, who: str) -> list[nn.Module]:
@@ -173,7 +205,7 @@ def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextMa
 
     Notes
     -----
-    Copy and save models outside of the block: a copy that is made inside stays held.
+    A copy that is made inside, by `copy.deepcopy` or `pickle`, is not held: it is as the model is outside.
 
     `torch.utils.checkpoint` runs a forward again during the backward. Our layers do not move their statistics then.
     Those of torch.nn do, so call the backward inside the block, too.

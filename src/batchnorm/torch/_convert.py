@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue, check_without_running
 from .._renorm import Renorm
 from . import _options
+from ._contexts import check_outside
 from ._fuse.forward import unfuse
 from ._norms import check_model, norms_of
 from ._options import DEFAULTS
@@ -130,6 +131,7 @@ normalize_with, update_running_stats, train_affine, keep_count
     check_model(model, "convert")
     given = {name: _options.MODULE[name].checked(value, "convert") for name, value in given.items()}
     norms = norms_of(model)
+    check_outside(norms, "convert")
     found = [norm for norm in norms if type(norm.layer) in OURS and not why_unfit(norm.layer)]
     ours = [norm for norm in norms if norm in found or type(norm.layer) in THEIRS] if given else []
     for norm in ours:
@@ -235,6 +237,8 @@ def convert_sync(
     >>> type(model[1])
     <class 'batchnorm.torch.SyncBatchNorm'>
     """
+    if isinstance(model, nn.Module):
+        check_outside(norms_of(model), "convert_sync")
     became = synchronize(model, process_group, reproducible, "convert_sync")
     report = Report("converted", layers=tuple(became), total=len(norms_of(model)), left=tuple(not_ours(model)))
     return reported(model, report, verbose, return_report)
@@ -284,6 +288,7 @@ def revert(model: Model, *, verbose: bool = True, return_report: bool = False) -
     the model itself (BatchNorm2d) is left: torch.nn's has no activation='relu'
     """
     check_model(model, "revert")
+    check_outside(norms_of(model), "revert")
     left: list[Left] = []
     reverted: list[str] = []
     for name, module in model.named_modules():

@@ -18,6 +18,7 @@ from .._records import CONVENTIONS, Doubles, LayerRecord
 from . import _options, _shared
 from ._batches import Batches, Forward
 from ._causes import CAUSES, Causes, DiagnosedLayer, typical, typical_factor
+from ._contexts import check_outside
 from ._definitions import Progress
 from ._diagnosis import DISTANCE, FACTOR, Diagnosis
 from ._layer_inputs import gather, put_back
@@ -119,6 +120,7 @@ def diagnose(
     inner, group, _ = unwrapped(model, group)
     samples = _options.SAMPLES.checked(samples, WHO)
     known = [norm for norm in norms_of(inner) if norm.layer.running_mean is not None]
+    check_outside(known, WHO, among=("_masked",))
     records = {str(norm): record_of(norm) for norm in known}
     data = _Data(inner, forward, loss)
     peers = _peers_of(known, group)

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._options import NormalizeWith, check_without_running
 from . import _options
+from ._contexts import check_outside
 from ._convert import is_other
 from ._layers import _Extended
 from ._norms import Norm, Only, check_model, chosen, norms_of
@@ -122,6 +123,7 @@ def freeze(
     }
     switches = {name: _SWITCHES[name].checked(value, "freeze") for name, value in given.items()}
     norms = chosen(norms_of(model), only, "freeze")
+    check_outside(norms, "freeze")
     for norm in norms:
         _check_layer(norm, switches)
     if not switches["train_affine"]:
@@ -182,7 +184,9 @@ def unfreeze(model: Model, *, only: Only = None, verbose: bool = True) -> Model:
     BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
     check_model(model, "unfreeze")
-    found = [norm.layer for norm in chosen(norms_of(model), only, "unfreeze") if _is_frozen(norm.layer)]
+    norms = [norm for norm in chosen(norms_of(model), only, "unfreeze") if _is_frozen(norm.layer)]
+    check_outside(norms, "unfreeze")
+    found = [norm.layer for norm in norms]
     _check_parallel(model, "unfreeze", any(_trained_before(layer) for layer in found))
     for layer in found:
         _unfreeze(layer)

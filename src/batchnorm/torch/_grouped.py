@@ -179,6 +179,7 @@ class Grouped(nn.Module):
             if end > first or self._is_synchronized()  # whose other ranks wait
         ]
         before = self._before(x, rest, present)
+        collected = [(parts, parts.n) for g, _, _ in present if (parts := getattr(self.layers[g], "_collects", None))]
         outputs = []
         for g, first, end in present or [(0, 0, 0)]:
             try:
@@ -188,6 +189,8 @@ class Grouped(nn.Module):
                 with torch.no_grad():
                     for buffer, value in before:
                         buffer.copy_(value)
+                for parts, n in collected:  # of a block of one_update
+                    parts.n = n
                 raise type(error)(f"{type(self).__name__}, group {g}: {error}") from None
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .. import _options
-from ._contexts import Context, Setting
+from ._contexts import Context, Setting, check_outside
 from ._convert import not_ours, reported
 from ._grouped import GROUPS, Group, Grouped, GroupedBatchNorm1d, GroupedBatchNorm2d, GroupedBatchNorm3d, check_labels
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
@@ -108,6 +108,7 @@ def convert_groups(
     shared = _options.TRAINING.called("share_affine").checked(share_affine, who)
     grouped = {id(layer) for m in model.modules() if isinstance(m, Grouped) for layer in m.layers}
     norms = [norm for norm in norms_of(model) if id(norm.layer) not in grouped]
+    check_outside(norms, who)
     found = [
         norm
         for norm in chosen(norms, only, who)

@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from .._findings import SENTENCES
 from . import _options
 from ._batches import Batches, Forward
+from ._contexts import check_outside
 from ._definitions import WHO, ByBatch, Progress, Statistics, Whole
 from ._free import free_memory
 from ._freeze import is_kept_in_evaluation
@@ -290,7 +291,9 @@ def _to_recalibrate(model: nn.Module, only: Only) -> tuple[list[Norm], list[Left
             )
     norms: list[Norm] = []
     left: list[Left] = []
-    for norm in chosen(norms_of(model), only, WHO):
+    selected = chosen(norms_of(model), only, WHO)
+    check_outside(selected, WHO, among=("_masked",))  # a mask that is passed is no change of a layer
+    for norm in selected:
         if reason := _why_left(norm.layer):
             left.append((str(norm), type(norm.layer).__name__, reason))
         else:

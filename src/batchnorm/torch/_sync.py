@@ -12,6 +12,7 @@ from .. import _refusals
 from .._options import Activation, Correction, NormalizeWith, OnNonfinite, OnSingleValue, activation_code
 from .._renorm import Renorm
 from . import _activations, _backend, _operands, _operations, _options, _plain, _positions, _running, _shared
+from ._contexts import outside
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _Extended
 from ._norms import check_model
 from ._options import DEFAULTS
@@ -245,7 +246,7 @@ class SyncBatchNorm(_Extended):
         memo[id(self.process_group)] = self.process_group
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        new.__dict__.update(copy.deepcopy(outside(self, self.__dict__), memo))
         return new
 
     def extra_repr(self) -> str:

@@ -14,42 +14,45 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from . import _backend, _operands, _shared
-from ._contexts import Setting
+from ._contexts import Setting, before
 
 Tensor = torch.Tensor
 
 
 def watched(layer: nn.Module) -> Setting:
     """What makes a layer's forward do what the contexts that are open over it ask for."""
-    return Setting(layer, "forward", types.MethodType(_forward, layer))
+    others = before(layer, "forward")  # such as accelerate's, which moves a layer to its device first
+    if others is None:
+        return Setting(layer, "forward", types.MethodType(_forward, layer))
+    return Setting(layer, "forward", functools.partial(_forward, layer, others=others))
 
 
 def has_own_forward(layer: nn.Module) -> bool:
-    """Whether a class does more than torch.nn's forward."""
-    return type(layer).forward is not _BatchNorm.forward
+    """Whether a layer does more than torch.nn's forward."""
+    return type(layer).forward is not _BatchNorm.forward or before(layer, "forward") is not None
 
 
-def _forward(layer: Any, input: Tensor) -> Tensor:
+def _forward(layer: Any, input: Tensor, *, others: Callable[..., Tensor] | None = None) -> Tensor:
     """The layer's own forward, but for what the contexts change of it."""
     y: Tensor
+    own = others or functools.partial(type(layer).forward, layer)
     prior = getattr(layer, "_prior", None)
     if prior is not None and not layer.training and input.numel() and layer.running_mean is not None:
-        if type(layer).forward in _AS_BATCH_NORM:
+        if others is None and type(layer).forward in _AS_BATCH_NORM:
             layer._check_input_dim(input)
             return _adapted(prior, input, layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
-        y = _listened("adapt", layer, input, functools.partial(_adapted, prior))
+        y = _listened("adapt", layer, own, input, functools.partial(_adapted, prior))
         return y
     parts = getattr(layer, "_collects", None)
     if parts is None or not layer.training or getattr(layer, "_held", False):
-        y = type(layer).forward(layer, input)
-        return y
+        return own(input)
     parts.check()
     seen = [input]
-    if has_own_forward(layer):  # it tracks no statistics meanwhile
-        y = _listened("one_update", layer, input, functools.partial(_batch_norm_of, seen))
-    else:
+    if others is None and type(layer).forward is _BatchNorm.forward:
         layer._check_input_dim(input)
         y = F.batch_norm(input, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+    else:  # it tracks no statistics meanwhile
+        y = _listened("one_update", layer, own, input, functools.partial(_batch_norm_of, seen))
     x = seen[-1]
     if x.numel() and not _backend.is_recomputation():
         parts.add(_shared.gather(_shared.Part(x, None, None)), _backend.is_native(x), False)
@@ -78,11 +81,13 @@ def _batch_norm_of(seen: list[Tensor], x: Tensor, *rest: Any, **given: Any) -> T
 
 
 @torch.compiler.disable  # a compiled forward does not tell what it calls: this one layer is not compiled
-def _listened(who: str, layer: Any, input: Tensor, instead: Callable[..., Tensor]) -> Any:
+def _listened(
+    who: str, layer: Any, own: Callable[..., Tensor], input: Tensor, instead: Callable[..., Tensor]
+) -> Tensor:
     """A forward that is not torch.nn's, in which another function stands for PyTorch's batch_norm."""
     name = type(layer).__name__
     with _Listener(instead) as listener:
-        y: Tensor = type(layer).forward(layer, input)
+        y = own(input)
     if listener.calls != 1:
         raise ValueError(
             f"{who}: the forward of a layer must call torch.nn.functional.batch_norm once, so that its statistics are "

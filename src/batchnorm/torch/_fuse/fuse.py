@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._contexts import check_outside
 from .._convert import Model, convert, not_ours, reported
 from .._norms import check_model, norms_of
 from .._report import Left, Report
@@ -87,6 +88,7 @@ def fuse(model: Model, *, verbose: bool = True, return_report: bool = False) -> 
     True
     """
     check_model(model, "fuse")
+    check_outside(norms_of(model), "fuse")
     fused = convert(_copy_with_same_tensors(model), verbose=False)
     return reported(fused, _report(_fuse_in_place(fused), fused), verbose, return_report)
 
