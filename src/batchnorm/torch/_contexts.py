@@ -115,7 +115,8 @@ def outside(layer: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
 
 def _reduced(layer: nn.Module, protocol: Any) -> Any:
     """What `copy.deepcopy` and `pickle` make a copy of."""
-    new, args, state, *rest = type(layer).__reduce_ex__(layer, protocol)
+    made: Any = type(layer).__reduce_ex__(layer, protocol)
+    new, args, state, *rest = made
     return new, args, outside(layer, state) if isinstance(state, dict) else state, *rest
 
 
