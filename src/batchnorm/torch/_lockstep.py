@@ -292,7 +292,7 @@ class _Lockstep:
         tables = [arrival.table for arrival in arrivals if arrival.table is not None]
         if not tables:
             return arrivals
-        finite = torch.stack([torch.isfinite(table).all() for table in tables]).tolist()
+        finite = _finite(tables)
         if all(finite):
             return arrivals
         bad = [arrival for arrival, good in zip(arrivals, finite, strict=True) if not good]
@@ -311,6 +311,14 @@ class _Lockstep:
         if first in numbers and self.batches.is_repeatable:
             self._release()  # what is measured has gone
         return [arrival for arrival in arrivals if arrival.number not in numbers]
+
+
+def _finite(tables: list[Tensor]) -> list[bool]:
+    """Whether each is; at once where they are of one layer."""
+    if any(table.shape != tables[0].shape for table in tables):
+        return [bool(torch.isfinite(table).all()) for table in tables]
+    found: list[bool] = torch.isfinite(torch.stack(tables)).flatten(1).all(1).tolist()
+    return found
 
 
 class Refusal(Exception):
