@@ -334,7 +334,10 @@ def test_progress():
         told.append([phase, total, 0])
         return lambda done, one=told[-1]: one.__setitem__(2, one[2] + done)
 
-    bnt.diagnose(trained(3), data(1, 128), loss=loss, progress=begin, verbose=False)
+    model, calls = trained(3), list[int]()
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    bnt.diagnose(model, data(1, 128), loss=loss, progress=begin, verbose=False)
+    assert len(calls) == 2 * (7 + 3)  # seven forwards of a half, and one for each layer that is put back
     assert told == [["recalibrating", 3, 3], ["diagnosing", 8, 8]]
     told.clear()
     bnt.diagnose(trained(3), data(1, 128), progress=begin, verbose=False)

@@ -592,7 +592,28 @@ def test_random_generators_are_as_they_were():
     assert everything(model) == before
 
 
-@pytest.mark.parametrize("wrap", ["average", "parallel", "compiled", "compiled inside"])
+class ModelEmaV3(nn.Module):
+    """As timm's: the averaged model is its `module`."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.module = model
+
+
+class FullyShardedDataParallel(ModelEmaV3):
+    """Known by its name: PyTorch's needs a process group."""
+
+
+def test_parameters_that_are_spread_over_ranks_are_refused():
+    model = FullyShardedDataParallel(filled(Branches()))
+    before = everything(model)
+    for function in (bnt.recalibrate, bnt.diagnose):
+        with pytest.raises(ValueError, match=r"must have its parameters whole; got a FullyShardedDataParallel"):
+            function(model, dense(40).split(10))
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("wrap", ["average", "ema", "parallel", "compiled", "compiled inside"])
 def test_wrappers(wrap):
     model, data = filled(Branches()), dense(40).split(10)
     expected = copy.deepcopy(model)
@@ -600,8 +621,8 @@ def test_wrappers(wrap):
     if wrap == "average":
         wrapped = torch.optim.swa_utils.AveragedModel(model)
         model = wrapped.module
-    elif wrap == "parallel":
-        wrapped = nn.DataParallel(model)
+    elif wrap in ("parallel", "ema"):
+        wrapped = (nn.DataParallel if wrap == "parallel" else ModelEmaV3)(model)
     elif wrap == "compiled":
         wrapped = torch.compile(model, backend="eager")
     else:
