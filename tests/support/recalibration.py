@@ -169,3 +169,15 @@ class Oracle:
                 means, variances = [x.mean(0) for x in xs], [x.var(0, correction=correction) for x in xs]
                 found[name] = torch.stack(means).mean(0), torch.stack(variances).mean(0)
         return found
+
+
+def recalibrate(model: nn.Module, data: Any, **options: Any) -> Any:
+    return bnt.recalibrate(model, data, verbose=False, **options)
+
+
+def assert_close(found: Any, expected: Any, tolerance: float = 1e-12) -> None:
+    assert found.keys() == expected.keys()
+    for name, (mean, var) in expected.items():
+        std = var.sqrt()
+        assert torch.allclose(found[name][1], var, rtol=10 * tolerance, atol=0), name
+        assert bool(((found[name][0] - mean).abs() <= 10 * tolerance * (std + mean.abs())).all()), name
