@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from context_models import KINDS, bits_of, x_of
+from installed import file_of
 from torch import Tensor, nn
 
 import batchnorm.torch as bnt
@@ -168,16 +170,20 @@ class Convolution(nn.Module):
         return self.sequential(self.norm(x).transpose(1, 2)).transpose(1, 2)
 
 
-def test_a_conformer_counts_no_padding_but_still_reads_it():
+@pytest.mark.parametrize("whose", ["as torchaudio's", "torchaudio's"])
+def test_a_conformer_counts_no_padding_but_still_reads_it(whose):
     """The convolution before the layer reads half a kernel of padding at the end of a sequence, mask or not."""
     torch.manual_seed(0)
-    model = bnt.convert(Convolution(6, 5), verbose=False)
+    kind = Convolution
+    if whose == "torchaudio's":
+        kind = partial(file_of("torchaudio", "models/conformer.py")._ConvolutionModule, 6)
+    model = bnt.convert(kind(6, 5), verbose=False)
     lengths = torch.tensor([9, 6, 3])
     mask, frames = bnt.mask_from_lengths(lengths), torch.randn(3, 9, 6)
     seen: list[Tensor] = []
     model.sequential[3].register_forward_pre_hook(lambda layer, args: seen.append(args[0].detach()))
     with bnt.masked(model, mask):
-        model(torch.where(mask[:, :, None], frames, 7.0))
+        model(torch.where(mask[:, :, None], frames, torch.arange(6.0)))
     packed = seen[0].movedim(1, -1)[mask].double()
     layer = model.sequential[3]
     np.testing.assert_allclose(layer.running_mean, 0.1 * packed.mean(0), rtol=1e-5, atol=1e-7)

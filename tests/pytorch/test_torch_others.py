@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
+from installed import file_of
 
 import batchnorm as bn
 import batchnorm.torch as bnt
@@ -41,25 +40,13 @@ def test_pytorch_geometric_with_a_graph_of_one_node():
     assert norms[0].module.num_batches_tracked == norms[1].module.num_batches_tracked == 1
 
 
-def _file_of(package, path):
-    """A file of an installed package, run by itself: the package may ask for simulators that nobody needs here."""
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        pytest.skip(f"{package} is not installed")
-    file = Path(spec.submodule_search_locations[0], path)
-    found = importlib.util.spec_from_file_location("a_file", file)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 WARM_UP = 10
 LIMITS = bn.Renorm(r_max=3.0, d_max=5.0, start=WARM_UP, r_end=WARM_UP, d_end=WARM_UP)
 
 
 def test_the_renormalization_of_torchrl():
     """The same numbers up to twice its warm-up; then its factor is 2, and r leaves the limits."""
-    theirs = _file_of("torchrl", "modules/models/batchrenorm.py").BatchRenorm1d(4, warmup_steps=WARM_UP)
+    theirs = file_of("torchrl", "modules/models/batchrenorm.py").BatchRenorm1d(4, warmup_steps=WARM_UP)
     ours, rng = bnt.BatchNorm1d(4, momentum=0.01, renorm=LIMITS), torch.Generator().manual_seed(0)
     for _ in range(2 * WARM_UP):
         x = torch.randn(8, 4, generator=rng) * 2 + 1
@@ -72,7 +59,7 @@ def test_the_renormalization_of_torchrl():
     assert slopes[0] < 0 < 0.3 < slopes[1]
     theirs(torch.randn(1, 4))
     assert not theirs.running_var.isfinite().any()
-    fresh = _file_of("torchrl", "modules/models/batchrenorm.py").BatchRenorm1d(4, momentum=1.0)
+    fresh = file_of("torchrl", "modules/models/batchrenorm.py").BatchRenorm1d(4, momentum=1.0)
     x = torch.randn(3, 4, 5)
     fresh(x)
     torch.testing.assert_close(fresh.running_var, x.var((0, 2), correction=0) * 3 / 2)
@@ -81,7 +68,7 @@ def test_the_renormalization_of_torchrl():
 @pytest.mark.filterwarnings("ignore:var")
 def test_the_renormalization_of_sb3_contrib():
     """Its limits hold; it normalizes by the unbiased variance, knows two axes only, and does not survive one sample."""
-    BatchRenorm1d = _file_of("sb3_contrib", "common/torch_layers.py").BatchRenorm1d
+    BatchRenorm1d = file_of("sb3_contrib", "common/torch_layers.py").BatchRenorm1d
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     layer = BatchRenorm1d(4)
     y = layer(x)
