@@ -525,7 +525,7 @@ BREAKS = [
     ),
     Break(
         SRC + "torch/_contexts.py",
-        "outside(layer, state) if isinstance(state, dict) else state, *rest",
+        "outside(self.layer, state) if isinstance(state, dict) else state, *rest",
         "state, *rest",
         "contexts: a copy that is made inside stays in the block",
         "test_torch_contexts.py",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import types
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -42,6 +41,23 @@ LOCK = threading.RLock()  # of what all contexts know
 _open: dict[tuple[int, str], _Open] = {}  # by the layer's id: whoever is inside holds the layer
 
 
+class _Copied:
+    """What `copy.deepcopy` and `pickle` find in a layer that is inside: what they make a copy of."""
+
+    __slots__ = ("layer", "times")
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, self.times = layer, 0  # inside: how many times
+
+    def __call__(self, protocol: Any) -> Any:
+        made: Any = type(self.layer).__reduce_ex__(self.layer, protocol)
+        new, args, state, *rest = made
+        return new, args, outside(self.layer, state) if isinstance(state, dict) else state, *rest
+
+
+_COPIED = "__reduce_ex__"  # which they look for in the object first
+
+
 class _Entry(NamedTuple):
     """One time that a context was entered."""
 
@@ -54,9 +70,8 @@ class Context(contextlib.ContextDecorator):
     """Settings that hold inside of a `with` block."""
 
     def __init__(self, who: str, settings: list[Setting]) -> None:
-        layers = {id(setting.layer): setting.layer for setting in settings}.values()
-        copied = [Setting(layer, "__reduce_ex__", types.MethodType(_reduced, layer)) for layer in layers]
-        self._who, self._settings = who, settings + copied  # copy.deepcopy and pickle look for it in the object first
+        self._who, self._settings = who, settings
+        self._layers = {id(setting.layer): setting.layer for setting in settings}
         self._entries: list[_Entry] = []
 
     def _entered(self) -> list[Setting]:
@@ -76,6 +91,11 @@ class Context(contextlib.ContextDecorator):
                     _open[key] = _Open(own.get(name, _ABSENT))
                 _open[key].values[entry.key] = value
                 own[name] = value
+            for layer in self._layers.values():
+                own = layer.__dict__
+                if _COPIED not in own:
+                    own[_COPIED] = _Copied(layer)
+                own[_COPIED].times += 1
             self._entries.append(entry)
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -92,10 +112,15 @@ class Context(contextlib.ContextDecorator):
                     layer.__dict__.pop(name, None)
                 else:
                     layer.__dict__[name] = now
+            for layer in self._layers.values():
+                copied = layer.__dict__[_COPIED]
+                copied.times -= 1
+                if not copied.times:
+                    del layer.__dict__[_COPIED]
             self._left(entry.settings, kind is not None)
 
     def __repr__(self) -> str:
-        n = len({id(setting.layer) for setting in self._settings})
+        n = len(self._layers)
         return f"<batchnorm.torch.{self._who}: {n} layer{'' if n == 1 else 's'}{', open' if self._entries else ''}>"
 
 
@@ -110,21 +135,14 @@ def outside(layer: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """A state of a layer, without what contexts have set."""
     with LOCK:
         own = {name: before(layer, name, _ABSENT) if (id(layer), name) in _open else v for name, v in state.items()}
-    return {name: value for name, value in own.items() if value is not _ABSENT}
-
-
-def _reduced(layer: nn.Module, protocol: Any) -> Any:
-    """What `copy.deepcopy` and `pickle` make a copy of."""
-    made: Any = type(layer).__reduce_ex__(layer, protocol)
-    new, args, state, *rest = made
-    return new, args, outside(layer, state) if isinstance(state, dict) else state, *rest
+    return {name: value for name, value in own.items() if value is not _ABSENT and name != _COPIED}
 
 
 def check_outside(norms: Iterable[Norm], who: str, among: Iterable[str] = ()) -> None:
     """Refuse layers that are inside of contexts, but of those that set only what is among some attributes."""
     if not _open:
         return
-    inside = {layer for layer, name in _open if name not in ("__reduce_ex__", *among)}
+    inside = {layer for layer, name in _open if name not in among}
     for norm in norms:
         if id(norm.layer) in inside:
             raise ValueError(
