@@ -10,7 +10,7 @@
 
 namespace batchnorm {
 
-// Values of a channel each: weight, bias, running or saved statistics. With groups, a weight and bias may have a row for each.
+// Values of a channel each: weight, bias, running or saved statistics. With ghosts, a weight and bias may have a row for each.
 struct ChannelViews {
   View weight, bias, mean, var;
 };

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <limits>
 
-#include "core/groups.h"
+#include "core/ghosts.h"
 #include "kernels/select.h"
 
 namespace batchnorm {
@@ -30,10 +30,10 @@ class Expanded {
 class Call {
  public:
   Call(const View& x, const ChannelViews& channels, const Extras& extras, const Run& run)
-      : groups(x, kChannelsOnAxis1, run.group), weights_(extras.weights, x), weight_(channels.weight), bias_(channels.bias) {
+      : ghosts(x, kChannelsOnAxis1, run.ghost_size), weights_(extras.weights, x), weight_(channels.weight), bias_(channels.bias) {
     add(&Problem::x, x);
     add(&Problem::residual, extras.y ? extras.y : extras.residual);
-    groups.own_parameters = (channels.weight ? channels.weight : channels.bias).ndim == 2;
+    ghosts.own_parameters = (channels.weight ? channels.weight : channels.bias).ndim == 2;
     p.weight = weight_.get(), p.bias = bias_.get();
     p.eps = run.eps;
     p.activation = extras.activation, p.slope = extras.slope;
@@ -45,10 +45,10 @@ class Call {
     if (view) operands_.push_back({array, view});
   }
   void add_weights() { add(&Problem::weights, weights_.view()); }
-  void forward() { run_groups(groups, p, kChannelsOnAxis1, operands_, active_kernels().forward); }
-  void backward() { run_groups(groups, p, kChannelsOnAxis1, operands_, active_kernels().backward); }
+  void forward() { run_ghosts(ghosts, p, kChannelsOnAxis1, operands_, active_kernels().forward); }
+  void backward() { run_ghosts(ghosts, p, kChannelsOnAxis1, operands_, active_kernels().backward); }
 
-  Groups groups;
+  Ghosts ghosts;
   Problem p;
 
  private:
@@ -57,17 +57,17 @@ class Call {
   std::vector<Operand> operands_;
 };
 
-// Sums to the gradients of parameters, a row for each group where they have that, else all groups in one.
-void set_parameters(const Groups& groups, const double* sums, const FusedGradients& grads) {
-  const int64_t C = groups.channels;
-  const Scratch<double> merged(groups.count > 1 ? 2 * C : 0);
-  if (groups.count > 1) merge_sums(sums, groups.count, C, merged);
+// Sums to the gradients of parameters, a row for each ghost where they have that, else all ghosts in one.
+void set_parameters(const Ghosts& ghosts, const double* sums, const FusedGradients& grads) {
+  const int64_t C = ghosts.channels;
+  const Scratch<double> merged(ghosts.count > 1 ? 2 * C : 0);
+  if (ghosts.count > 1) merge_sums(sums, ghosts.count, C, merged);
   const View* const to[] = {&grads.weight, &grads.bias};
   for (int i = 0; i < 2; ++i) {
     if (!*to[i]) continue;
-    const bool each = to[i]->ndim == 2 || groups.count == 1;
-    active_kernels().from_doubles(to[i]->dtype, to[i]->data, each ? sums + i * groups.row() : merged + i * C,
-                                  each ? groups.row() : C);
+    const bool each = to[i]->ndim == 2 || ghosts.count == 1;
+    active_kernels().from_doubles(to[i]->dtype, to[i]->data, each ? sums + i * ghosts.row() : merged + i * C,
+                                  each ? ghosts.row() : C);
   }
 }
 
@@ -139,9 +139,9 @@ std::string by_rule(const char* rule, std::initializer_list<double> numbers) {
   return refused;
 }
 
-std::string too_few(int64_t positions, int64_t g, int64_t groups, int64_t group) {
+std::string too_few(int64_t positions, int64_t g, int64_t ghosts, int64_t ghost_size) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
-  return by_rule("too_few", {number(positions), number(g), number(groups), number(group)});
+  return by_rule("too_few", {number(positions), number(g), number(ghosts), number(ghost_size)});
 }
 
 const char* name_of(DType dtype) {
@@ -155,75 +155,75 @@ const char* name_of(DType dtype) {
 
 }  // namespace
 
-int64_t groups_of(const View& x, int64_t group) { return Groups(x, kChannelsOnAxis1, group).count; }
+int64_t ghosts_of(const View& x, int64_t ghost_size) { return Ghosts(x, kChannelsOnAxis1, ghost_size).count; }
 
-void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, const Run& run, double* stats,
-                   bool known, double* rstd) {
+void fused_forward(const View& x, const View& y, const ChannelViews& channels, const Extras& extras, const Run& run,
+                   double* moments, bool known, double* rstd) {
   Call call(x, channels, extras, run);
   call.add(&Problem::y, y);
-  call.p.stats = call.groups.statistics(stats);
-  call.p.stats.new_rstd = rstd;
-  call.p.compute_stats = !channels.mean && !known;
-  if (call.p.compute_stats) call.add_weights();
-  if (channels.mean) set_given(call.p.stats, channels, x.sizes[1]);
+  call.p.moments = call.ghosts.statistics(moments);
+  call.p.moments.new_rstd = rstd;
+  call.p.compute_moments = !channels.mean && !known;
+  if (call.p.compute_moments) call.add_weights();
+  if (channels.mean) set_given(call.p.moments, channels, x.sizes[1]);
   call.forward();
 }
 
-void fused_backward(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,
+void fused_backward(const View& grad_y, const View& x, const double* moments, const ChannelViews& channels, const Extras& extras,
                     const Run& run, bool training, const FusedGradients& grads) {
   Call call(x, channels, extras, run);
   call.add(&Problem::grad_y, grad_y), call.add(&Problem::grad_x, grads.x), call.add(&Problem::grad_residual, grads.residual);
   if (training) call.add_weights();
-  call.p.stats = call.groups.statistics(const_cast<double*>(stats));  // only read in a backward
+  call.p.moments = call.ghosts.statistics(const_cast<double*>(moments));  // only read in a backward
   call.p.training = training;
-  const Scratch<double> sums(2 * call.groups.row());
-  call.p.grad_weight = sums, call.p.grad_bias = sums + call.groups.row();
+  const Scratch<double> sums(2 * call.ghosts.row());
+  call.p.grad_weight = sums, call.p.grad_bias = sums + call.ghosts.row();
   call.backward();
-  set_parameters(call.groups, sums, grads);
+  set_parameters(call.ghosts, sums, grads);
 }
 
 // Each gradient is one before the activation times its channel's scale; x stands in the problem for its shape alone.
-void frozen_gradients(const View& grad_y, const double* stats, const ChannelViews& channels, const Extras& extras, const Run& run,
+void frozen_gradients(const View& grad_y, const double* moments, const ChannelViews& channels, const Extras& extras, const Run& run,
                       const FusedGradients& grads) {
   Call call(grad_y, channels, extras, run);
   call.add(&Problem::grad_y, grad_y), call.add(&Problem::grad_x, grads.x), call.add(&Problem::grad_residual, grads.residual);
-  call.p.stats = call.groups.statistics(const_cast<double*>(stats));
+  call.p.moments = call.ghosts.statistics(const_cast<double*>(moments));
   call.p.training = call.p.compute_sums = false;
   call.backward();
 }
 
-void gather_moments(const View& x, const View& weights, const Run& run, double* stats) {
+void gather_moments(const View& x, const View& weights, const Run& run, double* moments) {
   Extras extras;
   extras.weights = weights;
   Call call(x, {}, extras, run);
   call.add_weights();
-  call.p.stats = call.groups.statistics(stats);
+  call.p.moments = call.ghosts.statistics(moments);
   call.forward();
 }
 
-void gather_sums(const View& grad_y, const View& x, const double* stats, const ChannelViews& channels, const Extras& extras,
+void gather_sums(const View& grad_y, const View& x, const double* moments, const ChannelViews& channels, const Extras& extras,
                  const Run& run, double* sums) {
   Call call(x, channels, extras, run);
   call.add(&Problem::grad_y, grad_y);
-  call.groups.own_stats = false;
-  call.p.stats = call.groups.statistics(const_cast<double*>(stats));
+  call.ghosts.own_moments = false;
+  call.p.moments = call.ghosts.statistics(const_cast<double*>(moments));
   call.p.training = false;  // nothing is done with the sums
-  call.p.grad_weight = sums, call.p.grad_bias = sums + call.groups.row();
+  call.p.grad_weight = sums, call.p.grad_bias = sums + call.ghosts.row();
   call.backward();
 }
 
-void input_gradients(const View& grad_y, const View& x, const double* stats, const double* sums, const ChannelViews& channels,
+void input_gradients(const View& grad_y, const View& x, const double* moments, const double* sums, const ChannelViews& channels,
                      const Extras& extras, const Run& run, const FusedGradients& grads) {
   Call call(x, channels, extras, run);
   call.add(&Problem::grad_y, grad_y), call.add(&Problem::grad_x, grads.x), call.add(&Problem::grad_residual, grads.residual);
   call.add_weights();
-  call.p.stats = call.groups.statistics(const_cast<double*>(stats));
+  call.p.moments = call.ghosts.statistics(const_cast<double*>(moments));
   call.p.compute_sums = false;
-  call.p.grad_weight = const_cast<double*>(sums), call.p.grad_bias = const_cast<double*>(sums) + call.groups.row();
+  call.p.grad_weight = const_cast<double*>(sums), call.p.grad_bias = const_cast<double*>(sums) + call.ghosts.row();
   call.backward();
 }
 
-std::string refused_operands(const View& x, std::initializer_list<View> like_x, const ChannelViews& channels, int64_t groups) {
+std::string refused_operands(const View& x, std::initializer_list<View> like_x, const ChannelViews& channels, int64_t ghosts) {
   if (x.ndim < 2 || x.ndim > kMaxDims || !is_floating(x.dtype)) return "x must be floating point and have channels on axis 1";
   if (elements_of(x) == 0) return "x must not be empty";
   for (const View& v : like_x) {
@@ -236,7 +236,7 @@ std::string refused_operands(const View& x, std::initializer_list<View> like_x, 
     return shape && v.sizes[v.ndim - 1] == x.sizes[1] && is_floating(v.dtype);
   };
   for (const View* v : {&channels.weight, &channels.bias, &channels.mean, &channels.var})
-    if (*v && !fits(*v, 0) && (groups == 0 || v == &channels.mean || v == &channels.var || !fits(*v, groups)))
+    if (*v && !fits(*v, 0) && (ghosts == 0 || v == &channels.mean || v == &channels.var || !fits(*v, ghosts)))
       return "x has " + std::to_string(x.sizes[1]) + " channels; weight, bias and running statistics must have a value for each";
   if (channels.weight && channels.bias && channels.weight.ndim != channels.bias.ndim) return "weight and bias go together";
   if (static_cast<bool>(channels.mean) != static_cast<bool>(channels.var)) return "running_mean and running_var go together";
@@ -255,17 +255,17 @@ std::string refused_y(const View& x, const Extras& extras, bool rounded) {
          name_of(x.dtype) + "; pass the residual";
 }
 
-std::string refused_table(const View& x, const View& table, int rows, int64_t groups) {
+std::string refused_table(const View& x, const View& table, int rows, int64_t ghosts) {
   const int64_t C = x.sizes[1];
-  bool fits = table.dtype == DType::f64 && table.ndim == (groups > 0 ? 3 : 2) && table.sizes[0] == rows &&
+  bool fits = table.dtype == DType::f64 && table.ndim == (ghosts > 0 ? 3 : 2) && table.sizes[0] == rows &&
               table.sizes[table.ndim - 1] == C && table.strides[table.ndim - 1] == 1;
-  if (fits && groups > 0) fits = table.sizes[1] == groups && (table.strides[1] == C || groups == 1);
-  if (fits) fits = table.strides[0] == (groups > 0 ? groups : 1) * C || rows == 1;
+  if (fits && ghosts > 0) fits = table.sizes[1] == ghosts && (table.strides[1] == C || ghosts == 1);
+  if (fits) fits = table.strides[0] == (ghosts > 0 ? ghosts : 1) * C || rows == 1;
   if (fits) return "";
   return rows == 4 ? "moments must be the table that forward returned" : "the sums must be a table of two rows, as sums returns it";
 }
 
-std::string refused_weights(const View& x, const View& weights, int64_t group, int64_t least) {
+std::string refused_position_weight(const View& x, const View& weights, int64_t ghost_size, int64_t least) {
   bool fits = weights.ndim == x.ndim && weights.sizes[1] == 1 && !is_16_bit(weights.dtype);
   int64_t repeats = 1;  // how often x meets each of them in a sample
   for (int d = 0; fits && d < x.ndim; ++d) {
@@ -274,32 +274,32 @@ std::string refused_weights(const View& x, const View& weights, int64_t group, i
   }
   if (!fits) return "sample_weight must be bool, float32 or float64 and broadcast to x, with one channel";
   if (least < 0) return "";
-  const int64_t N = x.sizes[0], size = group > 0 && group < N ? group : N;
+  const int64_t N = x.sizes[0], size = ghost_size > 0 && ghost_size < N ? ghost_size : N;
   const bool alike = weights.sizes[0] == 1;  // all samples
-  const int64_t groups = (N + size - 1) / size;
-  for (int64_t g = 0; g < groups; ++g) {
+  const int64_t ghosts = (N + size - 1) / size;
+  for (int64_t g = 0; g < ghosts; ++g) {
     const int64_t first = g * size, samples = N - first < size ? N - first : size;
     const Counted found = alike ? count(weights, 0, 1) : count(weights, first, samples);
     if (!found.valid) return by_rule("weight_value", {found.bad});
     const int64_t positions = found.positive * repeats * (alike ? samples : 1);
-    if (positions < least) return too_few(positions, g, groups, group);
+    if (positions < least) return too_few(positions, g, ghosts, ghost_size);
   }
   return "";
 }
 
 namespace {
 
-std::string refused_running(const View& stats, const Running& running, const int64_t* batches, bool cumulative, int correction) {
-  const bool table = stats.dtype == DType::f64 && stats.ndim == 2 && stats.sizes[0] == 4 && stats.strides[1] == 1;
-  const int64_t C = table ? stats.sizes[1] : 0;
+std::string refused_running(const View& moments, const Running& running, const int64_t* batches, bool cumulative, int correction) {
+  const bool table = moments.dtype == DType::f64 && moments.ndim == 2 && moments.sizes[0] == 4 && moments.strides[1] == 1;
+  const int64_t C = table ? moments.sizes[1] : 0;
   const auto fits = [&](const View& v) { return v.ndim == 1 && v.sizes[0] == C && is_floating(v.dtype); };
-  if (!table || stats.strides[0] != C || !fits(running.mean) || !fits(running.var) || batches == nullptr)
+  if (!table || moments.strides[0] != C || !fits(running.mean) || !fits(running.var) || batches == nullptr)
     return "running_mean and running_var must have a value for each channel of the moments, and num_batches_tracked be one int64";
   if (running.count && !(fits(running.count) && running.count.dtype == DType::f64)) return by_rule("running_count", {});
   if (*batches == std::numeric_limits<int64_t>::max() || (cumulative && *batches < 0))
     return by_rule("batches", {}) + " " + std::to_string(*batches);
   const int least = running.count ? 1 : correction;
-  const auto* count = reinterpret_cast<const double*>(stats.data);
+  const auto* count = reinterpret_cast<const double*>(moments.data);
   for (int64_t c = 0; c < C; ++c)
     if (!(count[c] > least))
       return by_rule("sum_of_weights",
@@ -315,12 +315,12 @@ std::string not_finite(const Statistics& batch, int64_t c, const Running& runnin
 
 }  // namespace
 
-std::string update_running(const View& stats, const Running& running, int64_t* batches, const double* momentum, int correction,
+std::string update_running(const View& moments, const Running& running, int64_t* batches, const double* momentum, int correction,
                            OnNonfinite on) {
-  const std::string refused = refused_running(stats, running, batches, momentum == nullptr, correction);
+  const std::string refused = refused_running(moments, running, batches, momentum == nullptr, correction);
   if (!refused.empty()) return refused;
-  const int64_t C = stats.sizes[1];
-  auto* table = reinterpret_cast<double*>(stats.data);
+  const int64_t C = moments.sizes[1];
+  auto* table = reinterpret_cast<double*>(moments.data);
   const Statistics batch{table, table + C, table + 2 * C, table + 3 * C};
   const Moved to(running, batch, C, momentum ? *momentum : 1 / static_cast<double>(*batches + 1), correction);
   if (on != OnNonfinite::propagate) {

@@ -11,9 +11,9 @@ namespace batchnorm {
 namespace {
 
 // Rows count, mean, mean_low, m2 and, where the caller knows it, 1/std.
-class Table {
+class MomentsRows {
  public:
-  explicit Table(int64_t C) : C_(C), values_(5 * C) {}
+  explicit MomentsRows(int64_t C) : C_(C), values_(5 * C) {}
   double* row(int i) { return values_ + i * C_; }
   Statistics statistics() { return {row(0), row(1), row(2), row(3)}; }
 
@@ -86,7 +86,7 @@ int64_t tail_bytes(int64_t n, DType dtype) {
 void aten_forward_training(const View& x, const View& y, const ChannelViews& channels, double momentum, double eps,
                            const View& save_mean, const View& save_invstd, int threads) {
   const int64_t C = x.sizes[1];
-  Table table(C);
+  MomentsRows table(C);
   ChannelViews parameters = channels;
   parameters.mean = parameters.var = View();
   fused_forward(x, y, parameters, {}, {eps, 0, threads}, table.row(0), false, table.row(4));
@@ -96,7 +96,7 @@ void aten_forward_training(const View& x, const View& y, const ChannelViews& cha
 }
 
 void aten_forward_evaluation(const View& x, const View& y, const ChannelViews& channels, double eps, int threads) {
-  Table table(x.sizes[1]);
+  MomentsRows table(x.sizes[1]);
   fused_forward(x, y, channels, {}, {eps, 0, threads}, table.row(0), false);
 }
 
@@ -105,15 +105,15 @@ void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved,
   const int64_t C = x.sizes[1];
   int64_t m = 1;
   for (int d = 0; d < x.ndim; ++d) m *= d == 1 ? 1 : x.sizes[d];
-  Table table(C);
+  MomentsRows table(C);
   Problem p;
   std::vector<Operand> operands{{&Problem::x, x}, {&Problem::grad_y, grad_y}};
   if (grads.x) operands.push_back({&Problem::grad_x, grads.x});
   collapse(p, kChannelsOnAxis1, operands);
-  p.stats = table.statistics();
+  p.moments = table.statistics();
   if (!(training && has_tail && Tail(saved.mean, saved.var, C).read(m, eps, table.row(0)))) {
-    set_given(p.stats, saved, C);
-    if (training) std::fill_n(table.row(0), C, static_cast<double>(m)), p.stats.rstd = p.stats.m2;
+    set_given(p.moments, saved, C);
+    if (training) std::fill_n(table.row(0), C, static_cast<double>(m)), p.moments.rstd = p.moments.m2;
   }
   const Doubles weight(saved.weight);
   const Scratch<double> sums(2 * C);

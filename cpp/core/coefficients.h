@@ -46,27 +46,27 @@ template <class D> inline D are_good_sums(D n, const SumsOf<D>& s) {
 }
 
 // A power of two that brings weights into float's range, whatever their unit: only their ratios to the count matter.
-inline double weights_scale(const Problem& p) { return p.weights ? std::ldexp(1.0, -std::ilogb(p.stats.count[0])) : 1.0; }
+inline double weights_scale(const Problem& p) { return p.weights ? std::ldexp(1.0, -std::ilogb(p.moments.count[0])) : 1.0; }
 
 template <class D> inline D rstd_of(const Problem& p, int64_t c) {
   using Of = Numbers<D>;
-  if (p.stats.rstd) return Of::at(p.stats.rstd + c);
-  return Of::all(1) / root(Of::at(p.stats.m2 + c) / Of::at(p.stats.count + c) + Of::all(p.eps));
+  if (p.moments.rstd) return Of::at(p.moments.rstd + c);
+  return Of::all(1) / root(Of::at(p.moments.m2 + c) / Of::at(p.moments.count + c) + Of::all(p.eps));
 }
 
 // What the center, the mean rounded to the compute type, left out of the mean.
 template <class D> inline D rest_of(const Problem& p, int64_t c, D center) {
-  const D mean = Numbers<D>::at(p.stats.mean + c);
-  return if_finite(mean, (mean - center) + Numbers<D>::at(p.stats.mean_low + c), Numbers<D>::all(0));
+  const D mean = Numbers<D>::at(p.moments.mean + c);
+  return if_finite(mean, (mean - center) + Numbers<D>::at(p.moments.mean_low + c), Numbers<D>::all(0));
 }
 
 template <class D> inline CoefficientsOf<D> forward_coefficients(const Problem& p, int64_t c) {
   using Of = Numbers<D>;
   const D zero = Of::all(0), bias = p.bias ? Of::at(p.bias + c) : zero;
   CoefficientsOf<D> k;
-  k.mean = Of::at(p.stats.mean + c), k.rstd = rstd_of<D>(p, c);
+  k.mean = Of::at(p.moments.mean + c), k.rstd = rstd_of<D>(p, c);
   k.wide_scale = p.weight ? Of::at(p.weight + c) * k.rstd : k.rstd;
-  k.wide_shift = bias - Of::at(p.stats.mean_low + c) * k.wide_scale;
+  k.wide_shift = bias - Of::at(p.moments.mean_low + c) * k.wide_scale;
   k.center = rounded(p, k.mean), k.scale = rounded(p, k.wide_scale);
   k.shift = rounded(p, bias - rest_of(p, c, k.center) * k.wide_scale);
   k.k1 = k.k0 = k.wide_k1 = k.wide_k0 = zero;
@@ -87,12 +87,12 @@ template <class D> inline void put_sums(const Problem& p, int64_t c, const SumsO
 // From the gradients of weight and bias, in training.
 template <class D> inline void add_backward(const Problem& p, int64_t c, CoefficientsOf<D>& k) {
   using Of = Numbers<D>;
-  const D count = Of::at(p.stats.count + c) * Of::all(weights_scale(p));
+  const D count = Of::at(p.moments.count + c) * Of::all(weights_scale(p));
   k.wide_k1 = k.rstd * Of::at(p.grad_weight + c) / count;
   const D k0 = Of::at(p.grad_bias + c) / count;
   k.k1 = rounded(p, k.wide_k1);
   k.k0 = rounded(p, k0 - rest_of(p, c, k.center) * k.wide_k1);
-  k.wide_k0 = k0 - Of::at(p.stats.mean_low + c) * k.wide_k1;
+  k.wide_k0 = k0 - Of::at(p.moments.mean_low + c) * k.wide_k1;
   if (p.dtype == DType::f64) return;
   k.wide = k.wide + outside_float(k.wide_k1) + if_less(Of::all(0x1p100), absolute(k0), Of::all(1), Of::all(0));
 }

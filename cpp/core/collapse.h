@@ -32,15 +32,16 @@ inline int64_t bytes_of(DType dtype) {
   }
 }
 
-// Fills sizes, strides and pointers. `kept` has a bit for each channel axis; the first operand is x, whose sizes all of them have.
-inline void collapse(Problem& p, uint64_t kept, const std::vector<Operand>& operands) {
+// Fills sizes, strides and pointers. `channel_axes` has a bit for each channel axis; the first operand is x, whose sizes all of
+// them have.
+inline void collapse(Problem& p, uint64_t channel_axes, const std::vector<Operand>& operands) {
   const View& x = operands[0].view;
   for (const bool channels : {false, true}) {
     int n = 0;
     int64_t* sizes = channels ? p.channel : p.reduced;
     const auto strides = [&](const Operand& o) { return channels ? (p.*o.array).channel : (p.*o.array).reduced; };
     for (int d = 0; d < x.ndim; ++d) {
-      if (((kept >> d & 1) != 0) != channels || x.sizes[d] == 1) continue;
+      if (((channel_axes >> d & 1) != 0) != channels || x.sizes[d] == 1) continue;
       bool joins = n > 0;
       for (const Operand& o : operands) {
         const int64_t step = o.view.strides[d];

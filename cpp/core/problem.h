@@ -53,13 +53,13 @@ struct Problem {
   Array x, y, residual, weights;        // forward; weights are bool, float32 or float64 with channel strides 0
   Array grad_y, grad_x, grad_residual;  // backward; without grad_x only the sums
 
-  Statistics stats;                // written where compute_stats, else read
+  Statistics moments;              // written where compute_moments, else read
   const double* weight = nullptr;  // gamma
   const double* bias = nullptr;    // beta
   double eps = 0;
   Activation activation = Activation::none;
   double slope = 0;               // the number that goes with the activation
-  bool compute_stats = true;      // forward: gather the moments first
+  bool compute_moments = true;    // forward: gather the moments first
   bool omit = false;              // a cell whose x is NaN is missing: it is in no sum and no count, and its gradients are 0
   bool training = true;           // backward: the moments depend on x
   bool compute_sums = true;       // backward: gather the sums first; else they are given, as those of a larger batch are

@@ -296,13 +296,13 @@ template <class P, class F> P over_blocks(const Problem& p, const F& reduce) {
 
 template <class C> void forward_in(const Problem& p) {
   for (int64_t c = 0; c < p.C; ++c) {
-    if (p.compute_stats) {
+    if (p.compute_moments) {
       const Moments m = over_blocks<Moments>(p, [&](int64_t r0, int64_t r1) { return moments_of_block<C>(p, c, r0, r1); });
-      p.stats.count[c] = m.count, p.stats.mean[c] = m.mean, p.stats.mean_low[c] = m.mean_low, p.stats.m2[c] = m.m2;
+      p.moments.count[c] = m.count, p.moments.mean[c] = m.mean, p.moments.mean_low[c] = m.mean_low, p.moments.m2[c] = m.m2;
     }
     if (!p.y) continue;
     const Coefficients k = forward_coefficients<double>(p, c);
-    if (p.stats.new_rstd) p.stats.new_rstd[c] = k.rstd;
+    if (p.moments.new_rstd) p.moments.new_rstd[c] = k.rstd;
     for (int64_t r = 0; r < p.m; ++r) set(p, p.y, c, r, activate(p, z_of<C>(p, k, c, r)));
   }
 }

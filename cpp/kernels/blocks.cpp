@@ -294,7 +294,7 @@ void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i
       .each([&](const char* x, const char* g, int64_t cells, Joints joints,
                 int64_t) { call.data.sums(x, g, cells, joints, k, act, block.omits, acc); },
             [&](const char* x, const char* g, int64_t, int64_t n) {
-              const Value center(call, rounded(call.p, call.p.stats.mean[c])), zero(call, 0);
+              const Value center(call, rounded(call.p, call.p.moments.mean[c])), zero(call, 0);
               alignas(64) char values[kCell * 8], d[kCell * 8], h[kCell * 8];
               call.data.to_compute(d, x, whole(n), center.values), call.data.to_compute(h, g, whole(n), nullptr);
               if (block.omits) {
@@ -714,7 +714,7 @@ void block_of_narrow(const Call& call, int64_t b, Parts<Sums> out) {
   if (!is_simple(call)) { return each_block_of_channel(call, b, out); }
   alignas(64) char scratch[kLanes * 160 * 8];
   double acc[8 * kLanes] = {};
-  Table repeated(kLanes * C, call.data.compute);
+  ChannelRows repeated(kLanes * C, call.data.compute);
   repeated.repeat(call.table, call.rows(), C, kLanes * C);
   const int64_t cells = block.n / kCell;
   call.data.sums_narrow(at(call.p, call.p.x, 0, block.r), at(call.p, call.p.grad_y, 0, block.r), cells, C, repeated.at(0),

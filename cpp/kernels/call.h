@@ -19,19 +19,19 @@ constexpr int64_t kMostSamples = 64;
 constexpr int64_t kTaskBytes = int64_t(128) << 10;  // of an array, in one task of the second pass
 
 // Coefficients as leaves take them: in the compute type, a value for each of n channels or columns, and 16 more.
-class Table {
+class ChannelRows {
  public:
-  Table(int64_t n, int64_t size) : size_(size), stride_((n + kLanes) * size), memory_(CoefficientRows::count * stride_) {}
+  ChannelRows(int64_t n, int64_t size) : size_(size), stride_((n + kLanes) * size), memory_(CoefficientRows::count * stride_) {}
 
   // Coefficients of channels from c on, each `times` times, for one run of columns.
-  void spread(const Table& from, int rows, int64_t c, int64_t channels, int64_t times) {
+  void spread(const ChannelRows& from, int rows, int64_t c, int64_t channels, int64_t times) {
     for (int row = 0; row < rows; ++row) {
       if (size_ == 4) spread_row<float>(from, row, c, channels, times);
       else spread_row<double>(from, row, c, channels, times);
     }
   }
   // The first n values of a table, over and over, for a period of columns and 16 more.
-  void repeat(const Table& of, int rows, int64_t n, int64_t period) {
+  void repeat(const ChannelRows& of, int rows, int64_t n, int64_t period) {
     for (int row = 0; row < rows; ++row)
       for (int64_t i = 0, end = period + kLanes; i < end; i += n)
         std::memcpy(memory_ + row * stride_ + i * size_, of.memory_ + row * of.stride_,
@@ -51,7 +51,7 @@ class Table {
   Scratch<char> memory_;
 
   template <class C> C* row(int row) const { return reinterpret_cast<C*>(memory_ + row * stride_); }
-  template <class C> void spread_row(const Table& from, int r, int64_t c, int64_t channels, int64_t times) {
+  template <class C> void spread_row(const ChannelRows& from, int r, int64_t c, int64_t channels, int64_t times) {
     const C* values = from.row<C>(r) + c;
     for (int64_t i = 0; i < channels; ++i) std::fill_n(row<C>(r) + i * times, times, values[i]);
   }
@@ -110,7 +110,7 @@ struct Call {
   Scratch<Sample> samples;  // of the first blocks, the same for all channels
   int64_t sampled = 0;
   Scratch<double> sums;  // of gradients, two rows
-  Table table;
+  ChannelRows table;
   const char* factors = nullptr;  // of positions, where a backward has weights
 
   Call(const Problem& problem, const Problem& given, const Isa& isa, bool backward)
@@ -122,7 +122,7 @@ struct Call {
         wide(*isa.leaves[static_cast<int>(DType::f64)]),
         threads(p.m * p.C < kSmallProblem ? 1 : p.threads),
         backward(backward),
-        reduces(backward ? p.compute_sums : p.compute_stats),
+        reduces(backward ? p.compute_sums : p.compute_moments),
         applies(static_cast<bool>(backward ? p.grad_x : p.y)),
         past_cache(p.m * p.C * data.size >= kStreamFrom),
         samples(std::min(kMostSamples, blocks_of(p))),
@@ -130,7 +130,7 @@ struct Call {
         table(p.C, data.compute) {}
 
   // Where the moments or sums of all positions belong.
-  Parts<Moments> whole(Moments) const { return {{p.stats.count, p.stats.mean, p.stats.mean_low, p.stats.m2}}; }
+  Parts<Moments> whole(Moments) const { return {{p.moments.count, p.moments.mean, p.moments.mean_low, p.moments.m2}}; }
   Parts<Sums> whole(Sums) const { return {{sums, sums + p.C}}; }
 
   // Channels, before their sums are known, and after. Backward: the sums take coefficients of the forward.

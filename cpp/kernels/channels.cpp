@@ -1,4 +1,4 @@
-// One channel at a time: contiguous and general layouts. What the last-level cache cannot hold is taken in groups of channels that
+// One channel at a time: contiguous and general layouts. What the last-level cache cannot hold is taken in blocks of channels that
 // caches hold, so that the second pass reads from there, last samples first.
 #include <algorithm>
 
@@ -30,17 +30,17 @@ class Channels {
       const int64_t bytes = call_.data.size * (call_.backward ? 2 : 1) * p_.m;
       const bool both = call_.applies && C * bytes >= kStreamFrom;
       const int64_t fits = std::max<int64_t>(1, cache_budget() / bytes), share = std::max<int64_t>(1, C / (4 * threads));
-      const int64_t group = threads > 1 ? std::min(fits, share) : fits;
-      parallel_for((C + group - 1) / group, threads, [&](int64_t t) {
-        const int64_t c0 = t * group, c1 = std::min(c0 + group, C);
-        sum_group<P>(c0, c1);
-        if (both) apply_group(c0, c1);
+      const int64_t channel_block = threads > 1 ? std::min(fits, share) : fits;
+      parallel_for((C + channel_block - 1) / channel_block, threads, [&](int64_t t) {
+        const int64_t c0 = t * channel_block, c1 = std::min(c0 + channel_block, C);
+        sum_channels<P>(c0, c1);
+        if (both) apply_channels(c0, c1);
       });
       if (both) return;
     } else {
       Scratch<P> parts(C * blocks);
       parallel_for(C * blocks, threads, [&](int64_t t) { parts[t] = block<P>(t / blocks, t % blocks); });
-      call_.each_channels(blocks, [&](int64_t c0, int64_t c1) { finish_group(parts + c0 * blocks, c0, c1); });
+      call_.each_channels(blocks, [&](int64_t c0, int64_t c1) { finish_channels(parts + c0 * blocks, c0, c1); });
     }
     if (call_.applies) apply_all();
   }
@@ -52,7 +52,7 @@ class Channels {
   bool simple_, dense_;
 
   // In the order of memory: the blocks that begin in one run, channel by channel, then those of the next run.
-  template <class P> void sum_group(int64_t c0, int64_t c1) {
+  template <class P> void sum_channels(int64_t c0, int64_t c1) {
     const int64_t blocks = blocks_of(p_);
     call_.prepare(c0, c1);
     Scratch<P> parts(blocks > 1 ? (c1 - c0) * blocks : 0);
@@ -78,9 +78,9 @@ class Channels {
     }
     sum_some();
     if (blocks == 1) call_.finish(c0, c1);
-    else finish_group<P>(parts, c0, c1);
+    else finish_channels<P>(parts, c0, c1);
   }
-  template <class P> void finish_group(const P* parts, int64_t c0, int64_t c1) const {
+  template <class P> void finish_channels(const P* parts, int64_t c0, int64_t c1) const {
     for (int64_t c = c0; c < c1; ++c) {
       Tree<P> tree;
       for (int64_t b = 0, blocks = blocks_of(p_); b < blocks; ++b) tree.push(*parts++);
@@ -98,7 +98,7 @@ class Channels {
   bool by_runs(int64_t c0, int64_t c1) const { return simple_ && !call_.any_wide(c0, c1); }
 
   // All positions of some channels, the last ones first: they are the ones a cache still holds.
-  void apply_group(int64_t c0, int64_t c1) const {
+  void apply_channels(int64_t c0, int64_t c1) const {
     if (!by_runs(c0, c1)) return apply_tiles(c0, c1, 0, p_.m);
     if (is_tiny()) return apply_columns(c0, c1, 0, outer_);
     for (int64_t outer = outer_ - 1; outer >= 0; --outer) apply_runs(outer, c0, c1, 0, inner_);
@@ -173,7 +173,7 @@ class Channels {
     const int64_t most = std::max<int64_t>(1, kColumns / inner_);
     for (int64_t c = c0; c < c1; c += most) {
       const int64_t channels = std::min(most, c1 - c), width = channels * inner_;
-      Table columns(width, call_.data.compute);
+      ChannelRows columns(width, call_.data.compute);
       columns.spread(call_.table, call_.rows(), c, channels, inner_);
       for (int64_t n = n1 - 1; n >= n0; --n) call_.elements(runs_at(n, c, 0, 1, width), columns.at(0), width);
     }

@@ -31,7 +31,7 @@ void put_forward(const Problem& p, int64_t c, int64_t n, CoefficientRows to) {
     const D values[] = {k.center, k.scale, k.shift};
     for (int row = 0; row < 3; ++row) put_value(to, row, c + i, values[row]);
     put_value(to, CoefficientRows::wide, c + i, k.wide);
-    if (p.stats.new_rstd) Numbers<D>::put(p.stats.new_rstd + c + i, k.rstd);
+    if (p.moments.new_rstd) Numbers<D>::put(p.moments.new_rstd + c + i, k.rstd);
   });
 }
 

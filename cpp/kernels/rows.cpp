@@ -79,9 +79,9 @@ class Rows {
     const bool joined = dense_ && p_.C <= kWide;
     const int64_t run = call_.backward ? kRunBackward : kRun;
     const int64_t repeat = joined ? std::min((run + p_.C - 1) / p_.C, p_.m) : 1, period = repeat * p_.C;
-    std::optional<Table> repeated;
+    std::optional<ChannelRows> repeated;
     if (joined) repeated.emplace(period, call_.data.compute).repeat(call_.table, call_.rows(), p_.C, period);
-    const Table& columns = joined ? *repeated : call_.table;
+    const ChannelRows& columns = joined ? *repeated : call_.table;
     const int64_t rows = std::max(repeat, kTaskBytes / bytes / repeat * repeat);
     parallel_for((p_.m + rows - 1) / rows, call_.threads,
                  [&](int64_t t) {

@@ -72,41 +72,40 @@ constexpr Kernels kAvx512Bf16 = kernels_of<avx512bf16::isa>("avx512bf16");
 
 std::atomic<const Kernels*> active{nullptr};
 
-}  // namespace
-
-int list_kernels(const Kernels** out) {
-  int n = 0;
+std::vector<const Kernels*> find_all() {
+  std::vector<const Kernels*> all;
 #ifdef BN_HAS_avx512bf16
-  if (runs_avx512bf16()) out[n++] = &kAvx512Bf16;
+  if (runs_avx512bf16()) all.push_back(&kAvx512Bf16);
 #endif
 #ifdef BN_HAS_avx512
-  if (runs_avx512()) out[n++] = &kAvx512;
+  if (runs_avx512()) all.push_back(&kAvx512);
 #endif
 #ifdef BN_HAS_avx2
-  if (runs_avx2()) out[n++] = &kAvx2;
+  if (runs_avx2()) all.push_back(&kAvx2);
 #endif
 #ifdef BN_HAS_portable
-  out[n++] = &kPortable;
+  all.push_back(&kPortable);
 #endif
-  out[n++] = &reference::kernels;
-  return n;
+  all.push_back(&reference::kernels);
+  return all;
+}
+
+}  // namespace
+
+const std::vector<const Kernels*>& list_kernels() {
+  static const std::vector<const Kernels*> all = find_all();
+  return all;
 }
 
 const Kernels* find_kernels(const char* name) {
-  const Kernels* all[kMaxKernels];
-  const int n = list_kernels(all);
-  for (int i = 0; i < n; ++i)
-    if (std::strcmp(all[i]->name, name) == 0) return all[i];
+  for (const Kernels* one : list_kernels())
+    if (std::strcmp(one->name, name) == 0) return one;
   return nullptr;
 }
 
 const Kernels& active_kernels() {
   const Kernels* kernels = active.load(std::memory_order_relaxed);
-  if (kernels == nullptr) {
-    const Kernels* all[kMaxKernels];
-    list_kernels(all);
-    active.store(kernels = all[0], std::memory_order_relaxed);
-  }
+  if (kernels == nullptr) active.store(kernels = list_kernels()[0], std::memory_order_relaxed);
   return *kernels;
 }
 

@@ -263,12 +263,12 @@ template <class T, bool G, bool Clips> struct Lane {
     C *q_to = s_to + whole, *q_rest = rest + whole;
     const U<C> most = gradient_bound<C>(act);
     const T* rows[8];
-    Lanes<C> kept[8];
+    Lanes<C> counted[8];
     const Lanes<C> all = lanes_of<C>(0xffff), anyway = lanes_of<C>(omits ? 0 : 0xffff);
     for (int t = 0; which == Which::some && !G && t < 8; ++t) {
       const bool is_in = (counts >> t & 1) != 0;
       rows[t] = is_in ? x + t * x_step : one;
-      kept[t] = lanes_of<C>(is_in ? 0xffff : 0);
+      counted[t] = lanes_of<C>(is_in ? 0xffff : 0);
     }
     for (int64_t i = 0; i < whole; i += kLanes) {
       const int64_t at = i + kLanes <= width ? i : width - kLanes;
@@ -280,7 +280,7 @@ template <class T, bool G, bool Clips> struct Lane {
         if constexpr (which == Which::some && !G) {
           const U<C> unit = load(rows[t] + at);
           Terms<C, G> of{unit - center};
-          select<which>(of, unit, kept[t], anyway, counter);
+          select<which>(of, unit, counted[t], anyway, counter);
           return of;
         }
         if (which == Which::some && (counts >> t & 1) == 0) return Terms<C, G>{};

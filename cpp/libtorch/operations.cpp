@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "call/fused_calls.h"
-#include "core/groups.h"
+#include "core/ghosts.h"
 #include "libtorch/errors.h"
 #include "libtorch/step.h"
 
@@ -71,7 +71,7 @@ struct Given {
   ChannelViews channels() const { return {weight.view(), bias.view(), mean.view(), var.view()}; }
   Extras extras() const { return {position_weight.view(), residual.view(), activation, slope, y.view()}; }
   Run run() const { return {eps, ghost_size, threads_of_torch()}; }
-  int64_t ghosts() const { return ghost_size > 0 ? groups_of(x.view(), ghost_size) : 0; }
+  int64_t ghosts() const { return ghost_size > 0 ? ghosts_of(x.view(), ghost_size) : 0; }
   int64_t C() const { return x.view().sizes[1]; }
   bool has_residual() const { return residual || y; }
 
@@ -82,7 +82,7 @@ struct Given {
     refuse_if(refused_y(x.view(), extras(), rounded));
   }
   void require_weights(int64_t least) const {
-    if (position_weight) refuse_if(refused_weights(x.view(), position_weight.view(), ghost_size, least));
+    if (position_weight) refuse_if(refused_position_weight(x.view(), position_weight.view(), ghost_size, least));
   }
 };
 

@@ -193,9 +193,9 @@ Handle empty_matrix(int64_t rows, int64_t columns, DType dtype) {
   return empty(2, sizes, strides, code_of(dtype));
 }
 
-Handle empty_table(int64_t rows, int64_t groups, int64_t columns) {
-  if (groups == 0) return empty_matrix(rows, columns, DType::f64);
-  const int64_t sizes[] = {rows, groups, columns}, strides[] = {groups * columns, columns, 1};
+Handle empty_table(int64_t rows, int64_t ghosts, int64_t columns) {
+  if (ghosts == 0) return empty_matrix(rows, columns, DType::f64);
+  const int64_t sizes[] = {rows, ghosts, columns}, strides[] = {ghosts * columns, columns, 1};
   return empty(3, sizes, strides, code_of(DType::f64));
 }
 

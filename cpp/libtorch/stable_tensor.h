@@ -54,7 +54,7 @@ Handle empty_vector(int64_t n, DType dtype);
 Handle empty_matrix(int64_t rows, int64_t columns, DType dtype);
 Handle empty_vector_with_tail(int64_t n, DType dtype, int64_t tail_bytes);  // n values in a larger storage
 Handle empty_bytes();                                                       // uint8, no elements
-Handle empty_table(int64_t rows, int64_t groups, int64_t columns);          // float64; of no groups, without their axis
+Handle empty_table(int64_t rows, int64_t ghosts, int64_t columns);          // float64; of no ghosts, without their axis
 Handle empty_in_suggested_format(const View& x);         // as PyTorch's batch norm does: contiguous, or like x in channels-last
 Handle empty_like(const Handle& tensor, const View& x);  // as torch.empty_like(x): a dense array keeps its strides
 Handle empty_dense(const View& x);                       // the same, or nothing where x is not dense

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "call/channel_views.h"
-#include "core/groups.h"
+#include "core/ghosts.h"
 #include "python/borrowed.h"
 #include "python/lock.h"
 #include "runtime/parallel.h"
@@ -39,7 +39,7 @@ class Call {
  public:
   Borrowed x;
   Problem p;
-  std::optional<Groups> groups;
+  std::optional<Ghosts> ghosts;
 
   // `axes`: an int, or a tuple. Where ghosts have so many samples (0: all are one), moments have an axis for them in front of the
   // channels', and so may weight and bias.
@@ -51,9 +51,9 @@ class Call {
       if ((channel_axes_mask_ >> d & 1) == 0) m_ *= x.size(d);
       else channels_[channel_axes_++] = x.size(d);
     }
-    groups.emplace(x.view(), channel_axes_mask_, ghost_size);
+    ghosts.emplace(x.view(), channel_axes_mask_, ghost_size);
     of_ghosts_ = ghost_size > 0;
-    if (groups->channels == 0 || m_ == 0 || m_ > kMaxExactCount) return false;
+    if (ghosts->channels == 0 || m_ == 0 || m_ > kMaxExactCount) return false;
     operands_.reserve(6);
     operands_.push_back({&Problem::x, x.view()});
     if (!add(&Problem::residual, residual_, residual)) return false;
@@ -90,7 +90,7 @@ class Call {
 
   bool has_variance() const { return m_ > 1; }
   void set_activation(Arguments& in) { p.activation = static_cast<Activation>(in.integer()), p.slope = in.number(); }
-  void run(void (*kernel)(const Problem&)) { run_groups(*groups, p, channel_axes_mask_, operands_, kernel); }
+  void run(void (*kernel)(const Problem&)) { run_ghosts(*ghosts, p, channel_axes_mask_, operands_, kernel); }
 
  private:
   PyTypeObject* type_ = nullptr;
@@ -125,7 +125,7 @@ class Call {
     if (values.ndim() != four_rows + of_ghosts + channel_axes_) return false;
     int d = 0;
     if (four_rows && values.size(d++) != 4) return false;
-    if (of_ghosts && values.size(d++) != groups->count) return false;
+    if (of_ghosts && values.size(d++) != ghosts->count) return false;
     for (int c = 0; c < channel_axes_; ++c)
       if (values.size(d++) != channels_[c]) return false;
     return true;
@@ -139,17 +139,17 @@ class Call {
 
   bool take_moments(nb::handle object, bool gathers) {
     if (!moments_.take(object, type_, "d", gathers) || !moments_.contiguous('C')) return false;
-    groups->own_stats = fits(moments_, true, of_ghosts_);
-    if (!groups->own_stats && (gathers || !fits(moments_, true, false))) return false;
-    p.stats = groups->statistics(moments_.doubles());
-    const int64_t row = groups->own_stats ? groups->row() : groups->channels;
-    return gathers || all_positive(p.stats.count, row);
+    ghosts->own_moments = fits(moments_, true, of_ghosts_);
+    if (!ghosts->own_moments && (gathers || !fits(moments_, true, false))) return false;
+    p.moments = ghosts->statistics(moments_.doubles());
+    const int64_t row = ghosts->own_moments ? ghosts->row() : ghosts->channels;
+    return gathers || all_positive(p.moments.count, row);
   }
 
   bool take_parameters(nb::handle weight, nb::handle bias) {
     if (!take_parameter(weight_, weight, weight_copy_, &p.weight) || !take_parameter(bias_, bias, bias_copy_, &p.bias))
       return false;
-    groups->own_parameters = (weight_ ? weight_ : bias_).ndim() > channel_axes_;
+    ghosts->own_parameters = (weight_ ? weight_ : bias_).ndim() > channel_axes_;
     return !weight_ || !bias_ || weight_.ndim() == bias_.ndim();
   }
   bool take_parameter(Borrowed& to, nb::handle object, std::optional<Doubles>& copy, const double** values) {
@@ -173,7 +173,7 @@ bool forward(Arguments in) {
   const double eps = in.number();
   call.set_activation(in);
   const int64_t ghost_size = in.integer();
-  call.p.compute_stats = gathers, call.p.omit = in.flag();
+  call.p.compute_moments = gathers, call.p.omit = in.flag();
   if (!call.take(x, axes, residual, position_weight, moments, gathers, weight, bias, eps, ghost_size)) return false;
   if (!call.add(&Problem::y, y, y_, true) || (given && !call.may_write(y))) return false;
   if (y && gathers && !call.has_variance()) return false;
@@ -205,7 +205,7 @@ bool backward(Arguments in) {
   if (!call.add(&Problem::grad_residual, grad_residual, grad_residual_, true)) return false;
   if ((given && !call.may_write(grad_x, &grad_y)) || (training && !sums_known && !call.has_variance())) return false;
   if (!call.take_row(grad_weight, grad_weight_) || !call.take_row(grad_bias, grad_bias_)) return false;
-  const int64_t row = call.groups->row();
+  const int64_t row = call.ghosts->row();
   const Scratch<double> sums(2 * row);
   call.p.grad_weight = sums, call.p.grad_bias = sums + row;
   const WithoutLock released;

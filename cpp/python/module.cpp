@@ -53,10 +53,8 @@ uint64_t read_bytes(nb::handle from_) {
 }
 
 std::vector<std::string> available_isas() {
-  const Kernels* all[kMaxKernels];
-  const int n = list_kernels(all);
   std::vector<std::string> names;
-  for (int i = 0; i < n; ++i) names.emplace_back(all[i]->name);
+  for (const Kernels* one : list_kernels()) names.emplace_back(one->name);
   return names;
 }
 

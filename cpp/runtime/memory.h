@@ -1,5 +1,5 @@
 // Memory for large results. A fresh one from the system costs a page fault for every 4 KiB and is unmapped when it is dropped;
-// blocks from here are kept for the next result, and ask for huge pages.
+// blocks from here are cached for the next result, and ask for huge pages.
 #pragma once
 
 #include <cstddef>
@@ -16,12 +16,12 @@ void pool_release(void* memory);  // what pool_allocate gave; any thread, at any
 
 struct PoolStats {
   int64_t in_use = 0;  // bytes of blocks that are handed out
-  int64_t idle = 0;    // bytes of blocks that are kept
+  int64_t idle = 0;    // bytes of blocks that are cached
   int64_t peak = 0;    // highest in_use + idle so far
   int64_t limit = 0;   // highest idle; 0: the pool is off
-  double seconds = 0;  // how long a block is kept at most
+  double seconds = 0;  // how long a block is cached at most
   int64_t served = 0;  // blocks handed out so far
-  int64_t reused = 0;  // of these, blocks that had been kept
+  int64_t reused = 0;  // of these, blocks that had been cached
 };
 PoolStats pool_stats();
 

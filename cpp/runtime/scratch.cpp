@@ -12,9 +12,9 @@ namespace {
 // A call on a tiny input asks for a few kilobytes five times, and the system's allocator takes longer for aligned memory than a
 // kernel for the input: so a thread keeps what it gave back last, a few blocks of one size.
 #ifdef __SANITIZE_ADDRESS__
-constexpr size_t kKept = 0, kBlocks = 1;
+constexpr size_t kCached = 0, kBlocks = 1;
 #else
-constexpr size_t kKept = 16 * 1024, kBlocks = 8;
+constexpr size_t kCached = 16 * 1024, kBlocks = 8;
 #endif
 
 void* aligned(size_t bytes) {
@@ -23,25 +23,25 @@ void* aligned(size_t bytes) {
   return memory;
 }
 
-struct Kept {
+struct Cached {
   void* blocks[kBlocks];
   size_t count = 0;
-  ~Kept() {
+  ~Cached() {
     while (count > 0) std::free(blocks[--count]);
   }
 };
-thread_local Kept kept;
+thread_local Cached cached;
 
 }  // namespace
 
 void* scratch_allocate(size_t bytes) {
   bytes += 64;  // never empty
-  if (bytes > kKept) return aligned((bytes + 63) / 64 * 64);
-  return kept.count > 0 ? kept.blocks[--kept.count] : aligned(kKept);
+  if (bytes > kCached) return aligned((bytes + 63) / 64 * 64);
+  return cached.count > 0 ? cached.blocks[--cached.count] : aligned(kCached);
 }
 
 void scratch_free(void* memory, size_t bytes) {
-  if (bytes + 64 <= kKept && kept.count < kBlocks) kept.blocks[kept.count++] = memory;
+  if (bytes + 64 <= kCached && cached.count < kBlocks) cached.blocks[cached.count++] = memory;
   else std::free(memory);
 }
 

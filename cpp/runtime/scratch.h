@@ -9,7 +9,7 @@ namespace batchnorm {
 void* scratch_allocate(size_t bytes);  // aligned to 64 bytes; throws std::bad_alloc
 void scratch_free(void* memory, size_t bytes);
 
-// Twice a core's second-level cache: what a group of channels may take so that its second pass finds it there or in the share of
+// Twice a core's second-level cache: what a block of channels may take so that its second pass finds it there or in the share of
 // the last level that a core has.
 int64_t cache_budget();
 

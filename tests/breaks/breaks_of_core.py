@@ -206,7 +206,7 @@ BREAKS = [
         "float16: infinite too early",
         "test_bits.py",
     ),
-    # --- coefficients, layouts, groups, weights ---
+    # --- coefficients, layouts, ghosts, weights ---
     Break(
         "cpp/core/coefficients.h",
         "bias - rest_of(p, c, k.center) * k.wide_scale",
@@ -216,8 +216,8 @@ BREAKS = [
     ),
     Break(
         "cpp/core/coefficients.h",
-        "Of::at(p.stats.count + c) * Of::all(weights_scale(p))",
-        "Of::at(p.stats.count + c)",
+        "Of::at(p.moments.count + c) * Of::all(weights_scale(p))",
+        "Of::at(p.moments.count + c)",
         "backward: weights whose unit float32 does not hold",
         BACKWARD,
     ),
@@ -243,16 +243,16 @@ BREAKS = [
         f"{FORWARD} {BITS}",
     ),
     Break(
-        "cpp/core/groups.cpp",
-        "if (groups.own_parameters && part.bias) part.bias += row;",
+        "cpp/core/ghosts.cpp",
+        "if (ghosts.own_parameters && part.bias) part.bias += row;",
         "",
         "ghosts: each with a bias of its own",
         "test_torch_variants.py test_variants.py",
     ),
     Break(
-        "cpp/core/groups.cpp",
-        "sizes[groups.axis] = rest < groups.size ? rest : groups.size;",
-        "sizes[groups.axis] = rest < groups.size ? groups.size : rest;",
+        "cpp/core/ghosts.cpp",
+        "sizes[ghosts.axis] = rest < ghosts.size ? rest : ghosts.size;",
+        "sizes[ghosts.axis] = rest < ghosts.size ? ghosts.size : rest;",
         "ghosts: sizes of the first and the last",
         "test_variants.py test_bits.py",
     ),
@@ -344,7 +344,7 @@ BREAKS = [
     ),
     Break(
         "cpp/call/fused_calls.cpp",
-        "merge_sums(sums, groups.count, C, merged);",
+        "merge_sums(sums, ghosts.count, C, merged);",
         "merge_sums(sums, 1, C, merged);",
         "modules: parameter gradients of ghosts",
         "test_torch_variants.py",

@@ -149,7 +149,7 @@ class Case {
         operands.push_back({&Problem::weights, {weights_.data(), options_.weights, 3, sizes_.data(), weight_strides_.data()}});
       Problem p;
       collapse(p, 1 << 1, operands);
-      p.stats = {moments.data(), moments.data() + C, moments.data() + 2 * C, moments.data() + 3 * C, nullptr};
+      p.moments = {moments.data(), moments.data() + C, moments.data() + 2 * C, moments.data() + 3 * C, nullptr};
       p.weight = gamma_.data(), p.bias = beta_.data(), p.eps = 1e-5;
       p.activation = options_.activation, p.slope = 0.01, p.omit = options_.missing > 0, p.threads = threads;
       p.training = options_.training, p.grad_weight = sums.data(), p.grad_bias = sums.data() + C;
@@ -193,9 +193,8 @@ class Case {
 }  // namespace
 
 int main() {
-  const Kernels* all[kMaxKernels];
-  const int n = list_kernels(all);
-  const Kernels* specification = all[n - 1];
+  const std::vector<const Kernels*>& all = list_kernels();
+  const Kernels* specification = all.back();
   int wrong = 0;
   for (const AboutActivation& one : kActivations)
     if (std::none_of(std::begin(kOptions), std::end(kOptions), [&](const Options& o) { return o.activation == one.code; }))
@@ -206,10 +205,10 @@ int main() {
         Case problem(layout, type.dtype, options);
         const uint64_t expected = problem.run(*specification, 1);
         std::printf("%016llx  %s, %s, %s\n", static_cast<unsigned long long>(expected), layout.name, type.name, options.name);
-        for (int i = 0; i < n - 1; ++i)
+        for (const Kernels* one : all)
           for (const int threads : {1, 3}) {
-            if (problem.run(*all[i], threads) == expected) continue;
-            std::fprintf(stderr, "%s, %d threads: other bits of %s, %s, %s\n", all[i]->name, threads, layout.name, type.name,
+            if (one == specification || problem.run(*one, threads) == expected) continue;
+            std::fprintf(stderr, "%s, %d threads: other bits of %s, %s, %s\n", one->name, threads, layout.name, type.name,
                          options.name);
             ++wrong;
           }

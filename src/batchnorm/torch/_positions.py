@@ -102,7 +102,7 @@ def counted(x: Tensor, selection: Tensor | None) -> Tensor | int:
 
 
 def refused(x: Tensor, sample_weight: Tensor, ghost_size: int, least: int) -> str:
-    """What is wrong with the values of weights, or nothing: the rules of `refused_weights` of fused_calls.cpp.
+    """What is wrong with the values of weights, or nothing: the rules of `refused_position_weight` of fused_calls.cpp.
 
     At least `least` positions must count; of every `ghost_size` samples, where so many are normalized by themselves.
     """
