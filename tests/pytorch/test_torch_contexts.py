@@ -356,3 +356,14 @@ def test_what_cannot_be_held_is_refused():
     assert int(model[1].num_batches_tracked) == 1
     with pytest.raises(TypeError, match="hold: model must be a torch"):
         bnt.hold([model])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("context", ["hold", "one_update", "adapt"])
+def test_layers_of_torchscript_are_refused(context):
+    """They do not read what a block sets, so that their statistics would move inside of `hold`."""
+    helper, model = (torch.jit.script(nn.Sequential(layer)) for layer in (nn.ReLU(), nn.BatchNorm2d(3)))
+    with pytest.raises(ValueError, match=rf"{context}: .* got a scripted or traced BatchNorm2d; use the model"):
+        CONTEXTS[context](model)
+    with CONTEXTS[context](nn.Sequential(nn.BatchNorm2d(3), helper)) as inside:
+        assert inside is None

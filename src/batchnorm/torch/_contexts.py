@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -154,7 +155,7 @@ def check_outside(norms: Iterable[Norm], who: str, among: Iterable[str] = ()) ->
 def layers_of(model: nn.Module, only: Only, who: str) -> list[nn.Module]:
     """The batch normalizations of a model that a context is to serve, each once."""
     check_model(model, who)
-    layers = _layers(model) if only is None else [norm.layer for norm in chosen(norms_of(model), only, who)]
+    layers = _layers(model, who) if only is None else [norm.layer for norm in chosen(norms_of(model), only, who)]
     for layer in layers:
         if isinstance(layer, LazyModuleMixin):  # no longer, after its first forward
             raise ValueError(
@@ -164,7 +165,7 @@ def layers_of(model: nn.Module, only: Only, who: str) -> list[nn.Module]:
     return layers
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def _layers(model: nn.Module, who: str) -> list[nn.Module]:
     """All of them: `norms_of` without names, which take most of its time."""
     found: list[nn.Module] = []
     seen: set[nn.Module | None] = {None}
@@ -177,6 +178,11 @@ def _layers(model: nn.Module) -> list[nn.Module]:
         assert module is not None
         if isinstance(module, _BatchNorm):
             found.append(module)
+        elif isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name:
+            raise ValueError(
+                f"{who}: a compiled TorchScript module does not read what the block sets; got a scripted or traced "
+                f"{module.original_name}; use the model that torch.jit was given"
+            )
         to_see += module._modules.values()
     return found
 
