@@ -7,20 +7,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._records import CONVENTIONS, LayerRecord
+from ._records import CONVENTIONS, Doubles, LayerRecord
 
 CONSTANT, DEAD = 1e-6, 1e-3  # of the layer's median: of a variance, of a weight
 RUNAWAY = 1e3  # what a channel is multiplied by
+HALF = 1.25  # what float16 may make of var + eps
 
 Say = Callable[..., str]  # a sentence of a language, by its key and what fills the holes
 
 _RECALIBRATE = "call bnt.recalibrate(model, train)"
+_WIDER = "keep it in float32: after model.half() call layer.float(), then load its state again"
 _CAUSED = "({cause}: variance ×{factor}, mean off by {distance} std)"
 
 #: Of a finding by its code, and of the fix it comes with; of the report around them.
 SENTENCES = {
     "non-finite": ("{n} of {channels} channels have NaN or infinity; channel {c} has mean {mean} and variance {var}"),
     "non-finite: fix": "find the batch with on_nonfinite='raise', then " + _RECALIBRATE,
+    "overflow fp16": (
+        "{n} of {channels} channels are infinite in float16, which ends at {end}; channel {c} has mean {mean} and "
+        "variance {var}"
+    ),
+    "overflow fp16: fix": _WIDER + ", or " + _RECALIBRATE,
     "negative variance": "channel {c} has variance {var}",
     "negative variance: fix": _RECALIBRATE,
     "never-updated": "every channel has mean 0 and variance {var}, so it was never updated, or never saved",
@@ -30,6 +37,13 @@ SENTENCES = {
         "factor of {factor} in variance and by {distance} std in mean"
     ),
     "ranks differ: fix": _RECALIBRATE + " on all ranks, each with its data, or load one state on all",
+    "left in training": "it is in training mode and the model is not, so in evaluation it normalizes with the batch",
+    "left in training: fix": "call model.eval() last, or bnt.freeze for a layer that is not to move",
+    "shared": (
+        "it is called {calls} times per batch, and no running average fits all: call {call} has {factor} times the "
+        "variance of the first, and a mean {distance} std away"
+    ),
+    "shared: fix": "give each call a batch normalization of its own; they may share weight and bias",
     "lag": "its running statistics are not those that the update rule gives at these weights " + _CAUSED,
     "lag: fix": (_RECALIBRATE + "; if lag comes back, look at momentum, and at what changes weights later"),
     "dropout": "its running statistics were gathered with dropout on, but evaluation has it off " + _CAUSED,
@@ -42,7 +56,10 @@ SENTENCES = {
     "eps decides": "{n} of {channels} channels have a variance below eps={eps}, which sets their scale",
     "eps decides: fix": "channels that hardly vary say little; keep eps when you port the layer",
     "other eps": "it has eps={eps}, and most layers of the model have eps={usual}",
-    "other eps: fix": "keep the eps that the layer was trained with; {keras} is Keras's, {torch} PyTorch's and Flax's",
+    "other eps: fix": (
+        "keep the eps that the layer was trained with, or change it by bnt.set_eps, which keeps evaluation the same; "
+        "{keras} is Keras's, {torch} PyTorch's and Flax's"
+    ),
     "constant channels": (
         "{n} of {channels} channels hardly vary; channel {c} has variance {var}, and the layer's median is {median}"
     ),
@@ -63,6 +80,13 @@ SENTENCES = {
     "start: fix": _RECALIBRATE + ", or set a larger momentum",
     "few positions": "a batch has {m} positions of a channel, too few for good statistics",
     "few positions: fix": "use larger batches, bnt.SyncBatchNorm, or Renorm",
+    "beyond fp16": (
+        "{n} of {channels} channels would not survive model.half(); channel {c} has mean {mean} and variance {var}, "
+        "and would have {half_mean} and {half_var}"
+    ),
+    "beyond fp16: fix": _WIDER,
+    "never called": "neither evaluation nor training of these data calls it, so nothing is known of it",
+    "never called: fix": "pass data that reach it, or remove it from the model",
     # the report
     "the loss": (
         "the loss is {running} in evaluation, {batch} with batch statistics and {after} after recalibration, so the "
@@ -164,7 +188,11 @@ def findings_of(record: LayerRecord) -> list[Finding]:
         finite = np.isfinite(mean) & np.isfinite(var)
         if not finite.all():
             c = int(np.flatnonzero(~finite)[0])
-            add("non-finite", n=(~finite).sum(), channels=channels, c=c, mean=f"{mean[c]:g}", var=f"{var[c]:g}")
+            said = {"n": (~finite).sum(), "channels": channels, "c": c, "mean": f"{mean[c]:g}", "var": f"{var[c]:g}"}
+            if record.dtype == "float16" and not (np.isnan(mean) | np.isnan(var)).any():
+                add("overflow fp16", **said, end=f"{np.finfo(np.float16).max:g}")
+            else:
+                add("non-finite", **said)
         elif (var < 0).any():
             c = int(var.argmin())
             add("negative variance", c=c, var=f"{var[c]:g}")
@@ -183,6 +211,8 @@ def findings_of(record: LayerRecord) -> list[Finding]:
                 var=f"{var[c]:.3g}",
                 median=f"{median:.3g}",
             )
+        if all(each.is_remark for each in found):
+            found += _beyond_half(record.name, mean, var, eps)
     if record.weight is not None:
         sizes = np.abs(record.weight)
         dead = (sizes == 0) | (sizes < DEAD * np.median(sizes))
@@ -200,3 +230,24 @@ def findings_of(record: LayerRecord) -> list[Finding]:
     elif isinstance(momentum, float) and batches and (left := (1 - momentum) ** batches) > 0.01:
         add("start", True, share=f"{left:.0%}", batches=batches, momentum=f"{momentum:g}")
     return found
+
+
+def _beyond_half(name: str, mean: Doubles, var: Doubles, eps: float) -> list[Finding]:
+    """Running statistics, sound ones, of which float16 makes others. PyTorch's kernels keep eps in a wider type."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        half_mean, half_var = (each.astype(np.float16).astype(np.float64) for each in (mean, var))
+        factor = (half_var + eps) / (var + eps)
+    lost = np.isinf(half_mean) | (factor > HALF) | (factor < 1 / HALF)
+    if not lost.any():
+        return []
+    c = int(np.flatnonzero(lost)[0])
+    numbers = {
+        "n": lost.sum(),
+        "channels": len(var),
+        "c": c,
+        "mean": f"{mean[c]:.3g}",
+        "var": f"{var[c]:.3g}",
+        "half_mean": f"{half_mean[c]:.3g}",
+        "half_var": f"{half_var[c]:.3g}",
+    }
+    return [finding("beyond fp16", name, numbers, is_remark=True)]

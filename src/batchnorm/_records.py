@@ -33,6 +33,7 @@ class LayerRecord:
     weight: Doubles | None
     bias: Doubles | None
     batches: int | None
+    dtype: str | None = None  # of mean and variance where they are stored
 
     def evaluate(self, x: Any) -> Doubles:
         """y of an array x, in float64 and in the order of the formula."""

@@ -76,7 +76,7 @@ INSIDE = {
         ),
         ("_operands", "_plain", "_forwards", "_fuse/watching", "_diagnosis_page", "_eps"),
         ("_positions", "_operations", "_merge", "_diagnosis"),
-        ("_running", "_shared", "_accelerate"),
+        ("_running", "_shared", "_accelerate", "_uses"),
         ("_layers", "_ranks", "functional"),
         ("_contexts",),
         ("_sync", "_layer_inputs", "_peers"),

@@ -276,6 +276,13 @@ def _sized(layer: nn.BatchNorm1d, **values: list[float]) -> None:
         ({}, lambda layer: None, ["never-updated"]),
         ({}, lambda layer: layer.running_var.zero_(), ["never-updated"]),
         ({}, lambda layer: layer.running_mean.fill_(torch.inf), ["non-finite"]),
+        ({}, lambda layer: layer.half().running_var.fill_(torch.inf), ["overflow fp16"]),
+        ({}, lambda layer: layer.half().running_var.fill_(torch.nan), ["non-finite"]),
+        ({}, lambda layer: _sized(layer, var=[1, 2e5, 1]), ["beyond fp16"]),
+        ({}, lambda layer: _sized(layer, var=[1, 6e4, 1]), []),
+        ({}, lambda layer: layer.running_mean.fill_(-1e5), ["beyond fp16"]),
+        ({"eps": 1e-9, "affine": False}, lambda layer: _sized(layer, var=[2e-8, 2e-8, 2e-8]), ["beyond fp16"]),
+        ({"eps": 1e-9, "affine": False}, lambda layer: _sized(layer, var=[1e-6, 1e-6, 1e-6]), []),
         ({}, lambda layer: layer.running_var.fill_(-1), ["negative variance"]),
         ({}, lambda layer: (layer.running_mean.fill_(1), layer.running_var[0].fill_(1e-6)), ["eps decides"]),
         ({"momentum": 0.9}, lambda layer: layer.running_mean.fill_(1), ["large momentum"]),
@@ -306,6 +313,8 @@ def test_what_a_record_tells_by_itself(options, change, codes):
         assert (
             "1 of 3 channels are multiplied by more than 1000; channel 0 is multiplied by 1.91e+03" in found[0].sentence
         )
+    if codes == ["beyond fp16"]:
+        assert re.search(r"[13] of 3 channels would not survive .* have -?(inf|0|1) and (inf|0|1)$", found[0].sentence)
     if codes == ["start"]:
         assert found[0].sentence == (
             "46% of the statistics are still those of the start, after 258 batches with momentum=0.003"
@@ -352,6 +361,7 @@ def test_a_layer_with_another_eps_is_a_remark():
         ("other eps", "4", "it has eps=0.001, and most layers of the model have eps=1e-05")
     ]
     assert found[0].is_remark
+    assert "bnt.set_eps" in found[0].fix
     assert found[0].fix.endswith("0.001 is Keras's, 1e-05 PyTorch's and Flax's")
     model[7].eps = 1e-4  # then there is no usual one
     assert bnt.diagnose(model, data(1), verbose=False).findings == []
@@ -363,3 +373,74 @@ def test_few_positions_are_a_remark():
     assert [each[:2] for each in found.findings if each.code == "few positions"] == [
         ("few positions", n) for n in NAMES
     ]
+
+
+def test_a_layer_left_in_training():
+    model = trained(3)
+    model[4].train()
+    found = bnt.diagnose(model, data(1), test=data(2), verbose=False)
+    assert [each[:3] for each in found.findings] == [
+        (
+            "left in training", "4",
+            "it is in training mode and the model is not, so in evaluation it normalizes with the batch",
+        )
+    ]  # fmt: skip
+    assert "1  layer 4: it is in training mode" in str(found)
+    assert "layer 4: it is in training mode" in found.to_html()
+    assert json.loads(found.to_json())["findings"][0]["code"] == "left in training"
+    frozen = bnt.freeze(trained(3), only="4", verbose=False)
+    frozen[4].train()  # it does the same in either mode
+    partly = trained(3).train()
+    partly[1].eval()
+    for meant in (frozen, partly):
+        assert bnt.diagnose(meant, data(1), test=data(2), verbose=False).findings == []
+
+
+class _Shared(nn.Module):
+    """Calls a layer on two inputs, the second times `scale` and off by `offset`; has heads that evaluation leaves."""
+
+    def __init__(self, scale: float, offset: float) -> None:
+        super().__init__()
+        self.norm, self.auxiliary, self.unused = (nn.BatchNorm1d(6) for _ in range(3))
+        self.last = nn.Linear(6, 4)
+        self.scale, self.offset = scale, offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.auxiliary(x)
+        return self.last(self.norm(x) + self.norm(x.roll(1, 0) * self.scale + self.offset))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1.05, 0.1), (4, 0), (1, 5)])
+def test_layers_that_are_called_twice_or_never(scale, offset):
+    torch.manual_seed(0)
+    model, random = _Shared(scale, offset).train(), torch.Generator().manual_seed(4)
+    train, test = (
+        [(torch.randn(32, 6, generator=random), torch.zeros(32, dtype=int)) for _ in range(20)] for _ in range(2)
+    )
+    for x, _ in train * 3:
+        model(x)
+    found = bnt.diagnose(model.eval(), train, test=test, how="pooled", verbose=False).findings
+    differ = max(scale, offset) > 2
+    assert [each[:2] for each in found] == [*[("shared", "norm")] * differ, ("never called", "unused")]
+    assert found[-1].is_remark
+    if differ:
+        assert found[0].sentence.startswith("it is called 2 times per batch, and no running average fits all: call 2 ")
+        factor, distance = float(found[0].numbers["factor"]), float(found[0].numbers["distance"])
+        assert 0.9 * scale**2 < factor < 1.1 * scale**2
+        assert (distance > 1) == (offset > 1)
+    blind = bnt.diagnose(model, train, test=test, how="pooled", loss=lambda *_: 1.0, verbose=False).findings
+    assert [each.is_remark for each in blind] == [True] * len(found)
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_calls_on_few_samples_are_alike(size):
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = _Shared(1, 0).train()
+        train = list(torch.randn(40, 6).split(size))
+        for x in train:
+            model(x)
+        model.forward = lambda x, model=model: model.last(model.norm(x) + model.norm(torch.randn_like(x)))
+        found = bnt.diagnose(model.eval(), train, how="pooled", verbose=False).findings
+        assert "shared" not in {each.code for each in found}, (seed, found)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from .._findings import Finding, finding, findings_of
+from .._findings import SENTENCES, Finding, finding, findings_of
 from .._records import CONVENTIONS, Doubles, LayerRecord
 from . import _options, _shared
 from ._batches import Batches, Forward
@@ -25,6 +25,7 @@ from ._layer_inputs import gather, put_back
 from ._norms import Norm, check_model, correction_of, norms_of, record_of
 from ._peers import Peers, Said
 from ._recalibrate import How, recalibrate, unwrapped
+from ._uses import Seen, left_in_training, of_calls
 
 Tensor = torch.Tensor
 Loss = Callable[[nn.Module, Any], Any]
@@ -127,7 +128,7 @@ def diagnose(
     try:
         batches, other = _halves(train, test, samples)
         losses = None if loss is None else {"running": data.loss(other)}
-        apart = _of_ranks(known, peers)
+        more = [*_of_ranks(known, peers), *left_in_training(inner, known)]
     except BaseException:
         peers.fail()
         raise
@@ -152,18 +153,24 @@ def diagnose(
         advance(1)
         plain = data.tables(batches, norms, "batch")
         advance(1)
+        alone = {name for name, _, reason in done.left if reason == SENTENCES["left alone"]}
+        more += _never_called(data, batches, [norm for norm in known if str(norm) in alone])
+    most = math.inf  # of a rank; a loss that batch statistics hardly improve makes it a remark's
+    if losses is not None:
+        most = float(losses["recalibrated"] - losses["batch"] > COST * losses["recalibrated"])
     layers = []
     for i, norm in enumerate(norms):
         was, became, correction = records[str(norm)], after[i], correction_of(norm.layer)
         steps = [
             (was.mean, was.var),
-            _of_batches(noisy[i], correction),
-            _of_batches(plain[i], correction),
+            _of_batches(noisy[i].moments, correction),
+            _of_batches(plain[i].moments, correction),
             (became.mean, became.var),
-            _of_all(last[i], correction),
+            _of_all(last[i].moments, correction),
         ]
-        layers.append(_layer(was, steps, plain[i], costs[i]))
-    findings = _ranked(layers, [records[layer.name] for layer in layers], losses, apart)
+        layers.append(_layer(was, steps, plain[i].moments, costs[i]))
+        more += of_calls(was, plain[i], most)
+    findings = _ranked(layers, [records[layer.name] for layer in layers], losses, more)
     found = Diagnosis(layers, findings, losses, done.left, len(batches))
     if verbose:
         print(found)
@@ -185,19 +192,29 @@ class _Data:
 
     def tables(
         self, data: Any, norms: list[Norm], normalize_with: Literal["stored", "batch"], *, training: bool = False
-    ) -> list[Tensor]:
-        """For each layer the moments of all batches, (4, batches, C)."""
-        found: list[list[Tensor]] = [[] for _ in norms]
+    ) -> list[Seen]:
+        """For each layer the moments of all batches."""
+        found: list[list[tuple[int, Tensor]]] = [[] for _ in norms]
         batches = Batches(self._model, data, forward=self._forward, who=WHO)
         gather(
             self._model,
             norms,
             batches,
-            lambda _, i, table: found[i].append(table),
+            lambda number, i, table: found[i].append((number, table)),
             normalize_with=normalize_with,
             training=training,
         )
-        return [torch.stack(its, 1).cpu().double() for its in found]
+        return [
+            Seen(torch.stack([table for _, table in its], 1).cpu().double(), [number for number, _ in its])
+            for its in found
+        ]
+
+    def reached(self, data: Any, norms: list[Norm]) -> set[int]:
+        """Which layers are called where all others are in training mode."""
+        found: set[int] = set()
+        batches = Batches(self._model, data, forward=self._forward, who=WHO)
+        gather(self._model, norms, batches, lambda _, i, __: found.add(i), normalize_with="stored", training=True)
+        return found
 
     def loss(self, data: Any, by_batch: list[Norm] | None = None) -> float:
         """The mean over samples, with stored statistics; with those of each batch in some layers."""
@@ -304,10 +321,11 @@ def _ranked(
     layers: list[DiagnosedLayer],
     records: list[LayerRecord],
     losses: dict[str, float] | None,
-    apart: list[tuple[float, Finding]],
+    more: list[tuple[float, Finding]],
 ) -> list[Finding]:
-    """By cost, where it is known; then by what is off. `apart`: what was found between ranks."""
-    found = [*apart]
+    """By cost, where it is known; then by what is off. `more`: what was found by other means."""
+    found = [*more]
+    shared = {each.layer for _, each in more if each.code == "shared"}
     for layer, record in zip(layers, records, strict=True):
         own = findings_of(record)
         sizes = {cause: _size(v, m) for cause, v, m in zip(CAUSES, layer.variance, layer.mean, strict=True)}
@@ -322,7 +340,8 @@ def _ranked(
         lags = counts and cause == "lag"  # else what is left of the start does not matter, or was replaced
         own = [each for each in own if each.code != "start" or lags]
         found += [(0.0 if each.is_remark else math.inf, each) for each in own]
-        if counts and all(each.is_remark for each in own):
+        is_said = cause == "batching" and layer.name in shared  # its calls are the batches that differ
+        if counts and not is_said and all(each.is_remark for each in own):
             found.append((size if cost is None else 1 + cost, _caused(layer, cause, cost)))
         if layer.m < LEAST:
             found.append((0.0, finding("few positions", layer.name, {"m": f"{layer.m:g}"}, is_remark=True)))
@@ -351,6 +370,16 @@ def _other_eps(records: list[LayerRecord]) -> list[Finding]:
         finding("other eps", each.name, defaults | {"eps": f"{each.eps:g}", "usual": f"{usual:g}"}, is_remark=True)
         for each in records
         if each.eps != usual
+    ]
+
+
+def _never_called(data: _Data, batches: list[Any], norms: list[Norm]) -> list[tuple[float, Finding]]:
+    """Of layers that no evaluation reaches those that training does not reach either: a head of training is well."""
+    reached = data.reached(batches, norms) if norms else set()
+    return [
+        (0.0, finding("never called", str(norm), {}, is_remark=True))
+        for i, norm in enumerate(norms)
+        if i not in reached
     ]
 
 

@@ -112,6 +112,7 @@ def record_of(norm: Norm) -> LayerRecord:
         weight=_doubles(layer.weight),
         bias=_doubles(layer.bias),
         batches=None if count is None or count.is_meta else int(count),
+        dtype=None if layer.running_var is None else str(layer.running_var.dtype).removeprefix("torch."),
     )
 
 

@@ -5,9 +5,15 @@ from ...._findings import SENTENCES
 _CAUSED = "（{cause}：方差 ×{factor}，均值相差 {distance} 个标准差）"
 _RECALIBRATE = "调用 bnt.recalibrate(model, train)"
 
+_WIDER = "让这一层保持 float32：在 model.half() 之后调用 layer.float()，再重新加载它的状态"
+
 _CHINESE = {
     "non-finite": "{channels} 个通道中有 {n} 个含 NaN 或无穷大；通道 {c} 的均值为 {mean}，方差为 {var}",
     "non-finite: fix": "先用 on_nonfinite='raise' 找出是哪一批数据，再" + _RECALIBRATE,
+    "overflow fp16": (
+        "{channels} 个通道中有 {n} 个在 float16 中是无穷大，它的上限是 {end}；通道 {c} 的均值为 {mean}，方差为 {var}"
+    ),
+    "overflow fp16: fix": _WIDER + "，或" + _RECALIBRATE,
     "negative variance": "通道 {c} 的方差为 {var}",
     "negative variance: fix": _RECALIBRATE,
     "never-updated": "每个通道的均值都是 0，方差都是 {var}：这些统计量从未更新过，或者没有保存",
@@ -16,6 +22,13 @@ _CHINESE = {
         "各进程的滑动统计量不一致；进程 {rank} 与进程 {other} 的方差相差 {factor} 倍，均值相差 {distance} 个标准差"
     ),
     "ranks differ: fix": "在所有进程上" + _RECALIBRATE + "，每个进程用自己的数据；或者在所有进程上加载同一个状态",
+    "left in training": "它处于训练模式，而模型不是：评估时它用当前批的统计量做归一化",
+    "left in training: fix": "最后再调用 model.eval()；不该变化的层用 bnt.freeze 冻结",
+    "shared": (
+        "它在每一批中被调用 {calls} 次，没有一个滑动平均适合所有调用：第 {call} 次与第一次的方差相差 {factor} 倍，"
+        "均值相差 {distance} 个标准差"
+    ),
+    "shared: fix": "让每次调用有自己的批归一化层；这些层可以共用权重和偏置",
     "lag": "它的滑动统计量不是更新规则在当前权重下会给出的" + _CAUSED,
     "lag: fix": _RECALIBRATE + "；如果 lag 再次出现，请检查 momentum，以及之后是什么改变了权重",
     "dropout": "它的滑动统计量是在 dropout 开启时收集的，而评估时 dropout 关闭" + _CAUSED,
@@ -28,7 +41,10 @@ _CHINESE = {
     "eps decides": "{channels} 个通道中有 {n} 个的方差小于 eps={eps}，它们的尺度由 eps 决定",
     "eps decides: fix": "几乎不变的通道不含多少信息；移植这一层时请保留 eps",
     "other eps": "它的 eps={eps}，而模型中多数层的 eps={usual}",
-    "other eps: fix": "保留训练这一层时用的 eps；{keras} 是 Keras 的默认值，{torch} 是 PyTorch 和 Flax 的默认值",
+    "other eps: fix": (
+        "保留训练这一层时用的 eps，或者用 bnt.set_eps 改它，评估结果不变；"
+        "{keras} 是 Keras 的默认值，{torch} 是 PyTorch 和 Flax 的默认值"
+    ),
     "constant channels": "{channels} 个通道中有 {n} 个几乎不变；通道 {c} 的方差为 {var}，而这一层的中位数是 {median}",
     "constant channels: fix": "找出是什么使它们对每个样本都得到相同的数",
     "dead channels": "{channels} 个通道中有 {n} 个的权重接近零；无论输入是什么，通道 {c} 都只输出偏置",
@@ -41,6 +57,13 @@ _CHINESE = {
     "start: fix": _RECALIBRATE + "，或者用更大的 momentum",
     "few positions": "每个通道在一个批中只有 {m} 个位置，太少，得不到好的统计量",
     "few positions: fix": "用更大的批、bnt.SyncBatchNorm 或 Renorm",
+    "beyond fp16": (
+        "{channels} 个通道中有 {n} 个经不起 model.half()；通道 {c} 的均值为 {mean}，方差为 {var}，"
+        "会变成 {half_mean} 和 {half_var}"
+    ),
+    "beyond fp16: fix": _WIDER,
+    "never called": "这些数据在评估和训练时都没有到达它，因此无从判断",
+    "never called: fix": "给出能到达它的数据，或者把它从模型中删去",
     "the loss": (
         "评估时的损失是 {running}，用批统计量时是 {batch}，重新校准后是 {after}，因此滑动统计量使损失增加 {cost}"
     ),
