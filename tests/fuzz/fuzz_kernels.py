@@ -233,7 +233,8 @@ def _name_and_number(problem: Problem) -> tuple[str, float]:
 def _backward_by_y(problem: Problem, grad: np.ndarray, x: np.ndarray, y: np.ndarray, m: bn.Moments) -> np.ndarray:
     d = _inputs.data(x, "fuzz", problem.kept)
     out, buffer = _inputs.output(None, d, {})
-    weight, bias = (None if p is None else p.astype(np.float64) for p in problem.parameters)
+    # Without channel axes they are scalars, which the native function does not take.
+    weight, bias = (None if p is None else np.asarray(p, np.float64) for p in problem.parameters)
     activation = _options.checked_activation(problem.options["activation"], "fuzz")
     assert bn._native.backward(
         _inputs.like(grad, "grad", d), d.buffer, buffer, False, _inputs.like(y, "y", d), None, None, m._table, weight,
