@@ -86,6 +86,7 @@ def shown(name: str, problems: list[Problem] | None = None) -> dict[str, list[li
 # --- every part is verified, measured and shown
 
 
+@pytest.mark.slow
 def test_functions_are_shown_by_dtype_and_layout() -> None:
     tables = shown("functions")
     assert [line[:3] for line in tables["groups"]][:3] == [
@@ -98,6 +99,7 @@ def test_functions_are_shown_by_dtype_and_layout() -> None:
     assert len(tables["arrays"]) == 3
 
 
+@pytest.mark.slow
 def test_layers_are_shown_with_what_follows_and_what_they_keep(monkeypatch: pytest.MonkeyPatch) -> None:
     """The promise of the documents: one pass keeps x and a few numbers a channel; PyTorch keeps y, too."""
     monkeypatch.setattr(torch, "compile", lambda layer: layer)
@@ -137,6 +139,7 @@ def small_network() -> torch.nn.Module:
     )
 
 
+@pytest.mark.slow
 def test_steps_are_shown_beside_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     networks = part("networks")
     monkeypatch.setattr(networks, "CLASSES", 5)
@@ -163,6 +166,7 @@ def test_networks_have_the_published_sizes() -> None:
         assert not any(isinstance(m, (torch.nn.BatchNorm2d, torch.nn.ReLU, torch.nn.ReLU6)) for m in bare.modules())
 
 
+@pytest.mark.slow
 def test_options_and_standard_scaler_are_shown() -> None:
     lines = shown("variants")["variants"]
     assert len(lines) == 2 * len(small("variants"))
@@ -190,6 +194,7 @@ def test_what_the_page_says_of_standard_scaler() -> None:
         assert beyond <= (16 if what == "weights" else 8), (size, what, step)
 
 
+@pytest.mark.slow
 def test_recalibration_is_exact_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     networks, recalibration = part("networks"), part("recalibration")
     lines = shown("recalibrated", part("rows").RECALIBRATED)["recalibrated"]
@@ -203,6 +208,7 @@ def test_recalibration_is_exact_and_shown(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(line) in (8, 9)  # with fvcore, or without
 
 
+@pytest.mark.slow
 def test_every_way_trains_to_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The promise of docs/trust.md, for the first steps: the same bits for all our ways, near PyTorch's."""
     trust, rows, render = part("trust"), part("rows"), part("render")
