@@ -255,6 +255,7 @@ def _train_in_parallel(rank, world, port, results):
         results[rank, name] = {k: v.clone().numpy() for k, v in model.module.state_dict().items()}
         if handle:
             handle.remove()
+        del model, optimizer  # before their group: the other way round could stand still
     torch.distributed.destroy_process_group()
 
 
