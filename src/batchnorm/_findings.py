@@ -106,6 +106,30 @@ SENTENCES = {
     "left by switch": "it is frozen (update_running_stats=False)",
     "left by freeze": "it is frozen (by freeze)",
     "left alone": "no batch reached it",
+    # recalibrations
+    "recalibrated": "recalibrated {layers} ({how}: {definition}) from {samples} samples in {batches}, in {passes}",
+    "how whole": "the whole data as one batch",
+    "how pooled": "the moments of all batches, merged",
+    "how batches": "the mean over batches",
+    "norms one": "1 batch normalization",
+    "norms many": "{n} batch normalizations",
+    "batches one": "one batch",
+    "batches many": "{n} batches",
+    "passes one": "one pass",
+    "passes many": "{n} passes",
+    "moved": (
+        "the mean of {layer} moved most, by {distance}; the variance of {other} changed most, by a factor of {factor}"
+    ),
+    "std one": "1 standard deviation",
+    "std many": "{n} standard deviations",
+    "batches skipped": "left out {batches} with NaN or infinity",
+    "wrapped": "{kind}: the model inside was used",
+    "again memory": "{passes} passes over the data: memory did not allow one",
+    "again state": "{passes} passes over the data: the model keeps values on its modules",
+    "again threads": (
+        "{passes} passes over the data: the model changes autocast or the like around its layers, so each batch needs "
+        "a thread"
+    ),
     # heads of columns, and marks of the drawing
     "head layer": "layer",
     "head channel": "channel",

@@ -35,23 +35,6 @@ class LayerRecord:
     batches: int | None
     dtype: str | None = None  # of mean and variance where they are stored
 
-    def evaluate(self, x: Any) -> Doubles:
-        """y of an array x, in float64 and in the order of the formula."""
-        if self.mean is None or self.var is None or self.eps is None:
-            missing = next(name for name in ("mean", "var", "eps") if getattr(self, name) is None)
-            raise ValueError(
-                f"{self.name}: evaluation needs mean, var and eps; got a record without {missing}; add it with "
-                f"dataclasses.replace(record, {missing}=...)"
-            )
-        x = np.asarray(x, np.float64)
-        shape = [1] * x.ndim
-        shape[self.axis] = self.channels
-        mean, var = self.mean.reshape(shape), self.var.reshape(shape)
-        y: Doubles = (x - mean) / np.sqrt(var + self.eps)
-        if self.weight is not None:
-            y = y * self.weight.reshape(shape)
-        return y if self.bias is None else y + self.bias.reshape(shape)
-
 
 class Convention(NamedTuple):
     """What a framework means by the words of a batch normalization, and its defaults."""

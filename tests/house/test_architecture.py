@@ -81,7 +81,7 @@ INSIDE = {
         ("_contexts",),
         ("_sync", "_layer_inputs", "_peers"),
         ("_fuse/step", "_lockstep", "_grouped"),
-        ("_fuse/trace", "_fuse/aliases", "_definitions"),
+        ("_fuse/trace", "_fuse/aliases", "_definitions", "_recalibration"),
         ("_fuse/forward", "_fuse/patterns"),
         ("_convert",),
         ("_fuse/fuse", "fused", "_freeze"),

@@ -220,6 +220,17 @@ def test_hold_nests_and_is_left_in_any_way(kind):
     assert bits_of(model) == bits, "the inner one is open"
     two.__exit__(None, None, None)
     assert attributes_of(model) == attributes
+    with pytest.raises(RuntimeError, match=r"hold: a block is left once .*; got one more __exit__; use with"):
+        two.__exit__(None, None, None)
+
+    switch = next(name for name in ("update_running_stats", "track_running_stats") if hasattr(model[2][1], name))
+    if "without statistics" not in kind:
+        with one:  # a switch that is assigned inside holds until the end
+            setattr(model[2][1], switch, True)
+            model(x_of().to(model[0].weight.dtype))
+            assert bits_of(model) != bits
+    assert attributes_of(model) == attributes
+    bits = bits_of(model)
 
     with pytest.raises((ValueError, RuntimeError)), one, two:
         model(torch.ones(5, 7, 4, 2, dtype=model[0].weight.dtype))  # seven channels, where three are right

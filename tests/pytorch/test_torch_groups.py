@@ -280,11 +280,16 @@ def test_convert_groups_of_a_layer_itself_of_chosen_shared_and_other_layers(caps
     for given, kind, words in (
         ({"groups": 0}, ValueError, "convert_groups: groups must be"),
         ({"groups": 2, "only": "e"}, ValueError, "only names no batch normalization"),
+        ({"groups": 2, "only": "d"}, ValueError, "got layer d, a SyncBatchNorm: it has ranks in common already"),
         ({"groups": 2, "share_affine": None}, TypeError, "convert_groups: share_affine must be"),
     ):
         with pytest.raises(kind, match=words):
             bnt.convert_groups(model, **given)
     assert before == [type(m) for m in model.modules()]
+    left = nn.Sequential(bnt.SyncBatchNorm(C), type("OwnNorm", (nn.BatchNorm1d,), {})(C), nn.BatchNorm1d(C))
+    _, report = bnt.convert_groups(left, 2, verbose=False, return_report=True)
+    assert [name for name, *_ in report.left] == ["0", "1"], "ours, too, is not left without a word"
+    assert report.left[1][2].endswith("all groups share it, unless you put a grouped layer in its place")
     fused = bnt.fuse(nn.Sequential(nn.Linear(C, C), nn.BatchNorm1d(C), nn.ReLU()), verbose=False)
     with pytest.raises(ValueError, match="layer 1 is part of a fused step; convert the model, then fuse it"):
         bnt.convert_groups(fused, 2)

@@ -24,6 +24,15 @@ BATCHES = [
 WEIGHT, BIAS = np.array([0.5, 2], np.float32), np.array([-1, 3], np.float32)
 
 
+def evaluated(record: Any, x: np.ndarray) -> np.ndarray:
+    """What a layer makes of an array in evaluation, by its record, in float64 and in the order of the formula."""
+    shape = [1] * x.ndim
+    shape[record.axis] = record.channels
+    of_channels = lambda values: 1.0 if values is None else values.reshape(shape)  # noqa: E731
+    y = (np.asarray(x, np.float64) - of_channels(record.mean)) / np.sqrt(of_channels(record.var) + record.eps)
+    return y * of_channels(record.weight) + (0 if record.bias is None else of_channels(record.bias))
+
+
 def _run(layer: Any, train: Callable[[np.ndarray], Any], arrays: Callable[[], dict[str, Any]], evaluate: Any) -> Any:
     """What comes of the second batch, then the arrays, then what evaluation makes of the first batch."""
     trained = [np.asarray(train(x), np.float64).tolist() for x in BATCHES][-1]

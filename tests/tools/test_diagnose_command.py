@@ -135,11 +135,11 @@ def test_chinese(model, capsys):
     left[2].eval()
     found = bnt.diagnose(bnt.freeze(left, only="3", verbose=False), [torch.randn(9, 3)] * 4, verbose=False)
     words = lambda key, **values: Words("zh")(f"diagnose.{key}", **values)  # noqa: E731
-    assert left_of(found, words) == [
-        "未诊断 2（BatchNorm1d）：它没有滑动统计量（track_running_stats=False）",
-        "未诊断 3（BatchNorm1d）：它已冻结（update_running_stats=False）",
+    assert left_of(found.left, words) == [
+        "未处理 2（BatchNorm1d）：它没有滑动统计量（track_running_stats=False）",
+        "未处理 3（BatchNorm1d）：它已冻结（update_running_stats=False）",
     ]
-    assert left_of(found)[0] == "left 2 (BatchNorm1d): it has no running statistics (track_running_stats=False)"
+    assert left_of(found.left)[0] == "left 2 (BatchNorm1d): it has no running statistics (track_running_stats=False)"
 
 
 def test_rows_are_drawn_from_all_files_once(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ def broken():
     raise OSError("no data here")
 
 
+def partly_frozen():
+    import batchnorm.torch
+
+    return batchnorm.torch.freeze(build(), only="3", verbose=False)
+
+
 def interrupted():
     model = build()
     model[2].register_forward_hook(stop)
@@ -41,6 +48,8 @@ def interrupted():
 def stop(*_):
     raise KeyboardInterrupt
 """
+
+SKIP = ["--on-nonfinite", "skip"]
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +95,15 @@ def test_a_state_of_all_arrays_together(here, capsys):
     whole = "recalibrated 2 batch normalizations (whole: the whole data as one batch)"
     assert said.startswith(f"{whole} from 300 samples in 3")
     assert said.endswith("\nout.pt: written\n")
+    frozen = "model.py:partly_frozen"
+    assert main(["recalibrate", frozen, "--train", "a.npy", "bad.npy", "-o", "o.pt", *SKIP, "--lang", "zh"]) == 0
+    said = capsys.readouterr().out
+    assert not re.search(r"\b(the|of|batch|left|layer|data|one)\b", said), said
+    first, moved, *rest = said.splitlines()
+    assert first == "用 2 个批、104 个样本重新校准了 1 个批归一化层（whole：全部数据作为一个批），数据读取了一遍"
+    assert moved.startswith("均值移动最多的是层 1，移动了 ")
+    frozen = "未处理 3（BatchNorm1d）：它已冻结（update_running_stats=False）"
+    assert rest == ["略去了含 NaN 或无穷大的 1 个批", frozen, "o.pt：已写入"]
 
 
 def test_options(here, capsys):

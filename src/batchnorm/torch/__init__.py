@@ -36,7 +36,8 @@ from ._masked import masked
 from ._merge import merge_state_dicts, state_names
 from ._one_update import one_update
 from ._positions import mask_from_lengths
-from ._recalibrate import RecalibratedLayer, Recalibration, recalibrate
+from ._recalibrate import recalibrate
+from ._recalibration import RecalibratedLayer, Recalibration
 from ._report import Report
 from ._sync import SyncBatchNorm
 

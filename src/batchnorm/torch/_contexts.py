@@ -102,6 +102,11 @@ class Context(contextlib.ContextDecorator):
     def __exit__(self, kind: object, *_: object) -> None:
         with LOCK:
             here = threading.get_ident()
+            if not self._entries:
+                raise RuntimeError(
+                    f"{self._who}: a block is left once for each time that it was entered; got one more __exit__; use "
+                    "with, or contextlib.ExitStack"
+                )
             entry = next((e for e in reversed(self._entries) if e.thread == here), self._entries[-1])
             self._entries.remove(entry)
             for layer, name, _value in entry.settings:
@@ -231,6 +236,9 @@ def hold(model: nn.Module, *, only: Only = None) -> contextlib.AbstractContextMa
     Notes
     -----
     A copy that is made inside, by `copy.deepcopy` or `pickle`, is not held: it is as the model is outside.
+
+    At the end of a block its layers get back the switches that they had when it began, as NumPy's do at the end of
+    `numpy.errstate`: what you assign to `update_running_stats` or `track_running_stats` inside holds until then.
 
     `torch.utils.checkpoint` runs a forward again during the backward. Our layers do not move their statistics then.
     Those of torch.nn do, so call the backward inside the block, too.

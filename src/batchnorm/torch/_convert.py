@@ -330,11 +330,15 @@ def _extras_of(module: nn.Module) -> str:
 def not_ours(model: nn.Module) -> Iterator[Left]:
     """The modules that normalize by batch, as far as their classes tell, and that `convert` leaves."""
     for name, module in model.named_modules():
-        if reason := _why_left(module):
+        if reason := why_left(module):
             yield name, type(module).__name__, reason
 
 
-def _why_left(module: nn.Module) -> str:
+OWN_CLASS = "a class of its own may compute something else"
+
+
+def why_left(module: nn.Module) -> str:
+    """Why `convert` leaves a module; "" where it takes it, or where it is no batch normalization."""
     if type(module) in THEIRS:
         return ""
     if type(module) in OURS:
@@ -346,10 +350,7 @@ def _why_left(module: nn.Module) -> str:
             return "it has no parameters yet; call the model once, then convert"
         if is_parametrized(module):
             return "it is parametrized, which is a class of its own; remove the parametrizations, then convert"
-        return (
-            "a class of its own may compute something else; accelerate() serves it if it calls PyTorch's batch "
-            "normalization"
-        )
+        return f"{OWN_CLASS}; accelerate() serves it if it calls PyTorch's batch normalization"
     return "the class is not torch.nn's, whatever it computes" if is_other(module) else ""
 
 

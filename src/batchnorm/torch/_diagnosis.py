@@ -12,6 +12,7 @@ from .._findings import Finding, Say, english, reason_key, told
 from ._causes import CAUSES, DiagnosedLayer, positions_said, typical, typical_factor
 from ._diagnosis_page import Healthy, Shown, frame, page
 from ._norms import layer_said
+from ._report import Left
 
 FACTOR, DISTANCE = 1.25, 0.25  # of a variance, of a mean in std: what is no reason for a word
 
@@ -38,7 +39,7 @@ class Diagnosis:
         layers: list[DiagnosedLayer],
         findings: list[Finding],
         losses: dict[str, float] | None,
-        left: list[tuple[str, str, str]],
+        left: list[Left],
         batches: int,
     ) -> None:
         self.layers, self.findings, self.losses, self.left, self.batches = layers, findings, losses, left, batches
@@ -98,14 +99,14 @@ def text_of(found: Diagnosis, say: Say = english, cells: Callable[[str], int] = 
     return "\n".join(lines)
 
 
-def left_of(found: Diagnosis, say: Say = english) -> list[str]:
-    """The layers that were not diagnosed, and why."""
-    return [say("left", name=name, kind=kind, reason=say(reason_key(reason))) for name, kind, reason in found.left]
+def left_of(left: list[Left], say: Say = english) -> list[str]:
+    """The layers that were left, and why."""
+    return [say("left", name=name, kind=kind, reason=say(reason_key(reason))) for name, kind, reason in left]
 
 
 def page_of(found: Diagnosis, say: Say = english, language: str = "en") -> str:
     """A diagnosis as a page."""
-    shown = Shown(found.layers, found.findings, found.losses, left_of(found, say), _first(found, say))
+    shown = Shown(found.layers, found.findings, found.losses, left_of(found.left, say), _first(found, say))
     return page(shown, Healthy(FACTOR, DISTANCE), say, language)
 
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from .. import _options
 from ._contexts import Context, Setting, check_outside
-from ._convert import not_ours, reported
+from ._convert import OWN_CLASS, reported, why_left
 from ._grouped import GROUPS, Group, Grouped, GroupedBatchNorm1d, GroupedBatchNorm2d, GroupedBatchNorm3d, check_labels
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._norms import Only, check_model, chosen, layer_said, norms_of
 from ._report import Report
-from ._sync import OURS, why_unfit
+from ._sync import OURS, SyncBatchNorm
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -90,7 +90,8 @@ def convert_groups(
     TypeError
         If `model` is not a module, or an argument has a wrong type; nothing is converted then.
     ValueError
-        If `only` names no layer, for fewer than one group, and for a layer in a fused model.
+        If `only` names no layer, for fewer than one group, for a layer in a fused model, and where no layer of those
+        that the model has can be replaced.
 
     Examples
     --------
@@ -109,11 +110,13 @@ def convert_groups(
     grouped = {id(layer) for m in model.modules() if isinstance(m, Grouped) for layer in m.layers}
     norms = [norm for norm in norms_of(model) if id(norm.layer) not in grouped]
     check_outside(norms, who)
-    found = [
-        norm
-        for norm in chosen(norms, only, who)
-        if type(norm.layer) in _GROUPED or (type(norm.layer) in OURS and not why_unfit(norm.layer))
-    ]
+    wanted = chosen(norms, only, who)
+    found = [norm for norm in wanted if not _why_left(norm.layer)]
+    if wanted and not found:
+        raise ValueError(
+            f"{who}: the model needs a layer that can be grouped; got {layer_said(str(wanted[0]))}, a "
+            f"{type(wanted[0].layer).__name__}: {_why_left(wanted[0].layer)}"
+        )
     for norm in found:
         if getattr(norm.layer, "_fused_with", ""):
             raise ValueError(f"{who}: {layer_said(str(norm))} is part of a fused step; convert the model, then fuse it")
@@ -127,9 +130,24 @@ def convert_groups(
                 continue
             parent, _, last = name.rpartition(".")
             model.get_submodule(parent)._modules[last] = new
-    left = [entry for entry in not_ours(model) if not entry[0].rpartition(".layers.")[1]]
+    grouped |= {id(layer) for m in model.modules() if isinstance(m, Grouped) for layer in m.layers}
+    left = [
+        (name, type(module).__name__, reason)
+        for name, module in model.named_modules()
+        if id(module) not in grouped and (reason := _why_left(module))
+    ]
     report = Report("converted", layers=tuple(norm.name for norm in found), total=len(norms), left=tuple(left))
     return reported(model, report, verbose, return_report)
+
+
+def _why_left(module: nn.Module) -> str:
+    """Why a module stays one for all groups; "" where it does not, or where it is no batch normalization."""
+    if isinstance(module, (SyncBatchNorm, nn.SyncBatchNorm)):
+        return "it has ranks in common already; call convert_groups first, then convert_sync"
+    reason = why_left(module)
+    if reason.startswith(OWN_CLASS):
+        return f"{OWN_CLASS}; all groups share it, unless you put a grouped layer in its place"
+    return reason
 
 
 def groups(model: nn.Module, labels: Group) -> contextlib.AbstractContextManager[None]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .._findings import Say
 from . import _shared
 from ._batches import ENOUGH, SAME_SAMPLES, USED_UP, Batch, Batches
 from ._footprint import State, Storages, storages_of
@@ -38,12 +39,22 @@ class Limits(NamedTuple):
     threads: int
 
 
+class Note(NamedTuple):
+    """A sentence about how it was done, by its key, and what fills its holes."""
+
+    key: str
+    values: dict[str, object]
+
+    def told(self, say: Say) -> str:
+        return say(self.key, **self.values)
+
+
 class Report(NamedTuple):
     """How it was done."""
 
     passes: int
     bytes: int  # the most that was held, as it was predicted
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     skipped: int  # batches
 
 
@@ -95,12 +106,8 @@ class _Lockstep:
             self._release()
         notes = []
         if self.passes > 1:
-            why = "memory did not allow one"
-            if self.needs_threads:
-                why = "the model changes autocast or the like around its layers, so each batch needs a thread"
-            if self.keeps_state:
-                why = "the model keeps values on its modules"
-            notes.append(f"{self.passes} passes over the data: {why}")
+            why = "state" if self.keeps_state else "threads" if self.needs_threads else "memory"
+            notes.append(Note(f"again {why}", {"passes": self.passes}))
         return Report(self.passes, self.bytes, tuple(notes), self.skipped)
 
     def _arrived(self, i: int, table: Tensor) -> None:

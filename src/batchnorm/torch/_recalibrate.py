@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -20,109 +17,14 @@ from ._definitions import WHO, ByBatch, Progress, Statistics, Whole
 from ._free import free_memory
 from ._freeze import is_kept_in_evaluation
 from ._layer_inputs import STATISTICS, put_back, statistics_of
-from ._lockstep import Report
-from ._norms import Norm, Only, check_model, chosen, layer_said, norms_of
+from ._lockstep import Note
+from ._norms import Norm, Only, check_model, chosen, norms_of
 from ._peers import Peers
+from ._recalibration import RecalibratedLayer, Recalibration
 from ._report import Left, counted, lines_of
 
 Tensor = torch.Tensor
 How = Literal["whole", "pooled", "batches"]
-_SAID = {
-    "whole": "the whole data as one batch",
-    "pooled": "the moments of all batches, merged",
-    "batches": "the mean over batches",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class RecalibratedLayer:
-    """What became of a layer's running statistics, for each channel in float64."""
-
-    name: str
-    count: float  # positions of a channel; with sample weights, their sum
-    mean_moved: Tensor  # (after - before) / sqrt(variance after + eps)
-    var_ratio: Tensor  # after / before
-
-
-class Recalibration:
-    """What `recalibrate` did: `print` it, undo it, or use it as a context that ends with `undo()`.
-
-    Attributes
-    ----------
-    how
-        Which of the three definitions.
-    layers
-        A `RecalibratedLayer` each: name, count, mean_moved, var_ratio.
-    samples, batches
-        How many were seen, on all ranks.
-    passes
-        How many times the data were read.
-    bytes
-        The most memory that the batches in flight held, as it was predicted.
-    skipped
-        Batches that were left out for NaN or infinity (on_nonfinite="skip").
-    left
-        Name, class and reason of each batch normalization that stays as it was.
-    notes
-        What else there is to know.
-    """
-
-    def __init__(
-        self, how: str, layers: list[RecalibratedLayer], report: Report, batches: int, samples: int,
-        left: list[Left], notes: list[str], before: list[tuple[Any, str, Tensor]],
-    ) -> None:  # fmt: skip
-        self.how, self.layers, self.batches, self.samples = how, layers, batches, samples
-        self.passes, self.bytes, self.skipped = report.passes, report.bytes, report.skipped
-        self.left, self.notes = left, [*notes, *report.notes]
-        self._before = before
-
-    def undo(self) -> None:
-        """Put back what was there before, by bits; a second time does nothing."""
-        before, self._before = self._before, []
-        _put(before)
-
-    def __enter__(self) -> Recalibration:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.undo()
-
-    def to_json(self) -> str:
-        """As JSON: of each layer the largest absolute mean_moved and the extremes of var_ratio; infinity is a text."""
-        layers = [
-            {
-                "name": layer.name,
-                "count": layer.count,
-                "mean_moved": _number(layer.mean_moved.abs().max()),
-                "var_ratio": [_number(layer.var_ratio.min()), _number(layer.var_ratio.max())],
-            }
-            for layer in self.layers
-        ]
-        facts = {name: getattr(self, name) for name in ("how", "samples", "batches", "passes", "bytes", "skipped")}
-        left = [dict(zip(("name", "class", "reason"), each, strict=True)) for each in self.left]
-        return json.dumps({**facts, "layers": layers, "left": left, "notes": self.notes}, indent=2, allow_nan=False)
-
-    def __str__(self) -> str:
-        passes = "one pass" if self.passes == 1 else f"{self.passes} passes"
-        batches = "one batch" if self.batches == 1 else f"{self.batches} batches"
-        lines = [
-            f"recalibrated {counted(len(self.layers))} ({self.how}: {_SAID[self.how]}) from {self.samples} samples in "
-            f"{batches}, in {passes}"
-        ]
-        moved = max(self.layers, key=lambda layer: float(layer.mean_moved.abs().max()))
-        became = max(self.layers, key=lambda layer: float(_off(layer).max()))
-        by, factor = f"{float(moved.mean_moved.abs().max()):.3g}", float(became.var_ratio[_off(became).argmax()])
-        lines.append(
-            f"the mean of {layer_said(moved.name)} moved most, by {by} standard deviation{'' if by == '1' else 's'}; "
-            f"the variance of {layer_said(became.name)} changed most, by a factor of {factor:.3g}"
-        )
-        if self.skipped:
-            lines.append(
-                f"left out {'one batch' if self.skipped == 1 else f'{self.skipped} batches'} with NaN or infinity"
-            )
-        return "\n".join([*lines, *self.notes])
-
-    __repr__ = __str__
 
 
 def recalibrate(
@@ -239,7 +141,7 @@ def recalibrate(
     peers = Peers(group, [norm.layer.num_features for norm in norms], batches.device, WHO)
     work = (Whole if how == "whole" else ByBatch)(norms, batches, peers, skip, progress)
     try:
-        peers.check_alike(list(_SAID).index(how))
+        peers.check_alike(get_args(How).index(how))
         work.gather(inner, how, free_memory(batches.device) / 2 if max_memory is None else max_memory)
         with peers.agreed():
             new = {i: work.statistics(i) for i in work.found}
@@ -261,9 +163,9 @@ def recalibrate(
 # --- which layers ---
 
 
-def unwrapped(model: nn.Module, group: Any) -> tuple[nn.Module, Any, list[str]]:
+def unwrapped(model: nn.Module, group: Any) -> tuple[nn.Module, Any, list[Note]]:
     """The model in its wrappers, the process group they say, and that they were taken off."""
-    notes: list[str] = []
+    notes: list[Note] = []
     while True:
         kinds = {kind.__name__ for kind in type(model).__mro__}
         if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
@@ -278,7 +180,7 @@ def unwrapped(model: nn.Module, group: Any) -> tuple[nn.Module, Any, list[str]]:
         inner = getattr(model, "_orig_mod" if "OptimizedModule" in kinds else "module", None)
         if not (wrapper or "OptimizedModule" in kinds) or not isinstance(inner, nn.Module):
             return model, group, notes
-        notes.append(f"{type(model).__name__}: the model inside was used")
+        notes.append(Note("wrapped", {"kind": type(model).__name__}))
         model = inner
 
 
@@ -351,19 +253,6 @@ def _written(new: Sequence[tuple[Norm, Statistics, int]]) -> list[tuple[Any, str
                     if isinstance(buffer := getattr(norm.layer, name, None), Tensor):
                         buffer.copy_(value) if isinstance(value, Tensor) else buffer.fill_(value)
     except BaseException:
-        _put(before)
+        put_back([(getattr(layer, name), value) for layer, name, value in before])
         raise
     return before
-
-
-def _put(values: Sequence[tuple[Any, str, Tensor]]) -> None:
-    put_back([(getattr(layer, name), value) for layer, name, value in values])
-
-
-def _off(layer: RecalibratedLayer) -> Tensor:
-    return layer.var_ratio.log().abs().nan_to_num(0.0, posinf=torch.inf)
-
-
-def _number(value: Tensor) -> float | str:
-    number = float(value)
-    return number if math.isfinite(number) else str(number)

@@ -103,7 +103,7 @@ def run_diagnose(options: argparse.Namespace) -> None:
     if options.json == PRINTED:
         print(found.to_json())
         return
-    said = [text_of(found, say, cells), *left_of(found, say)]
+    said = [text_of(found, say, cells), *left_of(found.left, say)]
     print(writable("\n".join([*said, *(words("file_written", file=path) for path in written)]), sys.stdout))
 
 

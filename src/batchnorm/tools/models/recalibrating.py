@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text.arguments import PRINTED, add_json, positive
+from ..text.language import add_language
 from .loading import Arrays, add_model_options, check_state_suffix, loaded, need_torch, write_state
 
 
@@ -49,6 +50,7 @@ def add_recalibrate(commands: Any) -> None:
         help="most memory for the batches that run side by side (default: half of the free memory)",
     )
     add_json(parser, "the numbers of what was done")
+    add_language(parser)
     parser.set_defaults(run=run_recalibrate)
 
 
@@ -67,7 +69,7 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     from ..files import Refused
     from ..files.atomic import check_json, check_output, replacing
     from ..files.progress import progress_on
-    from ..text.terminal import writable
+    from ..text.terminal import words_for, writable
 
     need_torch()
     check_state_suffix(options.output)
@@ -79,6 +81,8 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     import torch
 
     import batchnorm.torch as bnt
+    from batchnorm.torch._diagnosis import left_of
+    from batchnorm.torch._recalibration import text_of
 
     data = Arrays(options.train, options.batch_size)
     model, state = loaded(options)
@@ -108,6 +112,11 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     elif options.json is not None:
         print(done.to_json())
         return
-    said = [str(done), *(f"left {name} ({kind}): {why}" for name, kind, why in done.left), f"{options.output}: written"]
-    said += [] if file is None else [f"{file}: written"]
+    words = words_for(options.lang, sys.stdout)
+
+    def say(key: str, **values: object) -> str:
+        return words(f"diagnose.{key}", **values)
+
+    written = [options.output] if file is None else [options.output, file]
+    said = [text_of(done, say), *left_of(done.left, say), *(words("file_written", file=path) for path in written)]
     print(writable("\n".join(said), sys.stdout))

@@ -1,4 +1,4 @@
-"""What a diagnosis says: the English of the library, and the same in Chinese."""
+"""What diagnoses and recalibrations say: the English of the library, and the same in Chinese."""
 
 from ...._findings import SENTENCES
 
@@ -76,11 +76,29 @@ _CHINESE = {
     "of a layer": "{layer}：{sentence}",
     "layer": "层 {name}",
     "itself": "模型本身",
-    "left": "未诊断 {name}（{kind}）：{reason}",
+    "left": "未处理 {name}（{kind}）：{reason}",
     "left without statistics": "它没有滑动统计量（track_running_stats=False）",
     "left by switch": "它已冻结（update_running_stats=False）",
     "left by freeze": "它已冻结（用 freeze）",
     "left alone": "没有一批数据到达它",
+    "recalibrated": "用 {batches}、{samples} 个样本重新校准了 {layers}（{how}：{definition}），{passes}",
+    "how whole": "全部数据作为一个批",
+    "how pooled": "合并所有批的矩",
+    "how batches": "各批的平均",
+    "norms one": "1 个批归一化层",
+    "norms many": "{n} 个批归一化层",
+    "batches one": "1 个批",
+    "batches many": "{n} 个批",
+    "passes one": "数据读取了一遍",
+    "passes many": "数据读取了 {n} 遍",
+    "moved": "均值移动最多的是{layer}，移动了 {distance}；方差变化最大的是{other}，变为原来的 {factor} 倍",
+    "std one": "1 个标准差",
+    "std many": "{n} 个标准差",
+    "batches skipped": "略去了含 NaN 或无穷大的 {batches}",
+    "wrapped": "{kind}：使用了其中的模型",
+    "again memory": "数据读取了 {passes} 遍：内存不够一次完成",
+    "again state": "数据读取了 {passes} 遍：模型在模块上保存了数值",
+    "again threads": "数据读取了 {passes} 遍：模型在各层周围切换 autocast 等设置，因此每个批需要一个线程",
     "head layer": "层",
     "head channel": "通道",
     "head variance": "方差",
