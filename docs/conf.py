@@ -24,6 +24,8 @@ add_module_names = False
 default_role = "code"  # docstrings name arguments between single backticks
 
 html_theme = "furo"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_title = f"batchnorm {release}"
 html_show_sourcelink = False
 html_theme_options = {
