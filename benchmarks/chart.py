@@ -7,12 +7,13 @@ from pathlib import Path
 
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from batchnorm.tools.bench.functions import ACCELERATED
+from batchnorm.tools.bench.functions import ACCELERATED, PYTORCH
 from batchnorm.tools.bench.problem import OPERATIONS
 from batchnorm.tools.bench.results import Document
 from batchnorm.tools.bench.table import mean, ratio
-from render import FUSED, PYTORCH, WAYS, differences, groups
+from render import WAYS, differences
 from rows import LOSSES
+from tables import FUSED, groups
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs" / "figures"))
 
@@ -21,16 +22,16 @@ from style import BLUE, GRAY, GREEN, INK, ORANGE, PALE, plt, save
 
 def draw(document: Document, name: str = "performance") -> None:
     """A panel for each operation, a line for each type and layout, a dot for each shape; orange where we lose."""
-    found = list(groups(document["rows"]))
+    found = groups(document)
     figure, panels = plt.subplots(1, 3, figsize=(9.2, 0.6 + 0.34 * len(found)), sharex=True, sharey=True)
     for ax, operation in zip(panels, OPERATIONS, strict=True):
-        for y, (dtype, layout, rows) in enumerate(found):
+        for y, group in enumerate(found):
             if y % 2 == 0:
                 ax.axhspan(y - 0.5, y + 0.5, color=PALE, linewidth=0, zorder=0)
             if ax is panels[0]:
                 where = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 8.5}
-                ax.text(-0.03, y, f"{dtype}, {layout}", **where)
-            ratios = [r for row in rows if (r := ratio(row, ACCELERATED, operation)) is not None]
+                ax.text(-0.03, y, f"{group['dtype']}, {group['layout']}", **where)
+            ratios = [ratio(row, ACCELERATED, operation) for row in group["rows"]]
             ax.scatter(ratios, [y] * len(ratios), s=16, alpha=0.7, color=[BLUE if r >= 1 else ORANGE for r in ratios])
             ax.plot([mean(ratios)] * 2, [y - 0.3, y + 0.3], color=INK, linewidth=1.6)
         ax.axvline(1, color=INK, linewidth=1, linestyle=(0, (4, 3)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,36 +21,29 @@ BATCHES = 8
 STEP = "all batches"
 
 
-def tools() -> tuple[dict[str, Callable[[nn.Module, list[Tensor]], Any]], dict[str, str]]:
-    """Each by its name; and why one is missing."""
-    found: dict[str, Callable[[nn.Module, list[Tensor]], Any]] = {
-        UPDATE_BN: lambda model, batches: torch.optim.swa_utils.update_bn(batches, model),
-        WHOLE: lambda model, batches: bnt.recalibrate(model, batches, verbose=False),
-    }
-    try:
-        from fvcore.nn.precise_bn import update_bn_stats
-    except ImportError as error:
-        return found, {FVCORE: str(error)}
+def by_fvcore(model: nn.Module, batches: list[Tensor]) -> None:
+    from fvcore.nn.precise_bn import update_bn_stats
 
-    def by_fvcore(model: nn.Module, batches: list[Tensor]) -> None:
-        update_bn_stats(model.train(), batches, len(batches))
-
-    return {UPDATE_BN: found[UPDATE_BN], FVCORE: by_fvcore, WHOLE: found[WHOLE]}, {}
+    update_bn_stats(model.train(), batches, len(batches))
 
 
-def data_of(problem: Problem) -> tuple[nn.Module, Tensor, list[Tensor]]:
-    """A model, all data as its last layer gets them in evaluation, and the batches."""
+TOOLS = {
+    UPDATE_BN: lambda model, batches: torch.optim.swa_utils.update_bn(batches, model),
+    FVCORE: by_fvcore,
+    WHOLE: lambda model, batches: bnt.recalibrate(model, batches, verbose=False),
+    POOLED: lambda model, batches: bnt.recalibrate(model, batches, how="pooled", verbose=False),
+}
+MISSING = {} if find_spec("fvcore") else {FVCORE: "it is not installed"}
+
+
+def data_of(problem: Problem) -> tuple[nn.Sequential, Tensor, list[Tensor]]:
+    """A model, all data as its layer gets them in evaluation, and the batches."""
     x = torch.from_numpy(np.random.default_rng(0).standard_normal(problem.shape).astype(problem.dtype))
-    n, dtype = len(x), x.dtype
-    if problem.what == "uneven":
-        return nn.BatchNorm1d(x.shape[1], dtype=dtype), x, [x[: n - 2], x[n - 2 :]]
-    if problem.what == "sorted":
-        x = x[x[:, 0].argsort()]
-    if problem.what == "mean 1e4":
-        x = x + 1e4
-    layer = nn.BatchNorm1d(x.shape[1], dtype=dtype)
-    model = nn.Sequential(nn.Dropout(), layer) if problem.what == "dropout" else layer
-    return model, x, list(x.split(500))
+    x = x[x[:, 0].argsort()] if problem.what == "sorted" else x
+    x = x + 1e4 if problem.what == "mean 1e4" else x
+    dropout = nn.Dropout(0.5 if problem.what == "dropout" else 0.0)
+    sizes = (len(x) - 2, 2) if problem.what == "uneven" else 500
+    return nn.Sequential(dropout, nn.BatchNorm1d(x.shape[1], dtype=x.dtype)), x, list(x.split(sizes))
 
 
 def errors(problem: Problem, settings: Settings) -> dict[str, Any]:
@@ -58,33 +51,26 @@ def errors(problem: Problem, settings: Settings) -> dict[str, Any]:
     model, x, batches = data_of(problem)
     exact = x.numpy().astype(np.longdouble)
     mean, var = exact.mean(0), exact.var(0, ddof=1)
-    known, unable = tools()
     found = {}
-    for who, tool in known.items():
+    for who in (who for who in (UPDATE_BN, FVCORE, WHOLE) if who not in MISSING):
         torch.manual_seed(0)
         its = copy.deepcopy(model).train()
-        tool(its, batches)
-        layer = next(module for module in its.modules() if isinstance(module, nn.BatchNorm1d))
-        off = np.abs(layer.running_mean.numpy() - mean) / np.sqrt(var)
-        ratio = layer.running_var.numpy() / var
+        TOOLS[who](its, batches)
+        off = np.abs(its[1].running_mean.numpy() - mean) / np.sqrt(var)
+        ratio = its[1].running_var.numpy() / var
         found[who] = {"mean": float(off.max()), "var": [float(ratio.min()), float(ratio.max())]}
     ours = found[WHOLE]
     rounded = float((2**-24 * np.abs(mean) / np.sqrt(var)).max())  # the mean is stored in float32
     assert ours["mean"] < 1e-6 + rounded, "ours is wrong"
     assert max(abs(r - 1) for r in ours["var"]) < 1e-5, "ours is wrong"
-    return {"times": {}, "off": found, "unable": unable}
+    return {"times": {}, "off": found, "unable": MISSING}
 
 
 def speed(problem: Problem, settings: Settings) -> dict[str, Any]:
     """A network on so many batches; and the memory of ours, as it is predicted and as it is taken."""
     torch.manual_seed(0)
-    try:
-        model = NETWORKS[problem.what]()
-    except ImportError as error:
-        return {"times": {}, "unable": {problem.what: str(error)}}
+    model = NETWORKS[problem.what]()
     batches = [torch.randn(problem.shape) for _ in range(BATCHES)]
-    known, unable = tools()
-    known[POOLED] = lambda model, batches: bnt.recalibrate(model, batches, how="pooled", verbose=False)
 
     def evaluate() -> None:
         model.eval()
@@ -92,13 +78,12 @@ def speed(problem: Problem, settings: Settings) -> dict[str, Any]:
             for batch in batches:
                 model(batch)
 
+    calls = {EVALUATION: evaluate}
+    calls |= {who: (lambda t=tool: t(model, batches)) for who, tool in TOOLS.items() if who not in MISSING}
     evaluate()
-    contestants = {EVALUATION: Contestant({STEP: evaluate})}
-    contestants |= {who: Contestant({STEP: lambda t=tool: t(model, batches)}) for who, tool in known.items()}
-    times = measure(contestants, settings)
+    times = measure({who: Contestant({STEP: call}) for who, call in calls.items()}, settings)
     model.eval()
     gc.collect()
-    alone = peak_bytes(evaluate)
-    taken = peak_bytes(lambda: known[WHOLE](model, batches))
-    predicted = bnt.recalibrate(model, batches, verbose=False).bytes
-    return {"times": times, "memory": {"evaluation": alone, "taken": taken, "predicted": predicted}, "unable": unable}
+    memory = {"evaluation": peak_bytes(evaluate), "taken": peak_bytes(calls[WHOLE])}
+    memory["predicted"] = bnt.recalibrate(model, batches, verbose=False).bytes
+    return {"times": times, "memory": memory, "unable": MISSING}

@@ -44,7 +44,28 @@ TRUST = [
     Problem((64, 4), TABLE, what="checkpoint"),
     Problem((1, 4), TABLE, what="refused batch"),
 ]
-RECALIBRATED = [Problem((10_000, 4), TABLE, what=what) for what in ("uneven", "sorted", "mean 1e4", "dropout")]
+DATA = {
+    "uneven": "batches of 9998 and 2 samples",
+    "sorted": "sorted by the first channel, batches of 500",
+    "mean 1e4": "a mean of 1e4 standard deviations",
+    "dropout": "dropout before the layer",
+}
+RECALIBRATED = [Problem((10_000, 4), TABLE, what=what) for what in DATA]
+WRONG = {
+    "mean 1e4": "an output, {layout}, where the mean of the data is 1e4 standard deviations",
+    "mean 1e6": "an output, {layout}, where the mean is 1e6 of them",
+    "evaluation": "an output in evaluation, where the mean is 1e6 of them",
+    "running_var": "`running_var`, {layout}, where the mean is 1e6 of them",
+    "values 1e20": "an output, where the standard deviation of the data is 1e20",
+    "bias gradient": "the gradient of `bias`, {layout}: the sum of 1048576 values of 0.1",
+    "weight gradient": "the gradient of `weight` for `x.unsqueeze(-1).transpose(1, 2)`, where the upstream gradient is "
+    "contiguous",
+    "shared memory": "an output, where `running_var` and `weight` are the same tensor",
+    "layout": "the share of the outputs that have other bits if the same data lies in memory channels-last",
+    "third derivative": "a third derivative, float64",
+    "checkpoint": "`running_mean` after one step under `torch.utils.checkpoint`",
+    "refused batch": "`num_batches_tracked` after the layer refused a batch of one",
+}
 RECALIBRATION = [Problem((n, 3, 128, 128), what=name) for name, n in NETWORKS.items()]
 ON_GPU = ((32, 64, 56, 56), (32, 256, 56, 56), (64, 512, 7, 7))
 

@@ -34,7 +34,11 @@ def measure(name: str, threads: int) -> None:
     measured = getattr(import_module(module), function)
     for number, problem in enumerate(part.problems, 1):
         set_threads(problem.threads or threads)
-        rows.append(row(problem, measured(problem, part.settings)))
+        try:
+            found = measured(problem, part.settings)
+        except ImportError as error:
+            found = {"times": {}, "unable": {problem.what or name: str(error)}}
+        rows.append(row(problem, found))
         progress = f"{name} {number}/{len(part.problems)}, {time.perf_counter() - start:.0f} s: {problem.title}"
         print(progress, file=sys.stderr, flush=True)
     set_threads(threads)

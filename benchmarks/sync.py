@@ -15,12 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
+from torch.nn.functional import batch_norm
 
 import batchnorm.torch as bnt
 from batchnorm.tools.bench.functions import PYTORCH
-from batchnorm.tools.bench.problem import Problem
+from batchnorm.tools.bench.problem import Problem, check
 from batchnorm.tools.bench.timing import Contestant, Settings, Times, measure
-from layers import STEP, of_rank, tensors
+from layers import STEP, of_rank, stepper, tensors
 
 PROCESSES = 2
 REDUCED, OURS, SYNCHRONIZED, REPRODUCIBLE = "PyTorch and all_reduce", "ours", "synchronized", "reproducible"
@@ -54,7 +55,7 @@ def work(rank: int, rendezvous: str, threads: int, problem: Problem, settings: S
 
 def measured(rank: int, problem: Problem, settings: Settings) -> Times:
     x, g = (t.chunk(PROCESSES)[rank].detach() for t in tensors(problem, 2))
-    steps = {who: stepper(layer, x.requires_grad_(), g) for who, layer in layers(problem).items()}
+    steps = {who: stepper(layer, [x.requires_grad_()], g) for who, layer in layers(problem).items()}
     for who in (SYNCHRONIZED, REPRODUCIBLE):
         verify(steps[who](), problem, rank)
     return measure({who: Contestant({STEP: step}, "torch") for who, step in steps.items()}, settings)
@@ -86,20 +87,10 @@ def layers(problem: Problem) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def stepper(layer: Callable[[Tensor], Tensor], x: Tensor, g: Tensor) -> Callable[[], Sequence[Tensor]]:
-    def run() -> Sequence[Tensor]:
-        y = layer(x)
-        return [y, *torch.autograd.grad(y, [x], g)]
-
-    return run
-
-
 def verify(results: Sequence[Tensor], problem: Problem, rank: int) -> None:
     """A rank's results are its part of those of one process with the whole batch."""
     x, g = (t.double() for t in tensors(problem, 2))
-    y = nn.functional.batch_norm(x.requires_grad_(), None, None, training=True)
-    whole = (y, *torch.autograd.grad(y, [x], g))
+    whole = stepper(lambda x: batch_norm(x, None, None, training=True), [x.requires_grad_()], g)()
     for name, got, want in zip(("y", "the gradient"), results, whole, strict=True):
-        off = float((got.detach() - want.detach().chunk(PROCESSES)[rank]).abs().max())
-        if not off <= 1e-4:
-            raise SystemExit(f"synchronized, {problem.title}: {name} of rank {rank} is off by {off}")
+        part = want.detach().chunk(PROCESSES)[rank].numpy()
+        check(f"synchronized, {problem.title}: {name} of rank {rank}", got.detach().numpy(), part, 1e-4)

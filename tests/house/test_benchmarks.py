@@ -17,7 +17,7 @@ import torch
 import batchnorm as bn
 import batchnorm.torch as bnt
 from batchnorm.tools.bench import results, timing
-from batchnorm.tools.bench.problem import TABLE, Data, Problem
+from batchnorm.tools.bench.problem import TABLE, Data, Problem, Wrong
 from batchnorm.tools.bench.timing import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -228,7 +228,7 @@ def test_what_pytorch_gets_wrong_is_right_here_and_shown() -> None:
     tables = shown("trust", problems)
     lines = [*tables["wrong-table"], *tables["wrong-layers-table"]]
     assert len(lines) == len(problems)
-    assert {p.what for p in problems} == render.WRONG.keys()
+    assert {p.what for p in problems} == rows.WRONG.keys()
     for what, truth, _, ours, _, off in lines:
         assert float(ours) == pytest.approx(float(truth), rel=2e-6), what
         assert float(off) <= 4e-7 * max(1.0, abs(float(truth))), what
@@ -267,19 +267,19 @@ def test_a_fast_wrong_answer_is_not_timed() -> None:
     layers.agree(given, right)
     networks.verify(given, {"PyTorch": [7.0, 3.0], "fused": [7.0001, 3.01]})
     for wrong in (1.1, np.nan):
-        with pytest.raises(SystemExit, match="module disagrees"):
+        with pytest.raises(Wrong, match="module disagrees"):
             layers.agree(given, {**right, "module": [np.full((2, 2), wrong)]})
         for step in ([7 * wrong, 3.0], [7.0, 3 * wrong]):
-            with pytest.raises(SystemExit, match=r"fused: .* of the first step is"):
+            with pytest.raises(Wrong, match=r"fused: .* of the first step is off by"):
                 networks.verify(given, {"PyTorch": [7.0, 3.0], "fused": step})
     x, g = layers.tensors(given, 2)
     own = torch.nn.BatchNorm1d(3)
-    alone = sync.stepper(own, x[:3].requires_grad_(), g[:3])()
-    whole = sync.stepper(own, x.requires_grad_(), g)()
+    alone = layers.stepper(own, [x[:3].requires_grad_()], g[:3])()
+    whole = layers.stepper(own, [x.requires_grad_()], g)()
     sync.verify([t[:3] for t in whole], given, 0)
-    with pytest.raises(SystemExit, match=r"y of rank 0 is off"):
+    with pytest.raises(Wrong, match=r"y of rank 0 is off"):
         sync.verify(alone, given, 0)
-    with pytest.raises(SystemExit, match=r"the gradient of rank 0 is off"):
+    with pytest.raises(Wrong, match=r"the gradient of rank 0 is off"):
         sync.verify([whole[0][:3], alone[1]], given, 0)
 
 
@@ -291,7 +291,7 @@ def test_a_variant_that_is_wrong_is_not_timed() -> None:
         y = bn.batch_norm(data.x, data.weight, data.bias, **options)[0]
         others.verify(name, data, y, options)
         for off, given in [(1e-3, options), *((0.0, o) for other, o in choices.items() if other != name)]:
-            with pytest.raises(SystemExit, match=f"{name} on .*: y is off by"):
+            with pytest.raises(Wrong, match=f"{name} on .*: y is off by"):
                 others.verify(name, data, y + off, given)
 
 

@@ -81,8 +81,15 @@ class Wrong(ValueError):
     """Results that are not the specification's."""
 
 
+def check(what: str, got: Any, want: Any, close: float) -> None:
+    """Raise `Wrong` unless all that was computed is as close to what is exact, in parts of its largest value."""
+    off = float(np.max(np.abs(got - want)) / np.max(np.abs(want)))
+    if not off <= close:  # NaN is wrong, too
+        raise Wrong(f"{what} is off by {off:.2g} of its scale; allowed is {close:.2g}")
+
+
 def verify(who: str, data: Data, dtype: str, results: dict[str, Any]) -> None:
-    """Compare what the steps returned with the float64 specification, on some sixteen channels; else raise `Wrong`."""
+    """Compare what the steps returned with the float64 specification, on some sixteen channels."""
     some = sixteen(data.x.shape)
     x, g = (_reference.arrange(a[:, some], 1) for a in (data.x, data.g))
     weight, bias, mean, var = (a[some].astype(np.float64) for a in (data.weight, data.bias, data.mean, data.var))
@@ -97,10 +104,7 @@ def verify(who: str, data: Data, dtype: str, results: dict[str, Any]) -> None:
         found = result if isinstance(result, (tuple, list)) else (result,)
         for got, want in zip(found, exact[operation], strict=True):
             a = as_array(got, some)
-            a = _reference.arrange(a, 1) if a.ndim > 1 else a
-            off = float(np.max(np.abs(a - want))) / float(np.max(np.abs(want)))
-            if not off <= CLOSE[dtype]:  # NaN is wrong, too
-                raise Wrong(f"{who}: {operation} is off by {off:.2g} of its scale; allowed is {CLOSE[dtype]:.2g}")
+            check(f"{who}: {operation}", _reference.arrange(a, 1) if a.ndim > 1 else a, want, CLOSE[dtype])
 
 
 def as_array(a: Any, some: slice) -> Array:

@@ -30,21 +30,20 @@ class Table(NamedTuple):
 # --- numbers
 
 
-def seconds(row: Row, who: str, step: str, mode: str = WARM) -> float | None:
-    """The median, None where it was not measured; a step with one mode has that one."""
-    modes = row["times"].get(who, {}).get(step)
-    return None if modes is None else float(modes.get(mode, modes.get(IN_TURN))[0])
+def seconds(row: Row, who: str, step: str, mode: str = WARM) -> float:
+    """The median, NaN where it was not measured; a step with one mode has that one."""
+    modes = row["times"].get(who, {}).get(step, {IN_TURN: [math.nan]})
+    return float(modes.get(mode, modes.get(IN_TURN))[0])
 
 
-def ratio(row: Row, who: str, step: str, mode: str = WARM, other: str = PYTORCH) -> float | None:
+def ratio(row: Row, who: str, step: str, mode: str = WARM, other: str = PYTORCH) -> float:
     """How many times faster `who` is than another: below 1 slower."""
-    ours, theirs = seconds(row, who, step, mode), seconds(row, other, step, mode)
-    return None if ours is None or theirs is None else theirs / ours
+    return seconds(row, other, step, mode) / seconds(row, who, step, mode)
 
 
 def copy_seconds(row: Row) -> float:
     """Of the faster copy of x, into memory that exists."""
-    return min(t for name in COPIES if (t := seconds(row, MEMORY, name)) is not None)
+    return min(seconds(row, MEMORY, name) for name in COPIES if name in row["times"][MEMORY])
 
 
 def least(row: Row, operation: str) -> float:
@@ -54,7 +53,7 @@ def least(row: Row, operation: str) -> float:
     written. Backward: x and g are read; both are read and dx is written. Contiguous tensors are taken some channels at
     a time, so what is read again comes from a nearer cache and costs nothing here.
     """
-    read, copy = seconds(row, MEMORY, "read") or 0.0, copy_seconds(row)
+    read, copy = seconds(row, MEMORY, "read"), copy_seconds(row)
     near = row["layout"] == CONTIGUOUS
     if operation == "forward":
         return max(read, copy) if near else read + copy
@@ -63,37 +62,35 @@ def least(row: Row, operation: str) -> float:
     return copy
 
 
-def mean(ratios: Iterable[float | None]) -> float | None:
+def mean(ratios: Iterable[float]) -> float:
     """The geometric mean of those that are there."""
-    logs = [math.log(r) for r in ratios if r is not None]
-    return math.exp(sum(logs) / len(logs)) if logs else None
+    logs = [math.log(r) for r in ratios if not math.isnan(r)]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 # --- cells
 
 
-def digits(value: float | None) -> str:
+def number(value: float, form: str = ".2f") -> str:
+    """A dash for what was not measured."""
+    return "–" if math.isnan(value) else f"{value:{form}}"
+
+
+def digits(value: float) -> str:
     """Three of them."""
-    if value is None:
-        return "–"
-    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:.0f}"
+    return number(value, ".0f") if value >= 999.5 else number(value, "#.3g").rstrip(".")
 
 
-def times(value: float | None) -> str:
+def times(value: float) -> str:
     """A ratio; what shows as less than 1 is a loss."""
-    if value is None:
-        return "–"
-    text = f"{value:.2f}"
-    return Lost(text) if float(text) < 1 else text
+    return Lost(number(value)) if round(value, 2) < 1 else number(value)
 
 
 def spread(row: Row, who: str, step: str) -> str:
     """Half of the distance between the quartiles, in per cent of the median."""
-    modes = row["times"].get(who, {}).get(step)
-    if modes is None:
-        return "–"
+    modes = row["times"].get(who, {}).get(step, {IN_TURN: [math.nan] * 3})
     middle, low, high = modes.get(WARM, modes.get(IN_TURN))
-    return f"±{50 * (high - low) / middle:.0f} %"
+    return "–" if math.isnan(middle) else f"±{50 * (high - low) / middle:.0f} %"
 
 
 def shape(row: Row) -> str:
@@ -134,7 +131,7 @@ def functions(document: Document, columns: int) -> list[Line]:
         lines.append(line((printable(title), "title")))
         for row in rows:
             for step in OPERATIONS:
-                ours = seconds(row, OURS, step) or math.nan
+                ours = seconds(row, OURS, step)
                 cells = [digits(ours * 1e3), spread(row, OURS, step)]
                 cells += [f"{ours / unit:.2f}" for unit in (copy_seconds(row), least(row, step))]
                 cells += [times(ratio(row, OURS, step)), times(ratio(row, ACCELERATED, step))]
@@ -160,7 +157,8 @@ def _notes(document: Document, columns: int) -> list[Line]:
         "they are with our kernels. ! marks what we lose."
     ]
     for who, other in ((OURS, PYTORCH), (ACCELERATED, PYTORCH), (OURS, ONEDNN)):
-        ratios = [r for row in rows for step in OPERATIONS if (r := ratio(row, who, step, other=other)) is not None]
+        ratios = [ratio(row, who, step, other=other) for row in rows for step in OPERATIONS]
+        ratios = [r for r in ratios if not math.isnan(r)]
         if ratios:
             lost = sum(isinstance(times(r), Lost) for r in ratios)
             notes.append(f"{who} beside {other}: geometric mean {mean(ratios):.2f}; lost {lost} of {len(ratios)}.")

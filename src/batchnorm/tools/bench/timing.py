@@ -28,6 +28,11 @@ class Contestant(NamedTuple):
     pool: str = ""
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
+    def once(self) -> dict[str, Any]:
+        """What each step returns."""
+        with self.within():
+            return {step: call() for step, call in self.steps.items()}
+
 
 class Settings(NamedTuple):
     """How long to measure a row."""
