@@ -63,10 +63,11 @@ def _as_array(value: object, name: str, who: str) -> Array:
         return value if type(value) is np.ndarray else _plain(value, name, who)
     try:
         return np.asarray(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
+        is_tensor = hasattr(value, "detach")  # on another device, with gradients, or of a dtype that NumPy has not
+        fix = f"use {name}.detach().cpu().float().numpy()" if is_tensor else "pass numbers, in rows of equal length"
         raise TypeError(
-            f"{who}: {name} must be an array of {_DTYPES}; got {type(value).__name__} ({error}); pass numbers, in "
-            "rows of equal length"
+            f"{who}: {name} must be an array of {_DTYPES}; got {type(value).__name__} ({error}); {fix}"
         ) from None
 
 

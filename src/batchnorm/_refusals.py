@@ -67,8 +67,9 @@ def sum_of_weights(got: float, least: int, keeps_count: bool) -> str:
     """A batch whose weights add up to too little for a variance."""
     what = "running_count (keep_count=True)" if keeps_count else f"running_var is M2 / (count - {least}), which"
     return (
-        f"{what} needs a sample_weight whose sum is more than {least}; got a sum of {got:g}. Scale it (only their "
-        f"ratios matter for the output){', or use running_correction=0' if least and not keeps_count else ''}"
+        f"{what} needs more than {least} values of a channel, or a sample_weight whose sum is more than {least}; got a "
+        f"sum of {got:g}. Use larger batches, or scale the weights (only their ratios matter for the output)"
+        f"{', or use running_correction=0' if least and not keeps_count else ''}"
     )
 
 

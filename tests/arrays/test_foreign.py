@@ -85,6 +85,13 @@ def test_rows_of_many_lengths_in_a_list() -> None:
         bn.batch_norm([[1.0], [1.0, 2.0]])
 
 
+def test_tensors_that_numpy_does_not_take() -> None:
+    torch = pytest.importorskip("torch")
+    for x in (torch.ones(3, 2, requires_grad=True), torch.ones(3, 2, dtype=torch.bfloat16)):
+        with pytest.raises(TypeError, match=r"got Tensor \(.*; use x\.detach\(\)\.cpu\(\)\.float\(\)\.numpy\(\)"):
+            bn.moments(x)
+
+
 class Table:
     """A table as pandas has them: an iteration gives the names of its columns."""
 

@@ -160,6 +160,7 @@ REFUSED = {
     "no labels": (X, None, {}, ValueError, "needs the group of each sample"),
     "floats": (X, MIXED.float(), {}, TypeError, "integers; got dtype torch.float32"),
     "bools": (X, MIXED > 1, {}, TypeError, "integers; got dtype torch.bool"),
+    "labels on meta": (X, MIXED.to("meta"), {}, ValueError, "tensors must have values; got one on meta, or a fake"),
     "a table": (X, MIXED.reshape(2, 5), {}, ValueError, r"one axis, .*got shape \(2, 5\)"),
     "too few": (X, MIXED[:9], {}, ValueError, r"got 9 labels for an input of shape \(10, 3\)"),
     "too large": (X, MIXED + 1, {}, ValueError, "from 0 to 2 with 3 groups; got 3"),
@@ -184,6 +185,12 @@ def test_what_is_refused_changes_nothing(name):
     with pytest.raises(kind, match=words):
         grouped(x, labels, **given)
     assert all(torch.equal(value, before[n]) for n, value in grouped.state_dict().items())
+
+
+def test_an_empty_list_has_the_labels_of_an_empty_batch():
+    layer = bnt.GroupedBatchNorm1d(3, 2).eval()
+    with bnt.groups(layer, []):
+        assert layer(X[:0]).shape == layer(X[:0], []).shape == (0, 3)
 
 
 def test_constructors_refuse():

@@ -11,6 +11,7 @@ import torch
 from context_models import KINDS, bits_of, x_of
 from installed import file_of
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import batchnorm.torch as bnt
 
@@ -140,12 +141,29 @@ def test_what_is_refused():
         pass
     with pytest.raises(TypeError, match="mask must be bool"):
         bnt.masked(model["b"], MASK.float())
+    with pytest.raises(TypeError, match=r"mask must be a tensor; got ndarray; use torch\.as_tensor\(mask\)"):
+        bnt.masked(model["b"], MASK.numpy())
     with pytest.raises(ValueError, match="without axes"):
         bnt.masked(model["b"], torch.tensor(True))
     with pytest.raises(ValueError, match="resize must be None, 'nearest' or a function"):
         bnt.masked(model["b"], MASK, resize="linear")
     with bnt.masked(model["b"], MASK), pytest.raises(ValueError, match=r"torch\.jit\.trace would record"):
         torch.jit.trace(model["b"], x_of())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("kind", ["ours", "reproducible"])
+def test_a_checkpoint_whose_mask_is_gone_is_refused(kind, reentrant):
+    layer = bnt.BatchNorm2d(3)
+    if kind == "reproducible":
+        layer = bnt.convert_sync(layer, reproducible=True, verbose=False)
+    x = x_of().requires_grad_()
+    with bnt.masked(layer, MASK):
+        checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
+        y = checkpoint(layer, x, use_reentrant=reentrant)
+    with pytest.raises(ValueError, match="with the mask of the block of masked that it was in; got a backward after"):
+        y.sum().backward()
+    checkpoint(layer, x, use_reentrant=reentrant).sum().backward()  # one without a mask
 
 
 # --- speech models ---

@@ -235,6 +235,26 @@ def test_renormalization_is_that_of_before_the_block():
     assert int(layer.num_batches_tracked) == 2
 
 
+def test_forwards_in_inference_mode_are_parts_that_leave_nothing_behind():
+    """What a block keeps for the next one is no tensor of inference mode, which nobody could write later."""
+    one, two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    for _ in range(2):
+        for layer, mode in ((one, torch.inference_mode), (two, torch.no_grad)):
+            with bnt.one_update(layer):
+                with mode():
+                    layer(x_of(1))
+                layer(x_of(2))
+    assert bits_of(one) == bits_of(two)
+
+
+def test_a_model_that_is_copied_to_several_devices_is_refused():
+    copied = nn.DataParallel(nn.BatchNorm2d(3))
+    copied.device_ids = [0, 1]
+    for context in (bnt.one_update, lambda model: bnt.adapt(model, 3)):
+        with pytest.raises(ValueError, match="the layers must be on one device; got a DataParallel of 2 devices; use"):
+            context(copied)
+
+
 def test_what_does_not_last_is_refused():
     for layer in (nn.BatchNorm2d(3), bnt.BatchNorm2d(3)):
         with bnt.one_update(layer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -110,6 +111,22 @@ def _moved(layer, x):
     """A layer that has seen a batch, so that its state is not that of any other."""
     layer(x)
     return layer
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (np.ones((4, C), np.float32), r"input must be a tensor; got ndarray; use torch\.as_tensor\(input\)"),
+        (None, "input must be a tensor; got NoneType"),
+        ("nested", "input must be dense; got a nested tensor; use input.to_padded"),
+    ],
+    ids=["an array", "nothing", "nested"],
+)
+def test_what_has_no_shape_of_a_tensor_is_named(x, words):
+    x = torch.nested.nested_tensor([torch.ones(2, C), torch.ones(3, C)]) if isinstance(x, str) else x
+    with pytest.raises(TypeError, match=words):
+        bnt.BatchNorm1d(C)(x)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")

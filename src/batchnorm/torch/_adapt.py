@@ -11,7 +11,7 @@ from . import _options
 from ._contexts import Context, Setting, held, layers_of
 from ._layers import _Extended
 from ._norms import Only
-from ._theirs import watched
+from ._theirs import check_one_device, watched
 
 
 def adapt(model: nn.Module, prior: float, *, only: Only = None) -> contextlib.AbstractContextManager[None]:
@@ -63,6 +63,7 @@ def adapt(model: nn.Module, prior: float, *, only: Only = None) -> contextlib.Ab
     """
     prior = _options.PRIOR.checked(prior, "adapt")
     settings = []
+    check_one_device(model, "adapt")
     for layer in layers_of(model, only, "adapt"):
         settings += held(layer)
         if math.isfinite(prior):

@@ -217,12 +217,16 @@ class Grouped(nn.Module):
         who, N = type(self).__name__, x.shape[0]
         seen = group if isinstance(group, Tensor) else None
         _backend.refuse_to_look(who, "labels of samples are looked at", "one int for the whole batch", x, seen)
-        labels = torch.full((N,), self._checked_label(group)) if isinstance(group, int) else torch.as_tensor(group)
-        check_labels(who, labels)
+        labels = torch.full((N,), self._checked_label(group)) if isinstance(group, int) else labels_of(who, group)
         if labels.shape[0] != N:
             raise ValueError(
                 f"{who}: needs a label for each sample; got {labels.shape[0]} labels for an input of shape "
                 f"{tuple(x.shape)}. Where the model makes k samples of one, use labels.repeat_interleave(k)"
+            )
+        if not torch.compiler.is_compiling() and not (_backend.has_values(x) and _backend.has_values(labels)):
+            raise ValueError(
+                f"{who}: labels of samples are looked at, so tensors must have values; got one on meta, or a fake one; "
+                "use one int for the whole batch"
             )
         labels = labels.to(x.device, torch.int64)
         ranked, order = labels.sort(stable=True)
@@ -245,8 +249,11 @@ class Grouped(nn.Module):
         return f"groups={self.groups}, share_affine={self.share_affine}"
 
 
-def check_labels(who: str, labels: Tensor) -> None:
-    """Refuse what cannot be labels of samples."""
+def labels_of(who: str, group: Tensor | Sequence[int]) -> Tensor:
+    """Labels as a tensor; those that cannot be labels of samples are refused."""
+    labels = torch.as_tensor(group)
+    if not isinstance(group, Tensor) and labels.numel() == 0:
+        labels = labels.long()
     if labels.dtype not in _INTEGERS:
         raise TypeError(f"{who}: labels of groups are integers; got dtype {labels.dtype}; use labels.long()")
     if labels.dim() != 1:
@@ -254,6 +261,7 @@ def check_labels(who: str, labels: Tensor) -> None:
             f"{who}: labels have one axis, a label for each sample; got shape {tuple(labels.shape)}; use "
             "labels.flatten(), or an int for all"
         )
+    return labels
 
 
 def _wrong_label(who: str, label: int, groups: int) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Literal, TypeVar, overload
 
-import torch
 from torch import nn
 
 from .. import _options
 from ._contexts import Context, Setting, check_outside
 from ._convert import OWN_CLASS, reported, why_left
-from ._grouped import GROUPS, Group, Grouped, GroupedBatchNorm1d, GroupedBatchNorm2d, GroupedBatchNorm3d, check_labels
+from ._grouped import GROUPS, Group, Grouped, GroupedBatchNorm1d, GroupedBatchNorm2d, GroupedBatchNorm3d, labels_of
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ._norms import Only, check_model, chosen, layer_said, norms_of
 from ._report import Report
@@ -192,8 +191,7 @@ def groups(model: nn.Module, labels: Group) -> contextlib.AbstractContextManager
     who = "groups"
     check_model(model, who)
     if isinstance(labels, bool) or not isinstance(labels, int):
-        labels = torch.as_tensor(labels)
-        check_labels(who, labels)
+        labels = labels_of(who, labels)  # type: ignore[arg-type]
     found = [module for module in model.modules() if isinstance(module, Grouped)]
     if not found:
         raise ValueError(

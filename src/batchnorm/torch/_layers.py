@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -32,6 +33,9 @@ from ._backend import (
 from ._options import DEFAULTS
 
 Tensor = torch.Tensor
+
+#: How many batches a layer had counted when a block of `masked` gave it back.
+masked_until: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 class _Extended(_running.KeepsCount):
@@ -137,8 +141,13 @@ class _Extended(_running.KeepsCount):
 
     def _check_input(self, input: Tensor) -> None:
         """Refuse another rank or number of channels than the layer's."""
-        self._check_input_dim(input)
-        if not is_jit_trace() and input.shape[1] != self.num_features:
+        try:
+            self._check_input_dim(input)
+            fits = is_jit_trace() or input.shape[1] == self.num_features
+        except (AttributeError, RuntimeError):  # of no tensor, or of a nested one
+            _operands.check_input(type(self).__name__, input)
+            raise
+        if not fits:
             raise ValueError(
                 f"{type(self).__name__}: expected {self.num_features} channels on axis 1; got an input of shape "
                 f"{tuple(input.shape)}. Build the layer for {input.shape[1]} channels, or move the channels to axis 1"
@@ -252,6 +261,7 @@ class _Extended(_running.KeepsCount):
         """Whether a checkpoint computes a forward again, whose statistics have moved; ValueError where they matter."""
         if not is_recomputation():
             return False
+        self._check_masked_again()
         if batch and (self.renorm is None or not self.training):
             return True
         updates = self.update_running_stats
@@ -261,6 +271,15 @@ class _Extended(_running.KeepsCount):
             + ("renorm" if batch else f"normalize_with={self.normalize_with!r}, update_running_stats={updates!r}")
             + ". Leave the layer out of the checkpoint, or set update_running_stats=False for the steps with it"
         )
+
+    def _check_masked_again(self) -> None:
+        """Refuse a checkpoint's second forward without the mask of its first."""
+        until = masked_until.get(self)
+        if until is not None and self._masked is None and until == int(self.num_batches_tracked or 0):
+            raise ValueError(
+                f"{type(self).__name__}: a checkpoint computes its forward again in the backward, with the mask of the "
+                "block of masked that it was in; got a backward after that block; call it inside"
+            )
 
     def _is_as_torch(self, x: Tensor, selection: Tensor | None, batch: bool, updates: bool) -> bool:
         """Whether PyTorch's own function, as a whole, does what the options ask for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from .. import _refusals
 from .._options import shown
 from . import _backend, _positions
 from ._contexts import Context, Setting, layers_of
-from ._layers import _Extended
+from ._layers import _Extended, masked_until
 from ._norms import Only, layer_said, name_of
 from ._sync import OURS
 
@@ -110,7 +110,8 @@ def masked(
     -----
     A mask has no effect on what normalizes in evaluation; `zero` has.
 
-    `torch.utils.checkpoint` runs a forward again during the backward: call the backward inside the block, too.
+    `torch.utils.checkpoint` runs a forward again during the backward: call the backward inside the block, too. Outside,
+    layers refuse the second forward if their last one in training was in the block.
 
     Examples
     --------
@@ -123,9 +124,10 @@ def masked(
     >>> float(y[1, 0, 1]), round(float(y.sum()), 4)
     (0.0, 0.0)
     """
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"masked: {_refusals.mask_dtype(got)}")
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"masked: mask must be a tensor; got {type(mask).__name__}; use torch.as_tensor(mask)")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"masked: {_refusals.mask_dtype(f'dtype {mask.dtype}')}")
     if mask.dim() == 0:
         raise ValueError("masked: mask needs an axis of samples; got a tensor without axes; pass one of shape (N, ...)")
     if not (resize is None or resize == "nearest" or callable(resize)):
@@ -136,7 +138,16 @@ def masked(
     for layer in layers:
         _check_ours(layer, model)
     padding = Padding(model, mask, resize, zero)
-    return Context("masked", [Setting(layer, "_masked", padding) for layer in layers])
+    return _Masked("masked", [Setting(layer, "_masked", padding) for layer in layers])
+
+
+class _Masked(Context):
+    def _left(self, settings: list[Setting], failed: bool) -> None:
+        for setting in settings:
+            layer: Any = setting.layer
+            count = layer.num_batches_tracked
+            if layer.training and count is not None and _backend.has_values(count):
+                masked_until[layer] = int(count)
 
 
 def _check_ours(layer: nn.Module, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from ._contexts import LOCK, Context, Setting, before, layers_of
 from ._layer_inputs import put_back, statistics_of
 from ._layers import BatchNorm1d, _Extended
 from ._norms import Only, layer_said, name_of
-from ._theirs import has_own_forward, watched
+from ._theirs import check_one_device, has_own_forward, watched
 
 Tensor = torch.Tensor
 
@@ -77,7 +77,8 @@ class Parts:
     def _make_room(self, table: Tensor) -> None:
         spare = [] if self.rows else _spare.pop(self.layer, [])
         if not spare or spare[0].shape != table.shape or spare[0].device != table.device:
-            spare = list(table.new_empty(_AT_ONCE, *table.shape).unbind())
+            with torch.inference_mode(False):  # the next block's forwards may be outside of it
+                spare = list(table.new_empty(_AT_ONCE, *table.shape).unbind())
         self.rows += spare
 
     def leave(self) -> bool:
@@ -191,6 +192,7 @@ def one_update(model: nn.Module, *, only: Only = None) -> contextlib.AbstractCon
     (tensor([5.]), 1)
     """
     settings = []
+    check_one_device(model, "one_update")
     for layer in layers_of(model, only, "one_update"):
         if isinstance(layer, _Extended):
             settings.append(Setting(layer, "_collects", None))

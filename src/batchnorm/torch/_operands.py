@@ -49,6 +49,10 @@ def _fix(*devices: torch.device) -> str:
 
 def check_input(who: str, x: Tensor) -> None:
     """Refuse what cannot be normalized: dtypes that PyTorch's own function does not take, and sparse tensors."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who}: input must be a tensor; got {type(x).__name__}; use torch.as_tensor(input)")
+    if x.is_nested:
+        raise TypeError(f"{who}: input must be dense; got a nested tensor; use input.to_padded_tensor(0.0), and a mask")
     if x.dtype not in _backend.DTYPES:
         fix = "use input.float(), or input.double() where whole numbers exceed 2**24"
         if x.is_complex():

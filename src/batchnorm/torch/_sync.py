@@ -154,7 +154,7 @@ class SyncBatchNorm(_Extended):
         else:
             y = self._by_whole(ranks, whole.moments, part, _shared.Options(self.eps, 0, 0.0), batch)
             y = _activations.activate(y + residual, *activation)
-        if updates and whole.positions and not _backend.is_recomputation():
+        if updates and whole.positions and not self._is_again(True):
             _running.move(self, whole.moments, _backend.is_native(x), True)
         return y
 

@@ -27,6 +27,15 @@ def watched(layer: nn.Module) -> Setting:
     return Setting(layer, "forward", functools.partial(_forward, layer, others=others))
 
 
+def check_one_device(model: nn.Module, who: str) -> None:
+    """Refuse a model that is copied to several devices in each forward: its copies call the layers of the first."""
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise ValueError(
+            f"{who}: the layers must be on one device; got a DataParallel of {len(model.device_ids)} devices; use "
+            "DistributedDataParallel with a process for each device"
+        )
+
+
 def has_own_forward(layer: nn.Module) -> bool:
     """Whether a layer does more than torch.nn's forward."""
     return type(layer).forward is not _BatchNorm.forward or before(layer, "forward") is not None
