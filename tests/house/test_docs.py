@@ -10,12 +10,9 @@ import contextlib
 import doctest
 import importlib
 import io
-import os
 import pkgutil
 import re
 import shlex
-import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import batchnorm
+from batchnorm.tools.cli import main
 
 ROOT = Path(__file__).parents[2]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")
@@ -30,9 +28,6 @@ TUTORIALS = (ROOT / "docs" / "tutorial.md", ROOT / "docs" / "tutorial.zh-CN.md")
 PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"<!-- (accuracy-table|torch-speed-table|speed-table) -->\n(.*?)<!-- /\1 -->", re.DOTALL)
-# Not a terminal: 80 columns, no colors, whatever the tests run in.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")} | {"PYTHONUTF8": "1"}
-COMMAND = "import sys; from batchnorm.tools.cli import main; sys.argv[0] = 'batchnorm'; sys.exit(main())"
 
 
 class Block(NamedTuple):
@@ -80,18 +75,27 @@ def entries_of(block: Block) -> list[tuple[str, str]]:
 def output_of(command: str) -> str:
     name, *arguments = shlex.split(command)
     assert name == "batchnorm", f"a console block runs batchnorm only, not {name}"
-    process = [sys.executable, "-c", COMMAND, *arguments]
-    result = subprocess.run(process, capture_output=True, text=True, encoding="utf-8", env=ENVIRONMENT, check=False)
-    return result.stdout + result.stderr
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        main(arguments)
+    return "".join(text.detach().getvalue().decode() for text in (out, err))
 
 
 def trimmed(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip("\n").splitlines()]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIALS[1]], ids=name_of)
-def test_snippets_run_and_print_what_is_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder; and not a terminal: 80 columns, no colors, whatever the tests run in."""
     monkeypatch.chdir(tmp_path)
+    for name in ("COLUMNS", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_a_place_of_its_own")
+@pytest.mark.parametrize("page", [page for page in PAGES if page != TUTORIALS[1]], ids=name_of)
+def test_snippets_run_and_print_what_is_shown(page: Path) -> None:
     run_blocks(page, blocks_of(page))
 
 
@@ -117,9 +121,8 @@ def test_both_readmes_have_the_same_blocks_and_figures() -> None:
     assert figures_of(READMES[0]) == figures_of(READMES[1])
 
 
-def test_the_chinese_tutorial_has_the_blocks_of_the_english_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_a_place_of_its_own")
+def test_the_chinese_tutorial_has_the_blocks_of_the_english_one() -> None:
     """Those run there; what is shown in Chinese, the explanation, runs here, after the blocks before it."""
     english, chinese = map(blocks_of, TUTORIALS)
     own = [
@@ -127,7 +130,6 @@ def test_the_chinese_tutorial_has_the_blocks_of_the_english_one(
     ]
     assert len(own) == 2
     assert 'lang="zh"' in chinese[own[0]].text
-    monkeypatch.chdir(tmp_path)
     run_blocks(TUTORIALS[1], chinese[: own[-1] + 1])
 
 
