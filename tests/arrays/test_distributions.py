@@ -69,7 +69,7 @@ def _worst(error: np.ndarray, bound: np.ndarray, names: list[str], what: str) ->
 
 
 def test_the_oracle_is_the_oracle():
-    """The long doubles are the oracle's 60 digits, for a column of every kind."""
+    """The long doubles are the oracle's 100 digits, for a column of every kind."""
     x, g, _, exact = _problem(33, "float32")
     x, g, exact = x[:, ::8], g[:, ::8], Exact(*(part[..., ::8] for part in exact))
     problem = oracle.Problem(x, (1,), EPS)
