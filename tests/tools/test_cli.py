@@ -406,6 +406,47 @@ def test_a_stream_without_unicode_gets_ascii() -> None:
     json.loads(done.stdout)
 
 
+def test_nobody_may_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for closed in (["stdout"], ["stdout", "stderr"]):
+        with monkeypatch.context() as patched:
+            for name in closed:
+                patched.setattr(sys, name, None)
+            assert main(["explain"]) == 0
+            assert main(["explain", "none.csv"]) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk here")
+def test_a_full_disk_is_said(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for argv in (["explain"], ["why", "--list"]):
+        with monkeypatch.context() as patched, Path("/dev/full").open("w", encoding="utf-8") as full:
+            patched.setattr(sys, "stdout", full)
+            assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("batchnorm: standard output cannot be used: No space left on device. Check names,")
+
+
+def test_names_that_are_long_no_text_or_a_dash(capsys: Capture) -> None:
+    long = "a" * 250
+    write("a.csv", "a,b\n1,2\n3,5\n")
+    assert main(["normalize", "a.csv", "-o", f"{long}.csv"]) == 0
+    capsys.readouterr()
+    refused(["explain", f"{long}{long}.csv"], [f"{long}.csv cannot be used: File name too long. Check names"], capsys)
+    refused(["explain", "--html", "-"], ["it cannot be standard output; got -. Name a file."], capsys)
+    if sys.platform == "linux":
+        name = os.fsdecode(b"b\xff.csv")
+        Path("a.csv").rename(name)
+        assert main(["explain", name, "--html", "p.html"]) == main(["explain", name, "--json", "j.json"]) == 0
+        assert "b?.csv" in Path("p.html").read_text(encoding="utf-8")
+        assert json.loads(Path("j.json").read_text(encoding="utf-8"))["source"] == name
+    assert not [path for path in Path().iterdir() if path.suffix == ".tmp"]
+
+
+def test_a_column_of_nan_alone_holds_no_value(capsys: Capture) -> None:
+    write("a.csv", "a,b\nnan,1\nNA,2\n")
+    assert main(["explain", "a.csv"]) == 0
+    assert "Note: column 'a' was left out: it holds no value." in capsys.readouterr().out
+
+
 def test_a_closed_pipe_is_not_a_fault() -> None:
     command = [sys.executable, "-m", "batchnorm", "explain"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 from .._version import __version__
@@ -34,6 +34,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 2: an input was refused, the reason is on stderr. 130: interrupted by Ctrl-C; 143: ended by SIGTERM.
     """
+    with _streams_there():
+        return _main(argv)
+
+
+@contextmanager
+def _streams_there() -> Iterator[None]:
+    """Have what is written to a stream that the caller closed go nowhere."""
+    closed = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    with open(os.devnull, "w", encoding="utf-8") if closed else nullcontext() as nowhere:
+        for name in closed:
+            setattr(sys, name, nowhere)
+        try:
+            yield
+        finally:
+            for name in closed:
+                setattr(sys, name, None)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         with _ended_by_exception():
             return _run(argv)
@@ -43,8 +62,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         return 128 + stopped.number
     except BrokenPipeError:  # the reader, such as head, has closed the pipe: not a fault
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + 13
+    except OSError as error:  # of a file that no command has a better sentence for, or of a full disk
+        print(f"batchnorm: {_said(error)}. Check names, permissions, and the space that is left.", file=sys.stderr)
+        if error.filename is None:
+            _drop_output()
+        return REFUSED
+
+
+def _drop_output() -> None:
+    """Have what is not yet written go nowhere, or Python would try once more at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _said(error: OSError) -> str:
+    from .text.lines import printable
+
+    where = "standard output" if error.filename is None else printable(str(error.filename))
+    return f"{where} cannot be used: {error.strerror or error}"
 
 
 def _run(argv: Sequence[str] | None) -> int:

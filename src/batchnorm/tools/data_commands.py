@@ -219,7 +219,8 @@ def _write_json(options: argparse.Namespace) -> None:
     check_output(options.json)  # before a long read
     explanation = _explanation(options)
     with replacing(options.json) as unfinished:
-        unfinished.write_text(explanation.to_json() + "\n", encoding="utf-8")
+        # a name may be no text: its bytes are written as JSON's escapes
+        unfinished.write_text(explanation.to_json() + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _write_page(options: argparse.Namespace) -> None:
@@ -232,7 +233,7 @@ def _write_page(options: argparse.Namespace) -> None:
         raise Refused(f"{options.html} is the data itself. Name another file for the page.")
     explanation = _explanation(options)
     with replacing(options.html) as unfinished:
-        unfinished.write_text(explanation.to_html(), encoding="utf-8")
+        unfinished.write_text(explanation.to_html(), encoding="utf-8", errors="replace")  # a name may be no text
     said = words_for(options.lang, sys.stdout)("page_written", file=options.html)
     print(writable(said, sys.stdout))
 

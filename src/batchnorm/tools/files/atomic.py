@@ -13,6 +13,8 @@ from .refused import Refused
 
 def check_output(path: str | os.PathLike[str]) -> Path:
     """Return the file that ``path`` finally names, or say why nothing can be written there. Changes nothing."""
+    if os.fspath(path) == "-":
+        raise Refused("an output appears when it is complete, so it cannot be standard output; got -. Name a file.")
     target = Path(os.path.realpath(path))  # a link stays a link; what it points to is replaced
     folder = target.parent
     if not folder.is_dir():
@@ -41,7 +43,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The permissions are those of the file replaced, or those the umask gives a new file.
     """
     target = check_output(path)
-    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.tmp")  # a name has 255 bytes at most
     try:
         # Inside the try, so that an interruption right after its creation removes the file too.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

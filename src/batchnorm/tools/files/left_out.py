@@ -26,23 +26,22 @@ _CONVERTIBLE = Said("fix_signs")
 
 def of_text(column: int, name: str | None, cells: Sequence[str], form: Form, bad: tuple[int, str] | None) -> LeftOut:
     """Say what a column of text holds; ``bad`` are the line and the text of its first cell that is no number."""
-    filled = [c for c in cells[: LOOKED_AT * 50] if not is_missing(c)][:LOOKED_AT]
-    if not filled and bad is None:
+    if bad is None:
         return LeftOut(column, name, NOTHING)
-    filled = filled or [bad[1]] if bad is not None else filled
+    filled = [c for c in cells[: LOOKED_AT * 50] if not is_missing(c)][:LOOKED_AT] or [bad[1]]
     if all(c.strip().lower() in _BOOLEANS for c in filled):
         return LeftOut(column, name, "booleans")
     if all(_DATE.fullmatch(c) or _TIME.fullmatch(c) for c in filled):
         return LeftOut(column, name, "dates")
     numbers = sum(form.number(c) is not None for c in filled)
-    odd = next((c for c in filled if form.number(c) is None), bad[1] if bad else filled[0])
+    odd = next((c for c in filled if form.number(c) is None), bad[1])
     rest = [c for c in filled if form.number(c) is None]
     said = shown(odd)
     if form.decimal == "." and all(map(COMMA_NUMBER.fullmatch, rest)) and rest:
         return LeftOut(column, name, Said("holds_commas", said=said), Said("fix_commas"))
     if rest and all(map(GROUPED_NUMBER.fullmatch, rest)):
         return LeftOut(column, name, Said("holds_thousands", said=said), _CONVERTIBLE)
-    if 2 * numbers >= len(filled) and bad is not None:
+    if 2 * numbers >= len(filled):
         slip = Said("holds_slip", said=shown(bad[1]), line=bad[0])
         return LeftOut(column, name, slip, Said("fix_slip"))
     if rest and all(map(_UNIT.fullmatch, rest)):
