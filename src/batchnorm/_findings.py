@@ -38,7 +38,7 @@ SENTENCES = {
     ),
     "ranks differ: fix": _RECALIBRATE + " on all ranks, each with its data, or load one state on all",
     "left in training": "it is in training mode and the model is not, so in evaluation it normalizes with the batch",
-    "left in training: fix": "call model.eval() last, or bnt.freeze for a layer that is not to move",
+    "left in training: fix": "call model.eval() last, or bnt.freeze for a layer that should not change",
     "shared": (
         "it is called {calls} times per batch, and no running average fits all: call {call} has {factor} times the "
         "variance of the first, and a mean {distance} std away"
@@ -47,18 +47,18 @@ SENTENCES = {
     "lag": "its running statistics are not those that the update rule gives at these weights " + _CAUSED,
     "lag: fix": (_RECALIBRATE + "; if lag comes back, look at momentum, and at what changes weights later"),
     "dropout": "its running statistics were gathered with dropout on, but evaluation has it off " + _CAUSED,
-    "dropout: fix": "put dropout behind batch normalization, or " + _RECALIBRATE,
+    "dropout: fix": "put dropout after batch normalization, or " + _RECALIBRATE,
     "batching": "its running statistics are those of single batches, which differ from those of all data " + _CAUSED,
     "batching: fix": "use larger or better shuffled batches or bnt.SyncBatchNorm, or " + _RECALIBRATE,
-    "shift": "its running statistics are of other data than the test " + _CAUSED,
-    "shift: fix": ("prepare the test's inputs as those of training, or call bnt.recalibrate with data like the test's"),
+    "shift": "its running statistics are those of data unlike the test data " + _CAUSED,
+    "shift: fix": "preprocess the test data as in training, or call bnt.recalibrate with data like the test data",
     "and that costs": "{sentence}; that costs {cost} of loss",
     "eps decides": "{n} of {channels} channels have a variance below eps={eps}, which sets their scale",
     "eps decides: fix": "channels that hardly vary say little; keep eps when you port the layer",
     "other eps": "it has eps={eps}, and most layers of the model have eps={usual}",
     "other eps: fix": (
         "keep the eps that the layer was trained with, or change it by bnt.set_eps, which keeps evaluation the same; "
-        "{keras} is Keras's, {torch} PyTorch's and Flax's"
+        "{keras} is the default of Keras, {torch} that of PyTorch and Flax"
     ),
     "constant channels": (
         "{n} of {channels} channels hardly vary; channel {c} has variance {var}, and the layer's median is {median}"
@@ -73,10 +73,12 @@ SENTENCES = {
     ),
     "runaway channels: fix": "look for inputs that hardly vary, and for a learning rate that is too large",
     "large momentum": (
-        "momentum={momentum} is the weight of the new batch, so the statistics are those of the last one or two"
+        "momentum={momentum} is the weight of the new batch, so the statistics are those of the last one or two batches"
     ),
-    "large momentum: fix": _RECALIBRATE + " before evaluation; {others} use the name for 1 - momentum",
-    "start": "{share} of the statistics are still those of the start, after {batches} batches with momentum={momentum}",
+    "large momentum: fix": _RECALIBRATE + " before evaluation; {others} call 1 - momentum by this name",
+    "start": (
+        "{share} of the statistics still come from their start values, after {batches} batches with momentum={momentum}"
+    ),
     "start: fix": _RECALIBRATE + ", or set a larger momentum",
     "few positions": "a batch has {m} positions of a channel, too few for good statistics",
     "few positions: fix": "use larger batches, bnt.SyncBatchNorm, or Renorm",
@@ -92,7 +94,10 @@ SENTENCES = {
         "the loss is {running} in evaluation, {batch} with batch statistics and {after} after recalibration, so the "
         "running statistics cost {cost}"
     ),
-    "the batches": "{n} batches of training data were used; their sizes and order tell lag from batching",
+    "the batches": (
+        "{n} batches of training data were used; they must have the size and order of training, or lag and batching "
+        "are confused"
+    ),
     "heads": (
         "(m: values of a channel in a batch, worth m_eff independent ones; mean off: how far the means lie apart;\n"
         " variance ×: the stored one over that of the test data, which is the product of the four beside it)"

@@ -317,7 +317,7 @@ def test_what_a_record_tells_by_itself(options, change, codes):
         assert re.search(r"[13] of 3 channels would not survive .* have -?(inf|0|1) and (inf|0|1)$", found[0].sentence)
     if codes == ["start"]:
         assert found[0].sentence == (
-            "46% of the statistics are still those of the start, after 258 batches with momentum=0.003"
+            "46% of the statistics still come from their start values, after 258 batches with momentum=0.003"
         )
 
 
@@ -362,7 +362,7 @@ def test_a_layer_with_another_eps_is_a_remark():
     ]
     assert found[0].is_remark
     assert "bnt.set_eps" in found[0].fix
-    assert found[0].fix.endswith("0.001 is Keras's, 1e-05 PyTorch's and Flax's")
+    assert found[0].fix.endswith("0.001 is the default of Keras, 1e-05 that of PyTorch and Flax")
     model[7].eps = 1e-4  # then there is no usual one
     assert bnt.diagnose(model, data(1), verbose=False).findings == []
 

@@ -73,7 +73,7 @@ def test_what_it_finds(model, capsys):
     assert main([*COMMAND, "--in-order"]) == 0  # sorted, and the second half is other data
     assert "(shift: " in capsys.readouterr().out
     assert main([*COMMAND, "--test", "shifted.npy"]) == 0
-    assert "1  layer 1: its running statistics are of other data than the test" in capsys.readouterr().out
+    assert "1  layer 1: its running statistics are those of data unlike the test data" in capsys.readouterr().out
     model[1].running_var *= 6
     torch.save({"weights": model.state_dict()}, "m.pt")
     before = Path("m.pt").read_bytes()

@@ -33,7 +33,7 @@ from batchnorm.tools.why.sentences import told
 
 CASES: list[tuple[str, Maker, str, list[str]]] = [
     ("faster", faster([10, 95, 97], [10, 20, 92]), st.CONFIRMS,
-     ["right after 10 steps, and without it after 20 steps.", "At the end, after 100 steps, it had 97.1"]),
+     ["right on the test images after 10 steps, and without it after 20", "At the end, after 100 steps, it had 97.1"]),
     ("faster", faster([10, 20, 92], [10, 95, 97]), st.CONTRADICTS, ["after 20 steps, and without it after 10 st"]),
     ("faster", faster([10, 95, 97], [10, 95, 97]), st.TIE, ["after 10 steps. The seeds do not agree on this"]),
     ("faster", faster([10, 95, 97], [10, 95, 92]), st.PARTLY, ["steps. The seeds do not", "92.1 % (92.0–92.2) w"]),

@@ -48,7 +48,7 @@ _CHINESE = {
     "constant channels": "{channels} 个通道中有 {n} 个几乎不变；通道 {c} 的方差为 {var}，而这一层的中位数是 {median}",
     "constant channels: fix": "找出是什么使它们对每个样本都得到相同的数",
     "dead channels": "{channels} 个通道中有 {n} 个的权重接近零；无论输入是什么，通道 {c} 都只输出偏置",
-    "dead channels: fix": "这样的通道可以剪去；请检查批归一化的权重是否受到权重衰减",
+    "dead channels: fix": "这样的通道可以剪枝去掉；请检查批归一化的权重是否受到权重衰减",
     "runaway channels": "{channels} 个通道中有 {n} 个被放大超过 {most} 倍；通道 {c} 被乘以 {gain}",
     "runaway channels: fix": "请检查几乎不变的输入，以及过大的学习率",
     "large momentum": "momentum={momentum} 是新批的权重，因此统计量只来自最后一两个批",
@@ -58,7 +58,7 @@ _CHINESE = {
     "few positions": "每个通道在一个批中只有 {m} 个位置，太少，得不到好的统计量",
     "few positions: fix": "用更大的批、bnt.SyncBatchNorm 或 Renorm",
     "beyond fp16": (
-        "{channels} 个通道中有 {n} 个经不起 model.half()；通道 {c} 的均值为 {mean}，方差为 {var}，"
+        "{channels} 个通道中有 {n} 个在 model.half() 之后会失真；通道 {c} 的均值为 {mean}，方差为 {var}，"
         "会变成 {half_mean} 和 {half_var}"
     ),
     "beyond fp16: fix": _WIDER,
@@ -67,7 +67,7 @@ _CHINESE = {
     "the loss": (
         "评估时的损失是 {running}，用批统计量时是 {batch}，重新校准后是 {after}，因此滑动统计量使损失增加 {cost}"
     ),
-    "the batches": "使用了 {n} 批训练数据；lag 与 batching 是按批的大小和顺序区分的",
+    "the batches": "使用了 {n} 批训练数据；它们的大小和顺序须与训练时相同，否则会混淆 lag 与 batching",
     "heads": (
         "（m：每个通道在一批中的数值个数，相当于 m_eff 个独立的数值；均值偏差：两者的均值相差多少；\n"
         "方差 ×：保存的方差除以测试数据的方差，它是右边四个因子之积）"

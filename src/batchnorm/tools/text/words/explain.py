@@ -346,7 +346,7 @@ EXPLAIN: dict[str, tuple[str, str]] = {
         "层的 weight 和 bias 可以把这一切还原。取 {weight}，{bias}，这些数"
         "又变回 {values}。所以，训练过的层的输出不一定有均值 0 和方差 1。",
     ),
-    "next_page": ("shows this as a page to play with.", "把这些显示为可以动手试的网页。"),
+    "next_page": ("shows this as a page to play with.", "把这些内容显示成可以动手操作的网页。"),
     # The command
     "page_written": ("{file}: open it in a browser.", "{file}：请用浏览器打开它。"),
 }

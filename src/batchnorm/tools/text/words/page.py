@@ -102,7 +102,7 @@ PAGE: dict[str, tuple[str, str]] = {
     "perBatch": (
         "Each batch takes the next {b} of {n} samples, and starts over after the last. The charts show the running "
         "statistics over {steps} batches.",
-        "每批依次取 {n} 个样本中的下 {b} 个，循环往复。图中是 {steps} 批之内累积统计量的变化。",
+        "每批依次取 {n} 个样本中的下 {b} 个，循环往复。图中是 {steps} 批之内滑动统计量的变化。",
     ),
     "runningMean": ("running_mean", "running_mean"),
     "runningVar": ("running_var", "running_var"),
@@ -119,22 +119,22 @@ PAGE: dict[str, tuple[str, str]] = {
         "running_var 随批次的变化：最后无偏 {unbiased}，有偏 {biased}。",
     ),
     "trainingGives": ("Training (this batch's statistics)", "训练（用这一批的统计量）"),
-    "evaluationGives": ("Evaluation (running statistics)", "评估（用累积的统计量）"),
+    "evaluationGives": ("Evaluation (running statistics)", "评估（用滑动统计量）"),
     "chosenValue": (
         "The chosen x = {x} becomes one number in training and another in evaluation.",
         "选中的 x = {x} 在训练和评估中分别变成这样。",
     ),
     "noRunning": (
         "{kind} has no running statistics: it computes the same in training and in evaluation, from each sample alone.",
-        "{kind} 没有累积统计量：训练和评估的计算相同，都只看单个样本。",
+        "{kind} 没有滑动统计量：训练和评估的计算相同，都只看单个样本。",
     ),
     "noBatchAxis": (
         "Axis 0, the batch, is kept here: no channel outlives its batch, so there is nothing to remember.",
-        "这里保留了批所在的轴 0：没有通道能延续到下一批，因此没有什么可累积。",
+        "这里保留了批所在的轴 0：没有通道能延续到下一批，因此没有什么需要记住。",
     ),
     "refusedOne": (
         "A batch with one value in the channel has variance 0; a layer in training refuses it. Make the batch larger.",
-        "通道在一批中只有一个数时方差为 0，训练中的层会拒绝它。请增大批。",
+        "通道在一批中只有一个数时方差为 0，训练中的层会拒绝它。请增大批大小。",
     ),
     "moreRows": (
         "{n} more; batchnorm explain --rows all shows every one.",

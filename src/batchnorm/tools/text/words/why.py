@@ -125,7 +125,7 @@ WHY: dict[str, tuple[str, str]] = {
         "有批归一化的网络是否用更少的步数学会，最终正确率是否更高？",
     ),
     "why.faster.reached": (
-        "With batch norm the network had {goal} % of the test images right {with}, and without it {without}.",
+        "With batch norm the network reached {goal} % right on the test images {with}, and without it {without}.",
         "要答对 {goal} % 的测试图像，有批归一化的网络{with}，没有批归一化的网络{without}。",
     ),
     "why.faster.after": ("after {steps} steps", "用了 {steps} 步"),
@@ -160,9 +160,9 @@ WHY: dict[str, tuple[str, str]] = {
         "没有批归一化的网络仍在上升，所以最后的数不是它的最好成绩。",
     ),
     "why.faster.but": (
-        "Sigmoids behind small random weights are slow at first. A network of ReLUs, with weights of a fitting size, "
-        "gains less: see learning-rates. A step with batch norm takes longer than one without it, so steps are not "
-        "seconds.",
+        "Sigmoids after small random weights learn slowly at first. A network of ReLUs, with weights of a fitting "
+        "size, gains less: see learning-rates. A step with batch norm takes longer than one without it, so fewer "
+        "steps do not mean as much less time.",
         "小随机权重之后的 sigmoid 起初学得慢。使用 ReLU 且权重大小合适的网络收益较小，见 learning-rates。"
         "有批归一化的一步比没有的一步更费时，所以步数不等于秒数。",
     ),
@@ -172,11 +172,11 @@ WHY: dict[str, tuple[str, str]] = {
     "why.learning-rates.reached": (
         "The largest learning rate at which the network had {goal} % right was {with} with batch norm. Without it, the "
         "largest was {without}.",
-        "网络能答对 {goal} % 的最大学习率，有批归一化时是 {with}；没有时，{without}。",
+        "网络能答对 {goal} % 的最大学习率，有批归一化时：{with}；没有批归一化时：{without}。",
     ),
     "why.learning-rates.some": (
         "{rate} in {n} of {of} seeds, and none in the others",
-        "在 {of} 个种子中的 {n} 个上是 {rate}，在其余种子上没有",
+        "在 {of} 个种子中的 {n} 个上是 {rate}，在其余种子上一个也没有",
     ),
     "why.learning-rates.best": (
         "At its best rate the network had {with} right with batch norm (rate {rate_with}), and {without} without it "
@@ -194,7 +194,7 @@ WHY: dict[str, tuple[str, str]] = {
     ),
     "why.learning-rates.same": ("Both networks trained up to the same rates.", "两个网络能用的最大学习率相同。"),
     "why.learning-rates.diverged": (
-        "Of {total} runs each, {with} diverged with batch norm, and {without} diverged without it.",
+        "Of {total} runs with batch norm, {with} diverged; of as many without it, {without} did.",
         "各 {total} 次运行中，有批归一化的发散 {with} 次，没有的发散 {without} 次。",
     ),
     "why.learning-rates.but": (
@@ -235,7 +235,7 @@ WHY: dict[str, tuple[str, str]] = {
     ),
     "why.smoother-loss.where": (
         "The curves show at which steps. At the first points nothing is learned yet, so they may look unlike the rest.",
-        "曲线显示差别在哪里。最初几点还什么都没学到，不必与其余部分相像。",
+        "曲线显示差别出现在哪些步。在最初几个点上，网络还什么都没学到，所以可能与其余部分不同。",
     ),
     "why.smoother-loss.but": (
         "Both networks take steps of the same sizes, but each starts from points of its own path, and the gradients "
@@ -245,7 +245,7 @@ WHY: dict[str, tuple[str, str]] = {
         "一条直线不能说明其他方向。",
     ),
     # noise
-    "why.noise.title": ("Noise after it", "之后加噪声"),
+    "why.noise.title": ("Noise after batch norm", "在批归一化之后加噪声"),
     "why.noise.question": (
         "Does batch norm help because it makes distributions steadier? Noise after it takes the steadiness away.",
         "批归一化有帮助，是因为它使分布更稳定吗？在它之后加噪声会消除这种稳定。",
@@ -291,7 +291,7 @@ WHY: dict[str, tuple[str, str]] = {
         "另一种移动或更强的噪声，结果可能不同。",
     ),
     # scale
-    "why.scale.title": ("What it makes irrelevant", "它使什么变得无关紧要"),
+    "why.scale.title": ("Scales that stop mattering", "不再重要的尺度"),
     "why.scale.question": (
         "Do the scales of weights and inputs stop mattering?",
         "权重和输入的尺度是否不再重要？",
@@ -363,7 +363,7 @@ WHY: dict[str, tuple[str, str]] = {
     "why.small-batches.poor": (
         "With batches of {size}, the statistics of one batch are too poor to learn from, and they are unlike the "
         "running ones.",
-        "批大小为 {size} 时，一个批的统计量太粗糙，难以从中学习，也不像累积的统计量。",
+        "批大小为 {size} 时，一个批的统计量太粗糙，难以从中学习，也不像滑动统计量。",
     ),
     "why.small-batches.enough": (
         "Even batches of {size} were enough for batch norm here.",
@@ -401,32 +401,32 @@ WHY: dict[str, tuple[str, str]] = {
         "所有网络的学习率出自同一条规则；若各用各的学习率，个别点可能会移动。",
     ),
     # running-statistics
-    "why.running-statistics.title": ("Training or running statistics", "训练统计量还是累积统计量"),
+    "why.running-statistics.title": ("Training or running statistics", "训练统计量还是滑动统计量"),
     "why.running-statistics.question": (
         "Can the running statistics replace those of training?",
-        "累积的统计量能否代替训练时的统计量？",
+        "滑动统计量能否代替训练时的统计量？",
     ),
     "why.running-statistics.way": (
         "During training, with batches of {size}, the network had {running} right with the running statistics, "
         "and {fresh} with recalibrated ones.",
-        "训练途中，批大小为 {size} 时，用累积统计量的网络答对 {running}，用重新校准的答对 {fresh}。",
+        "训练途中，批大小为 {size} 时，用滑动统计量的网络答对 {running}，用重新校准的答对 {fresh}。",
     ),
     "why.running-statistics.end": (
         "At the end, with batches of {size}, the network had {running} right with the running statistics, and {fresh} "
         "with recalibrated ones.",
-        "训练结束时，批大小为 {size}，用累积统计量的网络答对 {running}，用重新校准的答对 {fresh}。",
+        "训练结束时，批大小为 {size}，用滑动统计量的网络答对 {running}，用重新校准的答对 {fresh}。",
     ),
     "why.running-statistics.lag": (
         "During training, the running statistics lag behind the network.",
-        "训练途中，累积的统计量落后于网络。",
+        "训练途中，滑动统计量落后于网络。",
     ),
     "why.running-statistics.lead": (
         "During training, the running statistics did better than fresh ones.",
-        "训练途中，累积的统计量胜过新收集的。",
+        "训练途中，滑动统计量胜过新收集的。",
     ),
     "why.running-statistics.even": (
         "During training, the running statistics were not clearly worse than fresh ones.",
-        "训练途中，累积的统计量没有明确地比新收集的差。",
+        "训练途中，滑动统计量没有明确地比新收集的差。",
     ),
     "why.running-statistics.noisy": (
         "At the end of a training with small batches they were too noisy.",
@@ -470,7 +470,7 @@ WHY: dict[str, tuple[str, str]] = {
     "why.shifted-test.right": (
         "On images with the shift “{shift}”, the network had {before} right with its own statistics, and {after} "
         "with new ones.",
-        "在“{shift}”的图像上，网络用原来的统计量答对 {before}，用新的答对 {after}。",
+        "在“{shift}”的图像上，网络用原来的统计量答对 {before}，用新的统计量答对 {after}。",
     ),
     "why.shifted-test.guessing": (
         "That is no better than guessing, which has 10 %, so nothing was repaired there.",
@@ -561,7 +561,7 @@ WHY: dict[str, tuple[str, str]] = {
         "Everything else in this network leaves the padding out, so the effect is that of batch norm alone. Where all "
         "batches are padded alike, the running statistics can fit that padding, but no other.",
         "这个网络的其他部分都不受填充影响，所以这只是批归一化的效应。如果所有批的填充都一样，"
-        "累积的统计量能适应这种填充，但不能适应别的。",
+        "滑动统计量能适应这种填充，但不能适应别的。",
     ),
 }
 
@@ -614,7 +614,7 @@ _LABELS = {
     "recalibrated": "重新校准",
     "recalibrated on two classes": "用两个类别重新校准",
     "relative": "相对值",
-    "running": "累积统计量",
+    "running": "滑动统计量",
     "standard deviations": "标准差",
     "steps": "步数",
     "test batch": "测试批",

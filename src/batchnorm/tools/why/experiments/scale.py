@@ -1,4 +1,4 @@
-"""What it makes irrelevant: the scale of weights, exactly and over a training; the scale and shift of the inputs."""
+"""Scales that stop mattering: the scale of weights, exactly and over a training; the scale and shift of the inputs."""
 
 from __future__ import annotations
 
