@@ -67,6 +67,12 @@ WRONG = {
     "refused batch": "`num_batches_tracked` after the layer refused a batch of one",
 }
 RECALIBRATION = [Problem((n, 3, 128, 128), what=name) for name, n in NETWORKS.items()]
+JAX = (*VARIANTS[:2], (64, 512, 7, 7), VARIANTS[-1])
+JAX_ERRORS = [Problem((10_000, 4), TABLE, what=mean) for mean in ("0", "1e2", "1e3", "1e4")]
+NET = 10  # layers
+TRAINED = "training"
+BESIDE = {"hold": TRAINED, "one_update": TRAINED, "masked": "mask by hand", "adapt": "evaluation"}  # the same without
+CONTEXTS = [Problem(s, what=of) for s in ((8, 16, 16, 16), (16, 64, 28, 28)) for of in ("torch.nn", "ours")]
 ON_GPU = ((32, 64, 56, 56), (32, 256, 56, 56), (64, 512, 7, 7))
 
 
@@ -104,6 +110,8 @@ PARTS = {
     "sync": Part(every(VARIANTS), "sync.row_of", Settings(9, 1e9)),  # no budget: all processes must do the same
     "recalibrated": Part(RECALIBRATED, "recalibration.errors", Settings()),
     "recalibration": Part(RECALIBRATION, "recalibration.speed", Settings(9, 12, modes=(IN_TURN,))),
+    "contexts": Part(CONTEXTS, "contexts.row_of", Settings(31, 2, calls=5)),
+    "jax": Part([*every(JAX), *JAX_ERRORS], "jax_layers.row_of", Settings(31, 3)),
     "trust": Part(TRUST, "trust.row_of", Settings(200)),  # so many steps of training
     "gpu": Part(every(ON_GPU, DTYPES[:2], KINDS[::4]), "layers.on_gpu", Settings(11, 10, calls=20), named=True),
 }

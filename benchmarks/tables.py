@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from batchnorm.tools.bench.functions import ACCELERATED, ONEDNN, OURS, PYTORCH
@@ -24,11 +25,12 @@ from batchnorm.tools.bench.table import (
     where,
 )  # fmt: skip
 from batchnorm.tools.bench.timing import IN_TURN, WARM
-from rows import DATA, DTYPES, KINDS, NETWORKS, WRONG
+from rows import BESIDE, DATA, DTYPES, KINDS, NET, NETWORKS, WRONG
 
 README, CHINESE = "README.md", "README.zh-CN.md"
 PERFORMANCE, PYTORCH_PAGE, TRUST = "docs/performance.md", "docs/pytorch.md", "docs/trust.md"
 MODULE, FUSED, LIMIT, SKLEARN, SCALER = "module", "fused", "limit", "scikit-learn", "batchnorm"
+FLAX, TWO_PASSES = "flax", "flax, use_fast_variance=False"
 LOST = 0.95  # below it a ratio is a loss, and not noise
 MIB = 2**20
 
@@ -70,6 +72,10 @@ def whole(value: float) -> str:
 
 def saved(who: str) -> Cell:
     return mib(lambda line: line["saved"][who])
+
+
+def error(who: str) -> Cell:
+    return lambda line: f"{line['errors'][who]:.1e}"
 
 
 def own(make: Callable[[str], Cell]) -> Cell:
@@ -291,14 +297,21 @@ TABLES = [
     ),
     Shown(
         "offsets", PERFORMANCE, "offsets", 1,
-        [
-            KIND[0], ("mean", said("what")), (SKLEARN, lambda line: f"{line['errors'][SKLEARN]:.1e}"),
-            (SCALER, lambda line: f"{line['errors'][SCALER]:.1e}"),
-        ],
+        [KIND[0], ("mean", said("what")), (SKLEARN, error(SKLEARN)), (SCALER, error(SCALER))],
         "scikit-learn {machine[scikit-learn]}; the same on every machine, but for rounding.{absent}",
         having("errors", SKLEARN),
     ),
     multiples("variants", "plain", [*PLACE, *CALL]),
+    Shown(
+        "contexts", PERFORMANCE, "contexts", 3,
+        [
+            ("shape", shape), ("layers", said("what")), ("", said("who")),
+            ("forward, µs a layer", own(partial(ms, step="forward", unit=1e6 / NET))),
+            ("beside", lambda line: number(ratio(line, BESIDE[line["who"]], "forward", other=line["who"]))),
+            ("enter and leave, µs a layer", own(partial(ms, step="enter and leave", unit=1e6 / NET))),
+        ],
+        lines=lambda document: [line for line in by_way(document) if line["who"] in BESIDE],
+    ),
     multiples("sync", "PyTorch", [*PLACE, *CALL]),
     Shown(
         "recalibrated", PERFORMANCE, "recalibrated", 1,
@@ -318,6 +331,16 @@ TABLES = [
             ("predicted, MiB", mib(lambda line: line["memory"]["predicted"], whole)),
         ],
         "; medians; eight batches: " + ", ".join(f"{name} {n}×3×128×128" for name, n in NETWORKS.items()) + ".{absent}",
+    ),
+    Shown(
+        "jax", PERFORMANCE, "jax", 3, [*PLACE, *CALL, ("PyTorch, ms", ms(PYTORCH)), (OTHERS, faster)],
+        "{where}, JAX {machine[jax]}, flax {machine[flax]}; medians, warm.{absent}",
+    ),
+    Shown(
+        "jax", PERFORMANCE, "jax-errors", 1,
+        [("mean", said("what")), *((who, error(who)) for who in (PYTORCH, MODULE, FLAX, TWO_PASSES))],
+        "float32; JAX {machine[jax]}, flax {machine[flax]}; the same on every machine, but for rounding.{absent}",
+        having("errors", MODULE),
     ),
     Shown(
         "gpu", PERFORMANCE, "gpu", 4,

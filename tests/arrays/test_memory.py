@@ -248,6 +248,7 @@ def test_a_forked_child_has_a_pool_that_works() -> None:
     np.testing.assert_array_equal(y, kept)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.10."), reason="PyTorch 2.10 takes no memory of ours for results")
 def test_results_in_pytorch_lie_in_it() -> None:
     x = torch.from_numpy(large()).requires_grad_()
     before = bn.memory_stats()

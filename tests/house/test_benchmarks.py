@@ -166,6 +166,24 @@ def test_networks_have_the_published_sizes() -> None:
         assert not any(isinstance(m, (torch.nn.BatchNorm2d, torch.nn.ReLU, torch.nn.ReLU6)) for m in bare.modules())
 
 
+def test_contexts_are_verified_and_shown() -> None:
+    lines = shown("contexts")["contexts"]
+    assert [line[2] for line in lines] == ["hold", "one_update", "adapt"] * 2 + ["masked"]
+    assert all(line[1] == "torch.nn" for line in lines[:3])
+    assert all(len(line) == 6 and "–" not in line for line in lines)
+
+
+@pytest.mark.slow
+def test_flax_is_shown_with_its_errors() -> None:
+    pytest.importorskip("flax", reason="flax is measured by hand")
+    tables = shown("jax")
+    assert len(tables["jax"]) == 3 * 3
+    errors = {line[0]: [float(cell) for cell in line[1:]] for line in tables["jax-errors"]}
+    stock, ours, fast, two_passes = errors["1e3"]
+    assert ours < 1e-6 < 1e-5 < min(stock, two_passes)
+    assert fast > 0.01
+
+
 @pytest.mark.slow
 def test_options_and_standard_scaler_are_shown() -> None:
     lines = shown("variants")["variants"]

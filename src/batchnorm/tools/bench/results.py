@@ -23,7 +23,7 @@ FORMAT = 2
 Row = dict[str, Any]
 Document = dict[str, Any]
 PACKAGE = Path(__file__).resolve().parents[2]
-LIBRARIES = ("batchnorm", "torch", "scikit-learn", "timm")
+LIBRARIES = ("batchnorm", "torch", "scikit-learn", "timm", "jax", "flax")
 
 
 def row(problem: Problem, measured: Row) -> Row:

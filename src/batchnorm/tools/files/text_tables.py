@@ -370,8 +370,8 @@ class _Reader:
         named = word.lower().rstrip(":") in _TOTALS
         if len(values) < 4 and not named:
             return []
-        above, last = np.nansum(values[:-1], axis=0), values[-1]
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # inf - inf
+            above, last = np.nansum(values[:-1], axis=0), values[-1]
             steps = np.diff(values, axis=0)
         there = ~np.isnan(last) & ~((steps == 1) | np.isnan(steps)).all(axis=0)  # 0, 1, 2, 3 counts rows
         with np.errstate(invalid="ignore"):
