@@ -34,13 +34,12 @@ def moments(
         The axis, or axes, of the channels; the others are averaged over.
     mask
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count.
-        Or of x's shape, a mask per cell, for each channel its own: then x is copied once, with NaN in place of what
-        does not count.
+        A mask of x's shape is a mask for each channel; x is then copied once, with NaN in place of what does not count.
     sample_weight
         Non-negative floats, shaped like `mask`; the weight of each position. A position of weight 0 does not count.
     virtual_batch_size
-        Gather the moments of each ghost batch: so many samples of the first reduced axis; the last ghost may have
-        fewer. The result has an axis of ghosts before the channels; `Moments.reduce` makes the whole of them.
+        Gather the moments of each ghost batch, which has this many samples along the first reduced axis; the last ghost
+        may have fewer. The result has an axis of ghosts before the channels; `Moments.reduce` merges them.
     nan_policy
         What NaN does: "propagate" to the mean and M2 of its channel; "omit": a value that is NaN is missing, so that
         its channel counts one position fewer; or "raise" ValueError. Infinity is a value under any of them. Default:

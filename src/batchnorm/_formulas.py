@@ -46,10 +46,10 @@ class Moved(NamedTuple):
 
 
 def moved(xp: Any, running: tuple[Any, Any, Any], batch: tuple[Any, Any, Any], a: Any, correction: int) -> Moved:
-    """Move a mean, a variance and a count (or None) towards a batch's count, mean and M2, which has weight `a`.
+    """Move a mean, a variance and a count (or None) toward a batch's count, mean and M2, which has weight `a`.
 
     The unbiased running variance and the biased one are averages with the same weights, so the gap between them is one,
-    too: it moves towards ``M2 / (m (m - 1))``.
+    too: it moves toward ``M2 / (m (m - 1))``.
     """
     (mean, var, count), (m, batch_mean, m2) = running, batch
     mean = a * batch_mean + (1 - a) * mean

@@ -68,7 +68,7 @@ def normalize(
     Returns
     -------
     ndarray
-        y, in x's shape, dtype and memory order. Of a table: a table, with all else as it was.
+        y, in x's shape, dtype and memory order; for a table, a table in which all the rest is as before.
 
     Raises
     ------
@@ -135,8 +135,8 @@ def batch_norm(
         Added to the variance; positive.
     mask
         Bool; broadcastable to x without its channel axes (or with them as length one). False positions do not count in
-        the moments; every position is normalized. Or of x's shape, a mask per cell, for each channel its own: then x is
-        copied once, and the gradient by x computed twice.
+        the moments; every position is normalized. A mask of x's shape is a mask for each channel; x is then copied
+        once, and the gradient by x is computed twice.
     sample_weight
         Non-negative floats, shaped like `mask`: the weight of each position in the moments.
     residual
@@ -145,19 +145,19 @@ def batch_norm(
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
         (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha).
     virtual_batch_size
-        Ghost batches (Hoffer, Hubara and Soudry 2017): normalize so many samples of the first reduced axis at a time,
-        each ghost with its own moments; the last one may have fewer. None: the whole batch.
+        Size of the ghost batches (Hoffer, Hubara and Soudry 2017): this many samples along the first reduced axis are
+        normalized together, with their own moments; the last ghost may have fewer. None: the whole batch.
     nan_policy
-        What NaN in x does: "propagate" to all of its channel; "omit": it is a missing value, which its channel's
-        moments do not count and for which y is NaN; or "raise" ValueError, where it counts. With "omit" each channel
-        needs two values. Infinity is a value. Default: "propagate"; of tables, whose missing values are NaN, "omit".
+        What NaN in x does. "propagate": its whole channel becomes NaN. "omit": it is a missing value, which does not
+        count and where y is NaN; each channel needs two values. "raise": ValueError, if it counts. Infinity is a value.
+        Default: "propagate"; for tables, whose missing values are NaN, "omit".
     out
         Where to write y; may be `x` or `residual` itself.
 
     Returns
     -------
     y : ndarray
-        In x's shape, dtype and memory order; of a table, a table with all else as it was.
+        In x's shape, dtype and memory order; for a table, a table in which everything else is as it was.
     moments : Moments
         Of the positions that count; with ghosts, a row for each of them (`moments.reduce()` are those of the batch).
 

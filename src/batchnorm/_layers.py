@@ -71,9 +71,9 @@ class BatchNorm(_options.Checked):
     train_affine
         False: weight and bias get no gradient.
     on_single_value
-        What one value per channel does where the batch's statistics would normalize or move the running ones: "error",
-        or "running": it is normalized with the running statistics, which do not move. So is a ghost of one value, while
-        the other ghosts move them.
+        What happens to one value per channel, if the batch's statistics would normalize or move the running ones.
+        "error": it is refused. "running": it is normalized with the running statistics, which do not move. So is a
+        ghost of one value, while the other ghosts move them.
     keep_count, on_nonfinite
         Of the running statistics, see `RunningStatistics`.
     dtype

@@ -121,7 +121,7 @@ def merge_state_dicts(
         Mappings of names to arrays, or layers; the same names, shapes and dtypes.
     counts
         How many positions stand behind each state: the values that were averaged for a channel (N for feature vectors,
-        N·H·W for images). Their ratios are the shares. 0: the state is not there. With `base`, those of this round.
+        N·H·W for images). Their ratios are the shares. 0: the state is left out. With `base`, those of this round.
     base
         The state as it was when the round began, which all states were trained from, or the layer. Then what the states
         *added* is merged, and ``num_batches_tracked`` grows by what they added. None: they have nothing in common.

@@ -48,9 +48,9 @@ class RunningStatistics(_options.Checked):
         Keep `running_count` as well, so that `running_variance` gives the biased and the unbiased variance,
         whatever the sizes of the batches were.
     on_nonfinite
-        What a batch does after which a statistic would not be finite, as it is stored: "propagate" into the statistics,
-        be left out ("skip"), or "raise" ValueError. So does a batch with NaN or infinity, and one whose variance is
-        beyond float32.
+        What happens to a batch after which a statistic would not be finite, as it is stored. "propagate": it is stored.
+        "skip": the batch is left out. "raise": ValueError. This concerns batches with NaN or infinity, and those whose
+        variance is beyond float32.
     dtype
         Of running_mean and running_var: float32 or float64.
 
@@ -67,7 +67,7 @@ class RunningStatistics(_options.Checked):
 
     Notes
     -----
-    The two running variances are both averages with the same weights, so their difference is one, too: it moves towards
+    The two running variances are both averages with the same weights, so their difference is one, too: it moves toward
     ``M2 / (m (m - 1))``, and n is the unbiased one divided by it.
 
     Examples

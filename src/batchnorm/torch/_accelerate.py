@@ -196,9 +196,9 @@ def accelerate() -> Acceleration:
     """Let our kernels compute every batch normalization of PyTorch on the CPU, forward and backward, from now on.
 
     Existing models, `torch.nn.functional.batch_norm` and whatever else reaches ATen's `native_batch_norm`,
-    `_native_batch_norm_legit`, `_batch_norm_with_update` and their backwards are served; nothing else changes. What
-    ours does not take (an eps of 0, an empty batch, what PyTorch refuses) goes to PyTorch's kernel, whose errors stay
-    its own.
+    `_native_batch_norm_legit`, `_batch_norm_with_update` and their backwards are served; nothing else changes. Calls
+    that our kernels do not take (an eps of 0, an empty batch, what PyTorch refuses) go to PyTorch's kernel, and errors
+    are PyTorch's own.
 
     It holds for the whole process, all threads included. Handles nest: PyTorch's kernels are back when all are removed.
     A handle that is dropped stays in force, as in a script whose first line is ``bnt.accelerate()``, or in a notebook
@@ -254,7 +254,7 @@ class Status:
     Attributes
     ----------
     active
-        Whether PyTorch's batch normalization is ours now.
+        Whether our kernels compute PyTorch's batch normalization now.
     handles
         Who asks for it: every handle that was not removed, in the order in which they were taken.
     torch
@@ -264,9 +264,9 @@ class Status:
     threads
         How many threads a call may use: `torch.get_num_threads()`.
     served
-        Calls that ours computed since the process began, by name of the ATen function.
+        Calls that our kernels computed since the process began, by name of the ATen function.
     passed_on
-        Calls that ours gave to PyTorch's kernel.
+        Calls that were passed on to PyTorch's kernel.
     """
 
     active: bool

@@ -17,10 +17,9 @@ from ._theirs import check_one_device, watched
 def adapt(model: nn.Module, prior: float, *, only: Only = None) -> contextlib.AbstractContextManager[None]:
     """Evaluation inside ``with adapt(model, prior):`` normalizes with running statistics and batch together.
 
-    Use it where data is not what the model was trained on (test-time adaptation). Each layer takes its running
-    statistics as those of `prior` positions that it has seen, and merges them with the moments of the batch, whose n
-    positions count as such: the mean is weighted, and so is the variance, to which the distance of the two means adds.
-    Gradients flow through the batch's part. Nothing is updated.
+    Use it where data is not what the model was trained on (test-time adaptation). Each layer treats its running
+    statistics as the moments of `prior` positions, and merges them with the moments of the batch. So the variance
+    includes the distance between the two means. Gradients flow through the batch's part. Nothing is updated.
 
     It works for the layers of torch.nn, for ours, and for classes that call PyTorch's `batch_norm` (such as timm's).
 
@@ -49,7 +48,7 @@ def adapt(model: nn.Module, prior: float, *, only: Only = None) -> contextlib.Ab
     Notes
     -----
     A layer whose forward takes a mask counts the masked batch: `masked` may be open, too. Layers that have no running
-    statistics normalize with the batch as ever.
+    statistics normalize with the batch, as without the block.
 
     Examples
     --------

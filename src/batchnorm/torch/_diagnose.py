@@ -55,7 +55,7 @@ def diagnose(
     one thing changed:
 
     lag
-        From what is stored to what the update rule would give at the weights of now, with these batches.
+        From what is stored to what the update rule gives with the present weights and these batches.
     dropout
         From dropout on to off.
     batching

@@ -150,7 +150,7 @@ def _why_left(module: nn.Module) -> str:
 
 
 def groups(model: nn.Module, labels: Group) -> contextlib.AbstractContextManager[None]:
-    """Inside ``with groups(model, labels):`` every grouped layer takes these labels, where it is not passed others.
+    """Inside ``with groups(model, labels):`` every grouped layer uses these labels, unless it is passed others.
 
     Parameters
     ----------

@@ -385,7 +385,7 @@ class _Extended(_running.KeepsCount):
 
 
 class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d` for (N, C) and (N, C, L), with more to it.
+    """`torch.nn.BatchNorm1d` for (N, C) and (N, C, L), with more options.
 
     Parameters
     ----------
@@ -395,15 +395,17 @@ class BatchNorm1d(_Extended, torch.nn.BatchNorm1d):
         None, "relu", "relu6", "leaky_relu" (slope 0.01), ("leaky_relu", slope), "silu", "gelu"
         (with erf), "gelu_tanh", "hardswish", "elu" (alpha 1) or ("elu", alpha): applied in the same pass.
     on_single_value
-        What one value per channel in training does: "error", or "running" to normalize with the running statistics. So
-        does a ghost of one value; it adds nothing to them.
+        What happens to one value per channel in training. "error": it is refused. "running": it is normalized with the
+        running statistics, which do not move. The same holds for a ghost of one value.
     on_nonfinite
-        What a batch does that would store NaN or infinity in the running statistics: "propagate", "skip" or "raise".
+        What happens to a batch that would store NaN or infinity in the running statistics. "propagate": they are
+        stored. "skip": the statistics and the count stay as they were. "raise": ValueError.
     running_correction
         1: running_var is unbiased, as PyTorch's. 0: biased, as in Keras, Flax and ONNX.
     virtual_batch_size
-        Ghost batches (Hoffer, Hubara and Soudry 2017): in training every so many consecutive samples are normalized by
-        themselves (the last may be fewer); running statistics move once, by the moments of all. None: the whole batch.
+        Size of the ghost batches (Hoffer, Hubara and Soudry 2017): in training, this many consecutive samples are
+        normalized by themselves (the last ghost may have fewer); running statistics move once, by the moments of all.
+        None: the whole batch.
     renorm
         Batch renormalization (Ioffe 2017): a `batchnorm.Renorm`, whose limits follow `num_batches_tracked`.
     normalize_with

@@ -75,10 +75,10 @@ def nearest(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
 def masked(
     model: nn.Module, mask: Tensor, *, only: Only = None, resize: Resize = None, zero: bool = False
 ) -> contextlib.AbstractContextManager[None]:
-    """Inside ``with masked(model, mask):`` every layer of ours takes this mask, as if its forward were passed it.
+    """Inside ``with masked(model, mask):`` every layer of ours uses this mask, as if it were passed to the layer.
 
     Use it for padded batches in models whose forward you do not write. Statistics and gradients are those of passing
-    the mask by hand. A layer that is passed a mask takes that one.
+    the mask by hand. If the model passes a mask to a layer, the layer uses that one.
 
     Parameters
     ----------

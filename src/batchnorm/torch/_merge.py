@@ -96,7 +96,7 @@ def merge_state_dicts(
         `state_dict()` of each, or the modules themselves; the same names, shapes and dtypes.
     counts
         How many positions stand behind each state: the values that were averaged for a channel (N for feature vectors,
-        N·H·W for images). Their ratios are the shares. 0: the state is not there. With `base`, those of this round.
+        N·H·W for images). Their ratios are the shares. 0: the state is left out. With `base`, those of this round.
     base
         The model as it was when the round began, which all states were trained from, or its state. Then what the states
         *added* is merged, and the start has the weight that it would have had in one training with the batches of all:
@@ -129,7 +129,7 @@ def merge_state_dicts(
     With `base`, a state is ``q_k`` times the start and ``1 - q_k`` times what the client saw, where q_k is
     ``(1 - momentum) ** batches_k``, or ``n_0 / (n_0 + batches_k)`` for ``momentum=None``. What the clients saw is
     merged as above, and moves the start with the weight ``1 - sum p_k q_k``, or ``B / (n_0 + B)`` where they added B
-    batches in all. A state that added no batch to a layer has no say in its statistics.
+    batches in all. A state that added no batch to a layer does not count in its statistics.
 
     References
     ----------

@@ -148,7 +148,7 @@ def one_update(model: nn.Module, *, only: Only = None) -> contextlib.AbstractCon
     count grows by one. Outputs do not change: each part is normalized by itself in training, as ghost batches are.
 
     It works for the layers of torch.nn, for ours, and for classes that call PyTorch's `batch_norm` (such as timm's).
-    Blocks nest: those of the outermost move. After an exception, nothing moves.
+    Blocks may be nested: the statistics move at the end of the outermost one. After an exception, nothing moves.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def one_update(model: nn.Module, *, only: Only = None) -> contextlib.AbstractCon
 
     Notes
     -----
-    What a layer holds until the end is a small table for each part, not the parts.
+    Until the end of the block a layer keeps a small table of moments for each part, not the part itself.
 
     Layers that normalize with running statistics in training (with `renorm`, or ``normalize_with="running"``) do so in
     all parts with those from before the block.

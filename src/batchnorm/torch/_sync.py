@@ -24,7 +24,7 @@ _OF_ALL = " in the batches of all ranks together"
 
 
 class SyncBatchNorm(_Extended):
-    """`torch.nn.SyncBatchNorm` on any device, with more to it: statistics of all processes' batches together.
+    """`torch.nn.SyncBatchNorm` on any device, with more options: statistics of all processes' batches together.
 
     In training every rank gathers the moments of all (one collective of O(num_features) numbers), and in the backward
     the two sums of the gradient (another one). They are merged in the order of ranks, so that all ranks have the same
