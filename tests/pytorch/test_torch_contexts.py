@@ -378,3 +378,14 @@ def test_layers_of_torchscript_are_refused(context):
         CONTEXTS[context](model)
     with CONTEXTS[context](nn.Sequential(nn.BatchNorm2d(3), helper)) as inside:
         assert inside is None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_layers_of_torchscript_are_not_passed_over():
+    model = nn.Sequential(torch.jit.script(nn.Sequential(nn.BatchNorm2d(3))), nn.BatchNorm2d(3))
+    for who, *args in (("freeze",), ("frozen",), ("set_eps", 1e-3), ("convert_groups", 2), ("state_names",)):
+        with pytest.raises(ValueError, match=rf"{who}: .* got a scripted or traced BatchNorm2d; use the model that"):
+            getattr(bnt, who)(model, *args)
+    _, report = bnt.convert(model, verbose=False, return_report=True)
+    assert report.left == (("0.0", "RecursiveScriptModule", report.left[0][2]),)
+    assert report.left[0][2].startswith("TorchScript has compiled it")

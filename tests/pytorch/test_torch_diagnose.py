@@ -336,6 +336,16 @@ def test_refusals(train, kind, said):
         bnt.diagnose(nn.BatchNorm1d, train)
 
 
+def test_refusals_are_its_own():
+    """Also where `recalibrate` refuses, whose options it does not have, and of what a loss returns."""
+    model, data = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3)), [torch.ones(8, 6)] * 4
+    with pytest.raises(TypeError, match=r"diagnose: loss must return a number, .*; got a tensor of shape \(8, 3\)"):
+        bnt.diagnose(model, data, loss=lambda model, batch: model(batch))
+    nn.init.constant_(model[0].weight, torch.nan)
+    with pytest.raises(ValueError, match=r"diagnose: it compares with .* mean nan .* Leave the batch out$"):
+        bnt.diagnose(model, data)
+
+
 def test_progress():
     told: list[Any] = []
 

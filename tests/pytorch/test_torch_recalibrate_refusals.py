@@ -151,6 +151,14 @@ def test_refusals(case):
         assert everything(model) == before
 
 
+def test_tensors_of_inference_mode_are_refused_outside_of_it():
+    with torch.inference_mode():
+        model = torch.nn.BatchNorm1d(3)
+        bnt.recalibrate(model, [torch.randn(5, 3)], verbose=False)
+    with pytest.raises(ValueError, match=r"recalibrate: running statistics must be tensors that can be written; got"):
+        bnt.recalibrate(model, [torch.randn(5, 3)], verbose=False)
+
+
 def test_pooled_takes_what_whole_refuses():
     shared = filled(_shared())
     expected = Oracle(shared, [lambda m, b=b: m(b) for b in dense(48).split(12)]).by_batch("pooled")

@@ -12,13 +12,12 @@ import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ._layers import _Extended
-from ._norms import Norm, Only, check_model, chosen, layer_said, norms_of
+from ._norms import Norm, Only, check_model, chosen, layer_said, norms_of, refuse_script
 
 
 class Setting(NamedTuple):
@@ -183,11 +182,8 @@ def _layers(model: nn.Module, who: str) -> list[nn.Module]:
         assert module is not None
         if isinstance(module, _BatchNorm):
             found.append(module)
-        elif isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name:
-            raise ValueError(
-                f"{who}: a compiled TorchScript module does not read what the block sets; got a scripted or traced "
-                f"{module.original_name}; use the model that torch.jit was given"
-            )
+        else:
+            refuse_script(module, who)
         to_see += module._modules.values()
     return found
 

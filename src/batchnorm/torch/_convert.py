@@ -16,7 +16,7 @@ from .._renorm import Renorm
 from . import _options
 from ._contexts import check_outside
 from ._fuse.forward import unfuse
-from ._norms import check_model, norms_of
+from ._norms import check_model, is_script, norms_of
 from ._options import DEFAULTS
 from ._report import Left, Report
 from ._sync import OURS, THEIRS, SyncBatchNorm, synchronize, why_unfit
@@ -343,6 +343,8 @@ def why_left(module: nn.Module) -> str:
         return ""
     if type(module) in OURS:
         return why_unfit(module)
+    if is_script(module):
+        return "TorchScript has compiled it; convert the model that torch.jit was given"
     if isinstance(module, nn.SyncBatchNorm):
         return why_unfit(module) or "it gathers statistics from several processes; convert_sync makes it ours"
     if isinstance(module, _BatchNorm):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree
 
 from .._findings import SENTENCES, Finding, finding, findings_of
+from .._options import shown
 from .._records import CONVENTIONS, Doubles, LayerRecord
 from . import _options, _shared
 from ._batches import Batches, Forward
@@ -22,7 +23,8 @@ from ._contexts import check_outside
 from ._definitions import Progress
 from ._diagnosis import DISTANCE, FACTOR, Diagnosis
 from ._layer_inputs import gather, put_back
-from ._norms import Norm, check_model, correction_of, norms_of, record_of
+from ._lockstep import SKIP
+from ._norms import Norm, check_readable, correction_of, norms_of, record_of
 from ._peers import Peers, Said
 from ._recalibrate import How, recalibrate, unwrapped
 from ._uses import Seen, left_in_training, of_calls
@@ -117,7 +119,7 @@ def diagnose(
     >>> found.layer, found.code
     ('0', 'never-updated')
     """
-    check_model(model, WHO)
+    check_readable(model, WHO)
     inner, group, _ = unwrapped(model, group)
     samples = _options.SAMPLES.checked(samples, WHO)
     known = [norm for norm in norms_of(inner) if norm.layer.running_mean is not None]
@@ -133,7 +135,14 @@ def diagnose(
         peers.fail()
         raise
     peers.end()
-    with recalibrate(inner, batches, how=how, forward=forward, group=group, progress=progress, verbose=False) as done:
+    try:
+        recalibrated = recalibrate(
+            inner, batches, how=how, forward=forward, group=group, progress=progress, verbose=False
+        )
+    except ValueError as error:
+        said = str(error).removeprefix("recalibrate: ").removesuffix(f", or {SKIP}")
+        raise ValueError(f"{WHO}: it compares with the recalibrated model, and there is none: {said}") from error
+    with recalibrated as done:
         reached = {layer.name for layer in done.layers}
         norms = [norm for norm in norms_of(inner) if str(norm) in reached]
         costs: list[float | None] = [None] * len(norms)
@@ -218,14 +227,20 @@ class _Data:
 
     def loss(self, data: Any, by_batch: list[Norm] | None = None) -> float:
         """The mean over samples, with stored statistics; with those of each batch in some layers."""
-        of, values = self._loss, list[float]()
+        of, values = self._loss, list[Any]()
         assert of is not None
-        batches = Batches(
-            self._model, data, forward=lambda model, batch: values.append(float(of(model, batch))), who=WHO
-        )
+        batches = Batches(self._model, data, forward=lambda model, batch: values.append(of(model, batch)), who=WHO)
         how: Any = "stored" if by_batch is None else "batch"
         gather(self._model, by_batch or [], batches, lambda *_: None, normalize_with=how)
-        return float(np.average(values, weights=batches.sizes))
+        return float(np.average([_loss_of(value) for value in values], weights=batches.sizes))
+
+
+def _loss_of(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise TypeError(f"{WHO}: loss must return a number, the mean over a batch; got {got}; use its mean()") from None
 
 
 def _peers_of(norms: list[Norm], group: Any) -> Peers:

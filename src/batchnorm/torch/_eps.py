@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import _formulas
 from . import _options
-from ._norms import Norm, Only, check_model, chosen, layer_said, norms_of
+from ._norms import Norm, Only, check_readable, chosen, layer_said, norms_of
 
 Model = TypeVar("Model", bound=nn.Module)
 _WHO = "set_eps"
@@ -56,7 +56,7 @@ def set_eps(model: Model, eps: float, *, only: Only = None) -> Model:
     >>> layer.eps, layer.running_var
     (1e-05, tensor([1.0010, 1.0010]))
     """
-    check_model(model, _WHO)
+    check_readable(model, _WHO)
     value = _options.EPS.checked(eps, _WHO)
     changes = [(norm.layer, *_moved(norm, value)) for norm in chosen(norms_of(model), only, _WHO)]
     with torch.no_grad():

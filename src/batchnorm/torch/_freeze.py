@@ -13,7 +13,7 @@ from . import _options
 from ._contexts import check_outside
 from ._convert import is_other
 from ._layers import _Extended
-from ._norms import Norm, Only, check_model, chosen, norms_of
+from ._norms import Norm, Only, check_readable, chosen, norms_of
 from ._report import counted, lines_of
 from ._sync import OURS, SyncBatchNorm, why_unfit
 
@@ -115,7 +115,7 @@ def freeze(
     >>> model[1]
     BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
-    check_model(model, "freeze")
+    check_readable(model, "freeze")
     given = {
         "normalize_with": normalize_with,
         "update_running_stats": update_running_stats,
@@ -183,7 +183,7 @@ def unfreeze(model: Model, *, only: Only = None, verbose: bool = True) -> Model:
     unfroze 1 batch normalization
     BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True)
     """
-    check_model(model, "unfreeze")
+    check_readable(model, "unfreeze")
     norms = [norm for norm in chosen(norms_of(model), only, "unfreeze") if _is_frozen(norm.layer)]
     check_outside(norms, "unfreeze")
     found = [norm.layer for norm in norms]
@@ -223,7 +223,7 @@ def frozen(model: nn.Module) -> list[FrozenLayer]:
     >>> [(layer.name, layer.how) for layer in bnt.frozen(model)]
     [('1', 'switches')]
     """
-    check_model(model, "frozen")
+    check_readable(model, "frozen")
     return [_described(norm) for norm in norms_of(model) if _is_frozen(norm.layer)]
 
 

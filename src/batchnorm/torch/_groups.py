@@ -12,7 +12,7 @@ from ._contexts import Context, Setting, check_outside
 from ._convert import OWN_CLASS, reported, why_left
 from ._grouped import GROUPS, Group, Grouped, GroupedBatchNorm1d, GroupedBatchNorm2d, GroupedBatchNorm3d, labels_of
 from ._layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from ._norms import Only, check_model, chosen, layer_said, norms_of
+from ._norms import Only, check_model, check_readable, chosen, layer_said, norms_of
 from ._report import Report
 from ._sync import OURS, SyncBatchNorm
 
@@ -103,7 +103,7 @@ def convert_groups(
     ...     y = model(torch.randn(4, 3))
     """
     who = "convert_groups"
-    check_model(model, who)
+    check_readable(model, who)
     number = GROUPS.checked(groups, who)
     shared = _options.TRAINING.called("share_affine").checked(share_affine, who)
     grouped = {id(layer) for m in model.modules() if isinstance(m, Grouped) for layer in m.layers}

@@ -101,11 +101,17 @@ def failure(number: int, norms: Sequence[Norm], reached: Sequence[int], error: E
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, norms: Sequence[Norm], batches: Batches, *, training: bool = False) -> Iterator[None]:
     """Evaluation mode, by the flags alone; what is touched is as it was before, however this ends."""
+    buffers = [buffer for norm in norms for buffer in statistics_of(norm.layer)]
+    if any(buffer.is_inference() for buffer in buffers) and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{batches.who}: running statistics must be tensors that can be written; got some of torch.inference_mode; "
+            "build the model, or load it, outside of that"
+        )
     modules = list(model.modules())
     flags = [module.training for module in modules]
     compiled = [module for module in modules if getattr(module, "_compiled_call_impl", None) is not None]
     calls = [module._compiled_call_impl for module in compiled]
-    kept = [(buffer, buffer.detach().clone()) for norm in norms for buffer in statistics_of(norm.layer)]
+    kept = [(buffer, buffer.detach().clone()) for buffer in buffers]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = [batches.device] if batches.device.type not in ("cpu", "meta") else []
     kind = batches.device.type if devices else "cuda"

@@ -351,11 +351,14 @@ def branches(who: str, here: str, whom: str, there: str) -> str:
     )
 
 
+SKIP = 'use on_nonfinite="skip"'
+
+
 def nonfinite(number: int, norm: Norm, table: Tensor) -> str:
     """The refusal of a batch with NaN or infinity."""
     count, mean, _, m2 = table
     c = int((~torch.isfinite(mean + m2)).nonzero()[0])
     return (
         f"statistics must be finite; got mean {float(mean[c]):g} and variance {float(m2[c] / count[c]):g} in channel "
-        f'{c} of {norm}, from batch {number}. Leave the batch out, or use on_nonfinite="skip"'
+        f"{c} of {norm}, from batch {number}. Leave the batch out, or {SKIP}"
     )

@@ -11,7 +11,7 @@ import torch
 
 from .. import _merge
 from .._options import Correction
-from ._norms import check_model, norms_of
+from ._norms import check_readable, norms_of
 
 Tensor = torch.Tensor
 
@@ -199,7 +199,7 @@ def state_names(
     >>> bnt.state_names(model, statistics=False)
     ['1.weight', '1.bias']
     """
-    check_model(model, "state_names")
+    check_readable(model, "state_names")
     found = []
     for norm in norms_of(model):
         for prefix in norm.names[:1] if remove_duplicate else norm.names:

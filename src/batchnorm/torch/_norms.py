@@ -52,6 +52,27 @@ def check_model(model: object, who: str) -> None:
         )
 
 
+def check_readable(model: object, who: str) -> None:
+    """Refuse what is not a module, and one with layers that TorchScript has compiled: none of them is found."""
+    check_model(model, who)
+    for module in model.modules():  # type: ignore[attr-defined]
+        refuse_script(module, who)
+
+
+def refuse_script(module: nn.Module, who: str) -> None:
+    """Refuse a batch normalization of TorchScript's."""
+    if is_script(module):
+        raise ValueError(
+            f"{who}: a module that TorchScript has compiled is no layer that can be read or set; got a scripted or "
+            f"traced {module.original_name}; use the model that torch.jit was given"
+        )
+
+
+def is_script(module: nn.Module) -> bool:
+    """Whether a module is a batch normalization that TorchScript has compiled."""
+    return isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name
+
+
 def norms_of(model: nn.Module) -> list[Norm]:
     """The layers of a model that derive from torch.nn's batch normalization, ours among them, each once."""
     names: dict[nn.Module, list[str]] = {}

@@ -18,7 +18,7 @@ from ._free import free_memory
 from ._freeze import is_kept_in_evaluation
 from ._layer_inputs import STATISTICS, put_back, statistics_of
 from ._lockstep import Note
-from ._norms import Norm, Only, check_model, chosen, norms_of
+from ._norms import Norm, Only, check_readable, chosen, norms_of
 from ._peers import Peers
 from ._recalibration import RecalibratedLayer, Recalibration
 from ._report import Left, counted, lines_of
@@ -125,7 +125,7 @@ def recalibrate(
     >>> model[0].running_mean
     tensor([0.])
     """
-    check_model(model, WHO)
+    check_readable(model, WHO)
     how = _options.HOW.checked(how, WHO)
     samples = _options.SAMPLES.checked(samples, WHO)
     max_memory = _options.MAX_MEMORY.checked(max_memory, WHO)
