@@ -154,7 +154,7 @@ def calls(problem: Problem, package: Any) -> dict[str, Step]:
     x, g = tensors(problem, 2)
     trained, untracked, evaluated = (of_rank(package, problem)(problem.shape[1]) for _ in range(3))
     evaluated.eval()
-    step, quiet = stepper(trained, [x.clone().requires_grad_(), *trained.parameters()], g), torch.no_grad()
+    step, quiet = stepper(trained, [x.detach().requires_grad_(), *trained.parameters()], g), torch.no_grad()
     return {STEP: step, FORWARD: quiet(lambda: untracked(x)), EVALUATION: quiet(lambda: evaluated(x))}
 
 

@@ -72,7 +72,7 @@ JAX_ERRORS = [Problem((10_000, 4), TABLE, what=mean) for mean in ("0", "1e2", "1
 NET = 10  # layers
 TRAINED = "training"
 BESIDE = {"hold": TRAINED, "one_update": TRAINED, "masked": "mask by hand", "adapt": "evaluation"}  # the same without
-CONTEXTS = [Problem(s, what=of) for s in ((8, 16, 16, 16), (16, 64, 28, 28)) for of in ("torch.nn", "ours")]
+CONTEXTS = [Problem(s, threads=1, what=of) for s in ((8, 16, 16, 16), (16, 64, 28, 28)) for of in ("torch.nn", "ours")]
 ON_GPU = ((32, 64, 56, 56), (32, 256, 56, 56), (64, 512, 7, 7))
 
 

@@ -307,10 +307,11 @@ TABLES = [
         [
             ("shape", shape), ("layers", said("what")), ("", said("who")),
             ("forward, µs a layer", own(partial(ms, step="forward", unit=1e6 / NET))),
-            ("beside", lambda line: number(ratio(line, BESIDE[line["who"]], "forward", other=line["who"]))),
+            ("× without it", lambda line: number(ratio(line, BESIDE[line["who"]], "forward", other=line["who"]))),
             ("enter and leave, µs a layer", own(partial(ms, step="enter and leave", unit=1e6 / NET))),
         ],
-        lines=lambda document: [line for line in by_way(document) if line["who"] in BESIDE],
+        "{where}, one of them used; medians, warm.",
+        lambda document: [line for line in by_way(document) if line["who"] in BESIDE],
     ),
     multiples("sync", "PyTorch", [*PLACE, *CALL]),
     Shown(

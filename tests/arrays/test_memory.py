@@ -248,7 +248,12 @@ def test_a_forked_child_has_a_pool_that_works() -> None:
     np.testing.assert_array_equal(y, kept)
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.10."), reason="PyTorch 2.10 takes no memory of ours for results")
+in_our_memory = pytest.mark.skipif(
+    torch.__version__.startswith("2.10."), reason="PyTorch 2.10 takes no memory of ours for results"
+)
+
+
+@in_our_memory
 def test_results_in_pytorch_lie_in_it() -> None:
     x = torch.from_numpy(large()).requires_grad_()
     before = bn.memory_stats()
@@ -268,6 +273,7 @@ def test_results_in_pytorch_lie_in_it() -> None:
     np.testing.assert_array_equal(as_array, expected)
 
 
+@in_our_memory
 def test_large_results_cost_no_page_faults() -> None:
     x = torch.from_numpy(large((16, 64, 56, 112)))  # 24 MiB
     layer = bnt.BatchNorm2d(64)
