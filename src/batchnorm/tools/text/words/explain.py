@@ -323,12 +323,12 @@ EXPLAIN: dict[str, tuple[str, str]] = {
     # What to conclude
     "scale_column_but": (
         "The columns without a warning now have the same scale, so none of them weighs more because of its unit.",
-        "没有警告的各列现在有相同的尺度，没有一列因为单位而更重。",
+        "没有警告的各列现在有相同的尺度，没有哪一列因为单位而占更大的分量。",
     ),
     "scale_channel_but": (
         "The channels without a warning now have the same scale, so none of them weighs more because its numbers are "
         "larger.",
-        "没有警告的各通道现在有相同的尺度，没有一个因为数值更大而更重。",
+        "没有警告的各通道现在有相同的尺度，没有哪一个因为数值更大而占更大的分量。",
     ),
     "scale_all": (
         "The values now have a known scale, whatever their unit was.",
@@ -344,7 +344,7 @@ EXPLAIN: dict[str, tuple[str, str]] = {
         "A layer's weight and bias can undo all of it. With {weight} and {bias}, "
         "the values become {values} again. So the output of a trained layer need not have mean 0 and variance 1.",
         "层的 weight 和 bias 可以把这一切还原。取 {weight}，{bias}，这些数"
-        "又变回 {values}。所以，训练过的层的输出不一定有均值 0 和方差 1。",
+        "又变回 {values}。所以，训练过的层的输出，均值不一定是 0，方差也不一定是 1。",
     ),
     "next_page": ("shows this as a page to play with.", "把这些内容显示成可以动手操作的网页。"),
     # The command

@@ -47,7 +47,7 @@ SHARED: dict[str, tuple[str, str]] = {
     "lost": ("lost", "失去"),
     "no_side_changed": (
         "The smallest value is still the smallest: none of the {pairs} changed its order.",
-        "最小的仍然最小：{pairs}中没有一对调换大小。",
+        "最小的仍然最小：{pairs}中没有一对的大小顺序改变。",
     ),
     "rounded_equal_one": ("Rounding made one pair equal.", "舍入使其中一对变得相等。"),
     "rounded_equal_many": ("Rounding made {n} pairs equal.", "舍入使其中 {n} 对变得相等。"),
@@ -83,11 +83,11 @@ SHARED: dict[str, tuple[str, str]] = {
     "conclude": ("What to conclude", "结论"),
     "scale_column": (
         "All columns now have the same scale, so none of them weighs more because of its unit.",
-        "各列现在有相同的尺度，没有一列因为单位而更重。",
+        "各列现在有相同的尺度，没有哪一列因为单位而占更大的分量。",
     ),
     "scale_channel": (
         "All channels now have the same scale, so none of them weighs more because its numbers are larger.",
-        "各通道现在有相同的尺度，没有一个因为数值更大而更重。",
+        "各通道现在有相同的尺度，没有哪一个因为数值更大而占更大的分量。",
     ),
     "compare_column": (
         "You can compare values inside a column, but not values of two columns.",
@@ -99,20 +99,20 @@ SHARED: dict[str, tuple[str, str]] = {
     ),
     "stays": (
         "Skew and outliers stay. If they trouble you, transform the values first, for example with a logarithm.",
-        "偏斜和离群值都会留下。如果它们有妨碍，请先变换这些数，例如取对数。",
+        "偏斜和离群值都会留下。如果它们造成妨碍，请先变换这些数，例如取对数。",
     ),
     "undone": (
         "A layer's weight and bias can undo all of it. With {weight} and {bias}, "
         "{which} becomes {values} again. So the output of a trained layer need not have mean 0 and variance 1.",
         "层的 weight 和 bias 可以把这一切还原。取 {weight}，{bias}，{which}"
-        "又变回 {values}。所以，训练过的层的输出不一定有均值 0 和方差 1。",
+        "又变回 {values}。所以，训练过的层的输出，均值不一定是 0，方差也不一定是 1。",
     ),
     "where_next": ("Where to go from here", "接下来看什么"),
     "next_own": (
         "explains a file of yours, such as a .csv, .npy or .parquet.",
         "解释你自己的文件，例如 .csv、.npy 或 .parquet。",
     ),
-    "next_why": ("shows with experiments what a network gains by it.", "用实验说明网络因此得到什么。"),
+    "next_why": ("shows with experiments what a network gains by it.", "用实验说明网络从中得到什么。"),
     "next_tutorial": ("leads from five rows of numbers to a trained network.", "从五行数字讲到训练好的网络。"),
     "tutorial": ("docs/tutorial.md", "docs/tutorial.zh-CN.md"),
     "order_column": ("the order inside a column", "列内的顺序"),
