@@ -170,6 +170,16 @@ def test_links_lead_to_files(page: Path) -> None:
         assert (page.parent / link).exists(), f"{page.name} links to {link}, which does not exist"
 
 
+def test_commands_of_contributing_choose_tests_that_exist() -> None:
+    chosen = re.findall(
+        r'(tests/\S+\.py) -k "?([a-z_]+(?: or [a-z_]+)*)', (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    )
+    assert chosen
+    for file, words in chosen:
+        names = re.findall(r"def (test_\w+)", (ROOT / file).read_text(encoding="utf-8"))
+        assert not [word for word in words.split(" or ") if not any(word in name for name in names)], file
+
+
 def test_nothing_says_to_install_the_library_from_an_index() -> None:
     """No index has it: documents say `pip install ".[torch]"` in a clone, messages name the package that is missing."""
     texts = [*PAGES, ROOT / "CHANGELOG.md", *(ROOT / "src").rglob("*.py"), *(ROOT / "cpp").rglob("*.cpp")]

@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="batchnorm",
         description="Explain batch normalization, test it by experiments, and apply it to your data.",
+        epilog="batchnorm COMMAND --help says what a command does, with all its options.",
     )
     parser.add_argument("--version", action="version", version=f"batchnorm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
