@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,16 +23,33 @@ F = torch.nn.functional
 
 @contextmanager
 def opened(browser: Browser, html: str, place: Path, **context: Any) -> Iterator[Page]:
-    """The page from a file; whatever it complains about or loads fails the test."""
-    context.setdefault("locale", "en-US")
-    inside = browser.new_context(**context)
-    watched = Watched(inside.new_page())
+    """The page from a file; whatever it complains about or loads fails the test.
+
+    A context of its own is a process of its own, so the usual one is shared: a page keeps nothing from the one before.
+    """
+    watched = Watched(browser.new_context(**{"locale": "en-US"} | context).new_page()) if context else _usual(browser)
     file = place / "page.html"
     file.write_text(html, encoding="utf-8")
     watched.page.goto(file.as_uri())
     yield watched.page
     watched.assert_quiet(file.as_uri())
-    inside.close()
+    if context:
+        watched.page.context.close()
+
+
+@functools.cache
+def _usual_page(browser: Browser) -> Watched:
+    return Watched(browser.new_context(locale="en-US").new_page())
+
+
+def _usual(browser: Browser) -> Watched:
+    """Empty, the mouse in the corner, nothing heard yet."""
+    watched = _usual_page(browser)
+    watched.page.goto("about:blank")
+    watched.page.mouse.move(0, 0)
+    watched.complaints.clear()
+    watched.requests.clear()
+    return watched
 
 
 def parts_in(browser: Browser, *names: str) -> Page:
