@@ -536,9 +536,10 @@ def test_import_of_the_package_does_not_import_the_explanation() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_a_memory_map_is_not_copied(dtype: type, tmp_path: Path) -> None:
+def test_a_memory_map_is_not_copied(dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", 1 << 21)
     path = tmp_path / "large.npy"
-    x = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(64, 16, 256, 256))  # sparse: no disk is used
+    x = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(64, 16, 128, 256))  # sparse: no disk is used
     x[0, :, 0, :16] = np.arange(16)
     del x
     tracemalloc.start()

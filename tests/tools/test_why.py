@@ -23,9 +23,10 @@ from why_numbers import rates, summary_of
 from batchnorm.tools.cli import main
 from batchnorm.tools.files import Refused
 from batchnorm.tools.text.lines import cells
+from batchnorm.tools.why import workers
 from batchnorm.tools.why.catalogue import ENTRIES, NAMES, experiment
 from batchnorm.tools.why.data import Data, load
-from batchnorm.tools.why.workers import Task, do
+from batchnorm.tools.why.workers import Task
 
 Capture = pytest.CaptureFixture[str]
 FAST = ["smoother-loss", "noise"]  # the two that a quick run does in a second or two
@@ -200,7 +201,7 @@ def test_a_whole_run_asks_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_report_speaks_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
     out = drawn(monkeypatch, None, "--lang", "zh", "--html", "zh.html")
-    assert "网络能答对 90 % 的最大学习率，有批归一化时：10" in out
+    assert "网络能答对 90 % 的最大学习率，有批归一化时是 10" in out
     assert "这证实了论文的说法。" in "".join(out.split())
     page = Path("zh.html").read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in page
@@ -377,8 +378,8 @@ def test_wrong_numbers(option: str, capsys: Capture) -> None:
 def test_a_run_that_fails_is_named() -> None:
     data = Data("none", *(np.zeros(0, t) for t in (np.float32, np.int64, np.float32, np.int64)))  # type: ignore[arg-type]
     tasks = [Task("noise", setting, 7) for setting in experiment("noise").plan(True).settings()]
-    with pytest.raises(RuntimeError, match=r"the run noise, seed 7 \(.*net=with"):
-        do(tasks, data, 2, lambda task, numbers: None)
+    with workers._workers(1, data) as one, pytest.raises(RuntimeError, match=r"the run noise, seed 7 \(.*net=with"):
+        workers._distribute(tasks, one, lambda task, numbers: None)
 
 
 def children(process: int) -> list[int]:
