@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import Watched
+from pairs import pairs
 from torch import nn
 
 import batchnorm.torch as bnt
@@ -41,6 +43,11 @@ def loss(model: nn.Module, batch: Any) -> torch.Tensor:
 
 def trained(seed: int, make: Callable[[int], nn.Module] = nn.BatchNorm1d) -> nn.Sequential:
     """A network after 12 epochs."""
+    return copy.deepcopy(_trained(seed, make))
+
+
+@functools.cache
+def _trained(seed: int, make: Callable[[int], nn.Module]) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for n in (6, 24, 24):
@@ -55,7 +62,10 @@ def trained(seed: int, make: Callable[[int], nn.Module] = nn.BatchNorm1d) -> nn.
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=[11, 12, 13])
+SEEDS = (11, 12, 13)
+
+
+@pytest.fixture(scope="module", params=SEEDS)
 def healthy(request) -> nn.Sequential:
     return trained(request.param)
 
@@ -66,8 +76,15 @@ def test_a_healthy_network(healthy):
         assert found.findings == [], str(found)
 
 
-@pytest.mark.parametrize("spoilt", [*itertools.combinations(NAMES, 1), *itertools.combinations(NAMES, 2)], ids=str)
-@pytest.mark.parametrize("statistic", ["running_var", "running_mean"])
+PLANTED = [*itertools.combinations(NAMES, 1), *itertools.combinations(NAMES, 2)]
+
+
+@pytest.mark.parametrize(
+    ("healthy", "spoilt", "statistic"),
+    pairs(SEEDS, PLANTED, ("running_var", "running_mean")),
+    indirect=["healthy"],
+    ids=str,
+)
 def test_planted_layers_come_first(healthy, spoilt, statistic):
     model = copy.deepcopy(healthy)
     for name in spoilt:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import rest_slow
 
 import batchnorm as bn
 import batchnorm.torch as bnt
@@ -384,8 +385,10 @@ def test_options_are_copied_pickled_printed_and_named_by_revert(name, capsys):
     assert f"torch.nn's has no {', '.join(f'{k}={v!r}' for k, v in OPTIONED[name].items())}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", OPTIONED)
+COMPILED = list(itertools.product(OPTIONED, WAYS))
+
+
+@pytest.mark.parametrize(("name", "way"), rest_slow(COMPILED, *range(0, len(COMPILED), 3)))
 def test_options_compile(name, way, monkeypatch):
     """Gradients are those of the running statistics as they were, though the graph moves them before its backward."""
     torch._dynamo.reset()  # it counts the times that a code is compiled anew

@@ -36,6 +36,16 @@ def pairs(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
     return rows
 
 
+def covering(rows: Sequence[tuple[Any, ...]]) -> list[int]:
+    """The places of a few rows, in which every two values meet that meet in one of all rows."""
+    found = [set(itertools.combinations([*enumerate(map(str, row))], 2)) for row in rows]
+    missing, places = set[Any]().union(*found), []
+    while missing:
+        places.append(max(range(len(rows)), key=lambda i: len(found[i] & missing)))
+        missing -= found[places[-1]]
+    return places
+
+
 def rest_slow(cases: Sequence[Any], *quick: int) -> list[Any]:
     """All cases, those marked slow that do not stand at one of these places."""
     return [case if i in quick else _slow(case) for i, case in enumerate(cases)]

@@ -201,7 +201,7 @@ def test_a_whole_run_asks_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_report_speaks_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
     out = drawn(monkeypatch, None, "--lang", "zh", "--html", "zh.html")
-    assert "网络能答对 90 % 的最大学习率，有批归一化时是 10" in out
+    assert "网络能答对 90 % 的最大学习率，有批归一化时：10" in out
     assert "这证实了论文的说法。" in "".join(out.split())
     page = Path("zh.html").read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in page
