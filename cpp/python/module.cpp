@@ -71,6 +71,7 @@ void force_isa(const std::string& name) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // a daemon thread that Python stops at its end keeps its arrays
   m.def("copy", &copy, nb::arg("to"), nb::arg("source"), nb::arg("streaming"));
   m.def("read", &read_bytes, nb::arg("source"));
   m.def("set_num_threads", &set_num_threads, nb::arg("threads"));
