@@ -1,4 +1,4 @@
-"""What options cost beside the plain call; and our StandardScaler beside scikit-learn's."""
+"""What options and missing values cost beside the plain call; and our StandardScaler beside scikit-learn's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from batchnorm.tools.bench.functions import pytorch
 from batchnorm.tools.bench.problem import EPS, Data, Problem, check, sixteen
 from batchnorm.tools.bench.timing import WARM, Contestant, Settings, measure
 from networks import peak_bytes
+from rows import COLUMNS
 
 PLAIN, SKLEARN, OURS, ONE_THREAD = "plain", "scikit-learn", "batchnorm", "batchnorm, one thread"
 GHOSTS = 4  # parts of the batch
@@ -66,6 +67,32 @@ def verify(name: str, data: Data, y: np.ndarray, options: dict[str, Any]) -> Non
         _, mean, var = _reference.moments(x, w)
         want = _reference.normalize(x, mean, var, weight, bias, EPS)[1]
         check(f"{name} on {y.shape}: y", _reference.arrange(y[part, some], 1), want, 1e-6)
+
+
+# --- missing values
+
+
+def missing(problem: Problem, settings: Settings) -> dict[str, Any]:
+    """Moments, forward and backward without a NaN, and with 5 % of them, verified first."""
+    data, contestants = Data(problem), {}
+    order = "F" if problem.layout == COLUMNS else "K"
+    x, g = (a.copy(order=order) for a in (data.x, data.g))
+    holes = x.copy(order="K")
+    holes[np.random.default_rng(0).random(x.shape) < 0.05] = np.nan
+    axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+    for name, a, policy in (
+        ("propagate", x, "propagate"),
+        ("omit, no NaN", x, "omit"),
+        ("omit, 5 % NaN", holes, "omit"),
+    ):
+        forward = partial(bn.batch_norm, a, data.weight, data.bias, nan_policy=policy)
+        y, m = forward()
+        check(f"{name}: var", np.ravel(m.var()), np.nanvar(a, axes, dtype=np.float64), 1e-6)
+        check(f"{name}: y", np.nanmean(y, axes, dtype=np.float64), data.bias, 1e-6)
+        backward = partial(bn.batch_norm_backward, g, a, m, data.weight, data.bias, nan_policy=policy)
+        moments = partial(bn.moments, a, nan_policy=policy)
+        contestants[name] = Contestant({"moments": moments, "forward": forward, "backward": backward})
+    return {"times": measure(contestants, settings)}
 
 
 # --- StandardScaler

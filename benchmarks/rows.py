@@ -18,6 +18,8 @@ KINDS = ("batch norm", "+ ReLU", "+ ReLU6", "+ SiLU", "+ add + ReLU")
 TINY = ((5, 5), (32, 128), (256, 64), (8, 16, 8, 8), (1, 64, 14, 14))
 NETWORKS = {"MobileNetV2": 16, "EfficientNet-B0": 16, "ResNet-50": 8}  # with their batches
 VARIANTS = ((32, 64, 56, 56), (32, 256, 14, 14), (64, 128, 500), (8192, 256))
+COLUMNS = "columns contiguous"
+MISSING = [Problem((1_000_000, 50), layout) for layout in (TABLE, COLUMNS)] + [Problem((32, 64, 56, 56))]
 SCALER = (
     *(Problem((n, 50), TABLE, dtype) for n in (100, 10_000, 1_000_000) for dtype in ("float32", "float64")),
     *(Problem((1_000_000, 50), TABLE, "float32", what=what) for what in ("F order", "NaN", "weights")),
@@ -105,6 +107,7 @@ PARTS = {
         Settings(9, 18, modes=(IN_TURN,)),
     ),
     "variants": Part(every(VARIANTS), "others.variants", Settings(15, 2)),
+    "missing": Part(MISSING, "others.missing", Settings(9, 3)),
     "scaler": Part(list(SCALER), "others.scaler", Settings(9, 3)),
     "offsets": Part(OFFSETS, "others.offsets", Settings()),
     "sync": Part(every(VARIANTS), "sync.row_of", Settings(9, 1e9)),  # no budget: all processes must do the same

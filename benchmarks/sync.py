@@ -6,15 +6,13 @@ O(C) numbers. Each process has half of the batch and its share of the processors
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from ranks import Failed, Ranks
+from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 import batchnorm.torch as bnt
@@ -29,12 +27,13 @@ REDUCED, OURS, SYNCHRONIZED, REPRODUCIBLE = "PyTorch and all_reduce", "ours", "s
 
 def row_of(problem: Problem, settings: Settings) -> dict[str, Any]:
     """Let two processes measure; the times are those of the slower one."""
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        rendezvous = os.path.join(folder, "rendezvous")
-        threads = max(1, torch.get_num_threads() // PROCESSES)
-        multiprocessing.spawn(work, (rendezvous, threads, problem, settings, results), PROCESSES)
-    first, second = results.get(), results.get()
+    both, threads = Ranks(PROCESSES, []), max(1, torch.get_num_threads() // PROCESSES)
+    try:
+        first, second = both.run(measured, *([given] * PROCESSES for given in (threads, problem, settings)))
+    finally:
+        both.close()
+    for failed in (result for result in (first, second) if isinstance(result, Failed)):
+        raise failed
     slower = {
         who: {step: {mode: max(t, second[who][step][mode]) for mode, t in modes.items()} for step, modes in s.items()}
         for who, s in first.items()
@@ -42,18 +41,9 @@ def row_of(problem: Problem, settings: Settings) -> dict[str, Any]:
     return {"times": slower}
 
 
-def work(rank: int, rendezvous: str, threads: int, problem: Problem, settings: Settings, results: Any) -> None:
-    """One process: all make the same calls in the same order."""
+def measured(rank: int, threads: int, problem: Problem, settings: Settings) -> Times:
+    """In one process: all make the same calls in the same order."""
     torch.set_num_threads(threads)
-    store = dist.FileStore(rendezvous, PROCESSES)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES, timeout=timedelta(minutes=2))
-    try:
-        results.put(measured(rank, problem, settings))
-    finally:
-        dist.destroy_process_group()
-
-
-def measured(rank: int, problem: Problem, settings: Settings) -> Times:
     x, g = (t.chunk(PROCESSES)[rank].detach() for t in tensors(problem, 2))
     steps = {who: stepper(layer, [x.requires_grad_()], g) for who, layer in layers(problem).items()}
     for who in (SYNCHRONIZED, REPRODUCIBLE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from batchnorm.tools.bench.functions import ACCELERATED, ONEDNN, OURS, PYTORCH
@@ -39,8 +39,9 @@ Cell = Callable[[Row], str]
 # --- what cells say of a line
 
 
-def said(key: str) -> Cell:
-    return lambda line: str(line[key])
+def said(*path: str, write: Callable[[Any], str] = str) -> Cell:
+    """What a line has under a name, and under names in it."""
+    return lambda line: write(reduce(lambda found, name: found[name], path, line))
 
 
 def ms(who: str, step: str = "", unit: float = 1e3) -> Cell:
@@ -61,21 +62,13 @@ def multiple(who: str, of: str) -> Cell:
     return lambda line: number(ratio(line, of, line["step"], other=who))
 
 
-def mib(of: Callable[[Row], int | None], write: Callable[[float], str] = digits) -> Cell:
+def mib(size: int | None, write: Callable[[float], str] = digits) -> str:
     """None is what could not be counted."""
-    return lambda line: write(math.nan if of(line) is None else of(line) / MIB)
+    return write(math.nan if size is None else size / MIB)
 
 
-def whole(value: float) -> str:
-    return number(value, ".0f")
-
-
-def saved(who: str) -> Cell:
-    return mib(lambda line: line["saved"][who])
-
-
-def error(who: str) -> Cell:
-    return lambda line: f"{line['errors'][who]:.1e}"
+def whole_mib(size: int | None) -> str:
+    return mib(size, partial(number, form=".0f"))
 
 
 def own(make: Callable[[str], Cell]) -> Cell:
@@ -171,11 +164,15 @@ def on_arrays(operation: str) -> Columns:
     return [(f"{operation}, copies", lambda line: number(seconds(line, OURS, operation) / copy_seconds(line))), *others]
 
 
-def errors(who: str) -> Columns:
-    """Of a tool: how far the mean is off, and the variance as a part of the exact one."""
+def errors(*names: str) -> Columns:
+    return [(who, said("errors", who, write="{:.1e}".format)) for who in names]
+
+
+def off_by(who: str) -> Columns:
+    """Of a tool: how far the mean is off, and the variance as a part of the exact one; where it is installed."""
 
     def cell(key: str, write: Callable[[Any], str]) -> Cell:
-        return lambda line: write(line["off"][who][key]) if who in line["off"] else "–"
+        return lambda line: said("off", who, key, write=write)(line) if who in line["off"] else "–"
 
     span = cell("var", lambda ends: "–".join(f"{end:.4g}" for end in ends))
     return [(f"{who}, mean off by, std", cell("mean", power)), (f"{who}, variance ×", span)]
@@ -204,13 +201,14 @@ def multiples(part: str, first: str, labels: Columns, more: Columns = (), note: 
 
 def wrong(mark: str, who: str) -> Shown:
     """What PyTorch gets wrong, where it is off the most, and what this library gives there."""
+    seven = "{:.7g}".format
     columns: Columns = [
         ("", lambda line: WRONG[line["what"]].format(**line)),
-        ("the truth", lambda line: f"{line['truth']:.7g}"),
-        ("PyTorch", lambda line: f"{line['found'][PYTORCH]:.7g}"),
-        ("this library", lambda line: f"{line['found'][who]:.7g}"),
-        ("PyTorch is off by", lambda line: power(line["off"][PYTORCH])),
-        ("this library", lambda line: power(line["off"][who])),
+        ("the truth", said("truth", write=seven)),
+        ("PyTorch", said("found", PYTORCH, write=seven)),
+        ("this library", said("found", who, write=seven)),
+        ("PyTorch is off by", said("off", PYTORCH, write=power)),
+        ("this library", said("off", who, write=power)),
     ]
     return Shown("trust", TRUST, mark, 1, columns, "{where}.", having("found", who))
 
@@ -251,8 +249,9 @@ TABLES = [
     Shown(
         "layers", PERFORMANCE, "saved", 2,
         [
-            ("", said("what")), ("input", shape), ("PyTorch, MiB", saved(PYTORCH)),
-            ("accelerated, MiB", saved(ACCELERATED)), ("module in one pass, MiB", saved(MODULE)),
+            ("", said("what")), ("input", shape), ("PyTorch, MiB", said("saved", PYTORCH, write=mib)),
+            ("accelerated, MiB", said("saved", ACCELERATED, write=mib)),
+            ("module in one pass, MiB", said("saved", MODULE, write=mib)),
         ],
         "{where}; the same on every machine.",
         lambda document: rows(document)[: len(KINDS)],
@@ -272,7 +271,8 @@ TABLES = [
         [
             *NETWORK, *KIND, ("step", said("who")), ("ms", own(ms)), ("spread", own(spread_of)),
             ("times faster", own(faster)), ("share of the gain", own(share)),
-            ("kept for the backward, MiB", own(saved)), ("peak, MiB", mib(lambda line: line["peak"][line["who"]])),
+            ("kept for the backward, MiB", own(partial(said, "saved", write=mib))),
+            ("peak, MiB", own(partial(said, "peak", write=mib))),
         ],
         "{where}; medians of interleaved steps. 128×128 pixels, batches: "
         + ", ".join(f"{name}: {batch}" for name, batch in sorted(NETWORKS.items())) + ".{absent}",
@@ -290,18 +290,19 @@ TABLES = [
             *((f"{who}, ms", ms(who)) for who in (SKLEARN, SCALER)),
             ("times faster", faster(SCALER, other=SKLEARN)),
             ("one thread, times faster", faster(f"{SCALER}, one thread", other=SKLEARN)),
-            ("scikit-learn, MiB", mib(lambda line: line["peak"][SKLEARN][line["step"]], whole)),
-            ("batchnorm, MiB", mib(lambda line: line["peak"][SCALER][line["step"]], whole)),
+            ("scikit-learn, MiB", lambda line: whole_mib(line["peak"][SKLEARN][line["step"]])),
+            ("batchnorm, MiB", lambda line: whole_mib(line["peak"][SCALER][line["step"]])),
         ],
         "{where}, scikit-learn {machine[scikit-learn]}; medians, warm.{absent}",
     ),
     Shown(
         "offsets", PERFORMANCE, "offsets", 1,
-        [KIND[0], ("mean", said("what")), (SKLEARN, error(SKLEARN)), (SCALER, error(SCALER))],
+        [KIND[0], ("mean", said("what")), *errors(SKLEARN, SCALER)],
         "scikit-learn {machine[scikit-learn]}; the same on every machine, but for rounding.{absent}",
         having("errors", SKLEARN),
     ),
     multiples("variants", "plain", [*PLACE, *CALL]),
+    multiples("missing", "propagate", [*PLACE, *CALL]),
     Shown(
         "contexts", PERFORMANCE, "contexts", 3,
         [
@@ -318,7 +319,7 @@ TABLES = [
         "recalibrated", PERFORMANCE, "recalibrated", 1,
         [
             ("", lambda line: DATA[line["what"]]),
-            *(column for who in ("update_bn", "fvcore", "recalibrate") for column in errors(who)),
+            *(column for who in ("update_bn", "fvcore", "recalibrate") for column in off_by(who)),
         ],
         "{where}; float32, the least and the largest of four channels; a mean of 1e4 standard deviations is stored to "
         "5e-4 of one at best.{absent}",
@@ -327,9 +328,9 @@ TABLES = [
     multiples(
         "recalibration", "evaluation", NETWORK,
         [
-            ("evaluation, MiB", mib(lambda line: line["memory"]["evaluation"], whole)),
-            ("recalibrate, MiB", mib(lambda line: line["memory"]["taken"], whole)),
-            ("predicted, MiB", mib(lambda line: line["memory"]["predicted"], whole)),
+            ("evaluation, MiB", said("memory", "evaluation", write=whole_mib)),
+            ("recalibrate, MiB", said("memory", "taken", write=whole_mib)),
+            ("predicted, MiB", said("memory", "predicted", write=whole_mib)),
         ],
         "; medians; eight batches: " + ", ".join(f"{name} {n}×3×128×128" for name, n in NETWORKS.items()) + ".{absent}",
     ),
@@ -339,7 +340,7 @@ TABLES = [
     ),
     Shown(
         "jax", PERFORMANCE, "jax-errors", 1,
-        [("mean", said("what")), *((who, error(who)) for who in (PYTORCH, MODULE, FLAX, TWO_PASSES))],
+        [("mean", said("what")), *errors(PYTORCH, MODULE, FLAX, TWO_PASSES)],
         "float32; JAX {machine[jax]}, flax {machine[flax]}; the same on every machine, but for rounding.{absent}",
         having("errors", MODULE),
     ),

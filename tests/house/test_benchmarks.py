@@ -189,6 +189,8 @@ def test_options_and_standard_scaler_are_shown() -> None:
     lines = shown("variants")["variants"]
     assert len(lines) == 2 * len(small("variants"))
     assert all(len(line) == 3 + 6 for line in lines)
+    lines = shown("missing")["missing"]
+    assert [line[2] for line in lines] == ["moments", "forward", "backward"] * 3
     tables = shown("scaler")
     assert [line[3] for line in tables["scaler"]] == ["fit", "transform"] * 5
     assert {line[2] for line in tables["scaler"]} == {"", "F order", "NaN", "weights"}

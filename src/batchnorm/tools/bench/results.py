@@ -89,7 +89,7 @@ def commit() -> str | None:
     return last and last + ("+" if _git(top, "status", "--porcelain", "-uno", *SOURCES) else "")
 
 
-SOURCES = ("cpp", "src", ":!src/batchnorm/bench")
+SOURCES = ("cpp", "src", ":!src/batchnorm/tools/bench")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
