@@ -393,7 +393,10 @@ def __dir__() -> list[str]:
 
 def _gathered(x: Array, weight: Array | None, estimator: StandardScaler) -> Moments:
     """Moments of what is not NaN; infinity, which they show, is refused."""
-    m = moments(x, sample_weight=weight, nan_policy="omit")
+    try:
+        m = moments(x, sample_weight=weight, nan_policy="omit")
+    except (TypeError, ValueError) as error:  # of the weights: x has been checked
+        raise type(error)(str(error).replace("moments:", f"{type(estimator).__name__}:", 1)) from None
     if not np.isfinite(m.mean).all():
         _refuse_infinity(x, estimator)
     return m

@@ -147,7 +147,7 @@ def test_infinity_is_refused_and_large_numbers_are_not(rng):
                 ):
                     call()
             assert np.array_equal(broken, kept, equal_nan=True)
-    with pytest.raises(ValueError, match="sample_weight must be finite and non-negative"):
+    with pytest.raises(ValueError, match=r"^StandardScaler: sample_weight must be finite and non-negative"):
         fitted.partial_fit(x, sample_weight=-np.ones(30))
     assert pickle.dumps(fitted) == before
     with sklearn.config_context(assume_finite=True):

@@ -47,7 +47,7 @@ def test_a_mask_counts_the_first_places_of_each_sequence(lengths, extra):
     ("lengths", "longest", "kind", "words"),
     [
         (torch.tensor([1.0]), None, TypeError, "integers; got dtype torch.float32"),
-        ([1, 2], None, TypeError, "got list"),
+        ([1, 2], None, TypeError, r"got list; use torch\.as_tensor\(lengths\)"),
         (torch.tensor([[1]]), None, ValueError, r"one axis.*\(1, 1\)"),
         (torch.tensor([2, -1]), None, ValueError, "got -1"),
         (torch.tensor([2, 5]), 4, ValueError, r"max_length \(4\); got 5"),

@@ -46,8 +46,10 @@ def mask_from_lengths(lengths: Tensor, max_length: int | None = None) -> Tensor:
             [ True,  True,  True]])
     """
     if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS:
-        got = f"dtype {lengths.dtype}" if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(f"mask_from_lengths: lengths must be a tensor of integers; got {got}; use lengths.long()")
+        got, fix = type(lengths).__name__, "torch.as_tensor(lengths)"
+        if isinstance(lengths, Tensor):
+            got, fix = f"dtype {lengths.dtype}", "lengths.long()"
+        raise TypeError(f"mask_from_lengths: lengths must be a tensor of integers; got {got}; use {fix}")
     if lengths.dim() != 1:
         raise ValueError(
             "mask_from_lengths: lengths must have one axis, a length for each sequence; got shape "
