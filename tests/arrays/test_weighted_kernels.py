@@ -59,9 +59,32 @@ def _run(arrays: dict[str, np.ndarray], w: np.ndarray) -> list[np.ndarray]:
     return [m.count, m.mean, m.mean_low, m.m2, y, g.x, g.weight, g.bias, with_residual.x, with_residual.residual]
 
 
+VECTORS = [isa for isa in ISAS if isa != SCALAR] or ISAS
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_bits_of_the_specification(shape, kind):
+    """Each layout; instruction sets and threads in turn, so that each meets each shape, kind and layout."""
+    first = SHAPES.index(shape) + list(KINDS).index(kind)
+    _same_bits(
+        shape,
+        kind,
+        [
+            (layout, VECTORS[(first + i) % len(VECTORS)], 1 + 2 * ((first + i // 2) % 2))
+            for i, layout in enumerate(LAYOUTS)
+        ],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_bits_of_every_instruction_set(shape, kind):
+    _same_bits(shape, kind, pairs(LAYOUTS, VECTORS, (1, 3)))
+
+
+def _same_bits(shape, kind, ways):
     rng = np.random.default_rng(len(kind))
     positions = (shape[0], *shape[2:])
     w = KINDS[kind](positions, rng)
@@ -73,7 +96,7 @@ def test_the_bits_of_the_specification(shape, kind):
         values["x"][np.broadcast_to(np.expand_dims(w == 0, 1), shape)] = np.nan
         bn._native.force_isa(SCALAR)
         expected = _run(values, w)
-        for layout, isa, threads in pairs(LAYOUTS, [isa for isa in ISAS if isa != SCALAR] or ISAS, (1, 3)):
+        for layout, isa, threads in ways:
             bn._native.force_isa(isa)
             bn.set_num_threads(threads)
             arrays = {name: lay_out(value, layout, (1,)) for name, value in values.items()}

@@ -164,11 +164,9 @@ def test_the_page_says_what_each_part_is_for():
     assert not [name for name in sorted(names) if name not in rows]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path):
-    module = _module(path)
-    for part, line in _inside(path):
-        where = f"{path.relative_to(PACKAGE)}:{line}"
+def test_imports_point_down():
+    for path, (part, line) in [(p, each) for p in SOURCES for each in _inside(p)]:
+        module, where = _module(path), f"{path.relative_to(PACKAGE)}:{line}"
         if part == ALONE:
             assert _folder(path) == "tools/bench", f"{where} imports {ALONE}: only tools/bench may"
             continue
@@ -247,13 +245,11 @@ def _first_function(path: Path) -> int:
     return min((node.lineno for node in tree.body if isinstance(node, ast.FunctionDef)), default=sys.maxsize)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_core_needs_numpy_only(path: Path):
+def test_the_core_needs_numpy_only():
     """PyTorch and others where MAY_IMPORT says; below the tools nothing else but numpy."""
-    module = _module(path)
-    light = module == ALONE or LEVELS[module] < LIGHT or module == "__init__"
-    for name, line in _outside(path):
-        where = f"{path.relative_to(PACKAGE)}:{line}"
+    for path, (name, line) in [(p, each) for p in SOURCES for each in _outside(p)]:
+        module, where = _module(path), f"{path.relative_to(PACKAGE)}:{line}"
+        light = module == ALONE or LEVELS[module] < LIGHT or module == "__init__"
         assert name != "pandas", f"{where} imports {name}"
         if name in MAY_IMPORT:
             assert _folder(path) in MAY_IMPORT[name], f"{where} imports {name}: only {', '.join(MAY_IMPORT[name])} may"

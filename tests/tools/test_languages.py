@@ -28,16 +28,15 @@ def test_a_key_stands_in_one_dictionary() -> None:
     assert len(keys) == len(set(keys)) == len(words.WORDS) > 100
 
 
-@pytest.mark.parametrize("key", words.WORDS)
-def test_every_sentence_is_there_in_both_languages(key: str) -> None:
-    english, chinese = words.WORDS[key]
-    assert english
-    assert chinese
-    holes = [sorted({hole.lower() for hole in re.findall(r"\{\w+\}", text)}) for text in (english, chinese)]
-    assert holes[0] == holes[1]
-    if key != "language":  # the button names the other language
-        assert not re.search(r"[\u4e00-\u9fff]", english)
-    assert not re.search(r"[\u4e00-\u9fff][,:;]", chinese)  # full-width signs between characters
+def test_every_sentence_is_there_in_both_languages() -> None:
+    for key, (english, chinese) in words.WORDS.items():
+        assert english, key
+        assert chinese, key
+        holes = [sorted({hole.lower() for hole in re.findall(r"\{\w+\}", text)}) for text in (english, chinese)]
+        assert holes[0] == holes[1], key
+        if key != "language":  # the button names the other language
+            assert not re.search(r"[\u4e00-\u9fff]", english), key
+        assert not re.search(r"[\u4e00-\u9fff][,:;]", chinese), key  # full-width signs between characters
 
 
 @pytest.mark.parametrize(
