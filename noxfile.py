@@ -12,6 +12,7 @@ import nox
 
 QUICK = ("pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow")
 PYTORCHS = ("torch", "greenlet", "onnx")  # what is installed for it only
+USES_IT = ("torch", "plain_formulas", "why_numbers")  # words of tests that import it, by themselves or by a helper
 
 
 def needed(*names: str) -> list[str]:
@@ -44,5 +45,5 @@ def without_pytorch(session: nox.Session) -> None:
     lines = needed("cli", "parquet", "safetensors", "sklearn", "why", "test")
     session.install(".", *(line for line in lines if not line.startswith(PYTORCHS)))
     files = [f for part in ("arrays", "tools") for f in Path("tests", part).glob("test_*.py")]
-    alone = [str(f) for f in sorted(files) if "torch" not in f.read_text(encoding="utf-8")]
+    alone = [str(f) for f in sorted(files) if not any(word in f.read_text(encoding="utf-8") for word in USES_IT)]
     session.run(*QUICK, *(session.posargs or alone))

@@ -1,6 +1,6 @@
 """Measure what the documents show, on an idle machine, and write it there.
 
-    python benchmarks/run.py                  # everything, some twelve minutes on two cores; then the documents
+    python benchmarks/run.py                  # everything, a quarter of an hour on two cores; then the documents
     python benchmarks/run.py tiny networks    # or some parts
     python benchmarks/run.py --resume         # only parts of which there is no result of these sources
     python benchmarks/run.py --render         # measure nothing: write tables and figure from the results

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import random
+import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -315,7 +316,8 @@ def test_what_a_trace_would_freeze_is_left(name, capsys):
     fused, _ = _fused(body)
     said = capsys.readouterr().out
     assert said.startswith("fused 0 of 1"), said
-    assert reason in said
+    shorter = sys.version_info < (3, 11) and "a trace would keep what that did once" in said  # a frame has no class
+    assert reason in said or shorter
     assert "forward" not in fused.__dict__
     assert random.getstate() == before[0]
     assert _state_of_numpy() == before[1]

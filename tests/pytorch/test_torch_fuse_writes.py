@@ -89,6 +89,7 @@ def _conv_after(m: Any, x: Tensor) -> Tensor:
     return m.conv(m.act(m.bn(x) + r))
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.10."), reason="PyTorch 2.10 hides what follows a Python function")
 def test_activations_are_joined_where_nobody_else_can_write():
     """With a residual: ReLU in single precision keeps y as PyTorch does, others only what is no one else's."""
     steps: dict[str, bool] = {}

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pages import opened
 from playwright.sync_api import Browser, Page
 
 from batchnorm.tools.explain import EXAMPLE, explain
@@ -21,5 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def example(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    from pages import opened  # which imports PyTorch
+
     with opened(browser, explain(EXAMPLE, 2).to_html(), tmp_path) as page:
         yield page
