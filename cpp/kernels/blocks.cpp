@@ -192,9 +192,9 @@ struct Value {
 };
 
 // Arrays of one channel, read by cells, from position i of a block on.
-class Cells {
+class Positions {
  public:
-  Cells(const Call& call, int64_t c, const Block& block, int64_t i, const Array* x, const Array* g)
+  Positions(const Call& call, int64_t c, const Block& block, int64_t i, const Array* x, const Array* g)
       : isa_(call.isa), size_(call.data.size), p_(call.p), c_(c), block_(block), i_(i), arrays_{x, g} {
     reading_ = std::max(reading_of(p_, *x), g ? reading_of(p_, *g) : Reading::together);
     if (reading_ == Reading::copied) stage(i, block.n - i);
@@ -271,7 +271,7 @@ int64_t whole(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 int nothing(bool omits) { return omits ? 0xff : 0; }  // bytes of what adds 0: NaN, where that is missing
 
 // From position i of the block on.
-void add_channel_moments(const Call& call, Cells& cells, const Block& block, double K, double* acc) {
+void add_channel_moments(const Call& call, Positions& cells, const Block& block, double K, double* acc) {
   const int64_t size = call.data.compute;
   const float K_float = static_cast<float>(K);
   const char* const K_at = size == 4 ? reinterpret_cast<const char*>(&K_float) : reinterpret_cast<const char*>(&K);
@@ -290,7 +290,7 @@ void add_channel_sums(const Call& call, int64_t c, const Block& block, int64_t i
   const Coefs k = call.table.at(c);
   const Activation act = call.p.activation;
   const int64_t size = call.data.compute;
-  Cells(call, c, block, i, &call.p.x, &call.p.grad_y)
+  Positions(call, c, block, i, &call.p.x, &call.p.grad_y)
       .each([&](const char* x, const char* g, int64_t cells, Joints joints,
                 int64_t) { call.data.sums(x, g, cells, joints, k, act, block.omits, acc); },
             [&](const char* x, const char* g, int64_t, int64_t n) {
@@ -382,44 +382,40 @@ void Call::take_samples() {
   sampled = std::min(kMostSamples, blocks_of(p));
 }
 
-void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out) {
+template <> Moments block_of_channel(const Call& call, int64_t c, int64_t b) {
   const Block block(call, b);
-  if (block.weights.counted == Counted::none) {
-    *out = {};
-    return;
-  }
+  if (block.weights.counted == Counted::none) return {};
   double acc[9] = {};
   if (block.weights.counted == Counted::weighted) {
     const double K = first_weighted(call, c, block);
-    Cells(call, c, block, 0, &call.p.x, nullptr)
+    Positions(call, c, block, 0, &call.p.x, nullptr)
         .each([&](const char* x, const char*, int64_t n, Joints joints,
                   int64_t i) { call.data.moments_weighted(x, block.weights.values + i, n, joints, K, acc); },
               [&](const char* x, const char*, int64_t i, int64_t) {
                 call.data.moments_weighted(x, block.weights.values + i, 1, {}, K, acc);
               });
-    *out = block_moments(block.weights.total, K, fold(acc, 1), fold(acc + 4, 1));
-    if (block.omits && std::isnan(out->mean)) *out = weighted_without_missing(call, c, block);
-  } else {
-    Cells cells(call, c, block, 0, &call.p.x, nullptr);
-    double K = cells.shift(call);
-    const bool is_found = !std::isnan(K);
-    if (!is_found) K = 0;
-    add_channel_moments(call, cells, block, K, acc);
-    if (!is_found && acc[8] > 0) {
-      K = shift_of_rest(call, c, block);
-      std::fill_n(acc, 9, 0.0);
-      add_channel_moments(call, cells, block, K, acc);
-    }
-    *out = settle(call, c, block, K, acc);
+    const Moments moments = block_moments(block.weights.total, K, fold(acc, 1), fold(acc + 4, 1));
+    return block.omits && std::isnan(moments.mean) ? weighted_without_missing(call, c, block) : moments;
   }
+  Positions cells(call, c, block, 0, &call.p.x, nullptr);
+  double K = cells.shift(call);
+  const bool is_found = !std::isnan(K);
+  if (!is_found) K = 0;
+  add_channel_moments(call, cells, block, K, acc);
+  if (!is_found && acc[8] > 0) {
+    K = shift_of_rest(call, c, block);
+    std::fill_n(acc, 9, 0.0);
+    add_channel_moments(call, cells, block, K, acc);
+  }
+  return settle(call, c, block, K, acc);
 }
 
-void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out) {
-  Block block(call, b);
+template <> Sums block_of_channel(const Call& call, int64_t c, int64_t b) {
+  const Block block(call, b);
   double acc[8] = {};
-  if (is_simple(call)) add_channel_sums(call, c, block, 0, acc), *out = {fold(acc, 1), fold(acc + 4, 1)};
-  else *out = SumsOfTile(call, block, c, 1, false, false).of(0);
-  *out = settle(call, c, block, *out);
+  if (!is_simple(call)) return settle(call, c, block, SumsOfTile(call, block, c, 1, false, false).of(0));
+  add_channel_sums(call, c, block, 0, acc);
+  return settle(call, c, block, Sums{fold(acc, 1), fold(acc + 4, 1)});
 }
 
 namespace {
@@ -435,11 +431,7 @@ struct Ends {
 };
 
 template <class P> void each_alone(const Call& call, const BlockOf* blocks, int64_t n, const Parts<P>& out) {
-  for (int64_t i = 0; i < n; ++i) {
-    P one;
-    block_of_channel(call, blocks[i].c, blocks[i].b, &one);
-    out.put(i, one);
-  }
+  for (int64_t i = 0; i < n; ++i) out.put(i, block_of_channel<P>(call, blocks[i].c, blocks[i].b));
 }
 
 }  // namespace
@@ -463,7 +455,7 @@ void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, cons
   for (int64_t i = 0; i < n; ++i) {
     const Block block(call, blocks[i].b);
     double own[9] = {};
-    Cells cells(call, blocks[i].c, block, 0, &call.p.x, nullptr);
+    Positions cells(call, blocks[i].c, block, 0, &call.p.x, nullptr);
     add_channel_moments(call, cells, block, K[i], own);
     ends.put(i, own, block.weights.total);
   }
@@ -490,10 +482,16 @@ void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, cons
       out.put(i, settle(call, blocks[i].c, Block(call, blocks[i].b), Sums{out.rows[0][i], out.rows[1][i]}));
 }
 
-// ---- rows
-// -------------------------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------------------------------
 
 namespace {
+
+// The positions of the cell from position i on.
+There there_of(const Block& block, int64_t i, uint16_t* some) {
+  if (block.is_full(i)) return {nullptr, block.omits};
+  const uint16_t* const counts = block.weights.counts ? block.weights.counts + i / kLanes : nullptr;
+  return {first_bits(std::min(kCell, block.n - i), counts, some), block.omits};
+}
 
 // What rows of `width` channels need beside them.
 class RowsOf {
@@ -504,11 +502,12 @@ class RowsOf {
         c_(c),
         width_(width),
         whole_(whole(width)),
-        memory_(whole_ * (9 * 8 + 11 * 8 + 8 + 8) + (p_.reduced_dims > 1 ? 2 * kCell * width * call.data.size : 0)),
+        memory_(whole_ * (9 * 8 + 8 + 8) + Cells::kRows * 8 * Cells::row_stride(width) +
+                (p_.reduced_dims > 1 ? 2 * kCell * width * call.data.size : 0)),
         acc(reinterpret_cast<double*>(static_cast<char*>(memory_))),
         values(acc + 9 * whole_),
         K(reinterpret_cast<char*>(values + whole_)),
-        scratch(K + whole_ * 8) {
+        of_cell_(K + whole_ * 8) {
     std::fill_n(acc, 9 * whole_, 0.0);
   }
 
@@ -519,7 +518,7 @@ class RowsOf {
       *step = run_step(p_, a);
       return at(p_, a, c_, r);
     }
-    char* const copy = scratch + 11 * 8 * whole_ + which * kCell * width_ * size;
+    char* const copy = of_cell_ + Cells::kRows * 8 * Cells::row_stride(width_) + which * kCell * width_ * size;
     for (int64_t i = 0; i < n; ++i) std::memcpy(copy + i * width_ * size, at(p_, a, c_, r + i), static_cast<size_t>(width_ * size));
     *step = width_;
     return copy;
@@ -527,6 +526,31 @@ class RowsOf {
 
   int64_t step() const { return whole_; }
   double* counts(int64_t at) const { return acc + 8 * whole_ + at; }
+
+  // Sums of type P of all cells of a block, of which some have been `summed`.
+  template <class P> void add_cells(const Block& block, const Cells* summed) const {
+    const int64_t b = block.r / kBlock, stride = summed ? summed->stride : Cells::row_stride(width_);
+    for (int64_t i = 0; i < block.n; i += kCell) {
+      uint16_t some[8];
+      const There there = there_of(block, i, some);
+      if (!summed) sum_cell(P(), block, i, of_cell_, stride);
+      const char* cell = summed ? summed->at(b, i / kCell, c_) : of_cell_;
+      call_.data.add_cell(cell, stride, whole_, std::is_same<P, Moments>::value && there.selects(), acc);
+    }
+  }
+  void sum_cell(Moments, const Block& block, int64_t i, char* to, int64_t stride) const {
+    int64_t step;
+    uint16_t some[8];
+    const char* x = cell(p_.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
+    call_.data.moments_rows(x, step, there_of(block, i, some), width_, K, to, stride);
+  }
+  void sum_cell(Sums, const Block& block, int64_t i, char* to, int64_t stride) const {
+    int64_t x_step, g_step;
+    uint16_t some[8];
+    const int64_t n = std::min(kCell, block.n - i);
+    const char *x = cell(p_.x, block.r + i, n, 0, &x_step), *g = cell(p_.grad_y, block.r + i, n, 1, &g_step);
+    call_.data.sums_rows(x, x_step, g, g_step, there_of(block, i, some), width_, call_.table.at(c_), p_.activation, to, stride);
+  }
 
  private:
   const Call& call_;
@@ -536,18 +560,11 @@ class RowsOf {
 
  public:
   double *const acc, *const values;
-  char *const K, *const scratch;
-};
+  char* const K;
 
-There there_of(const Block& block, int64_t i, uint16_t* some) {
-  if (block.is_full(i)) return {nullptr, block.omits};
-  for (int64_t t = 0; t < 8; ++t) {
-    const int64_t left = block.n - i - t * kLanes;
-    const unsigned there = left >= kLanes ? 0xffffu : left > 0 ? (1u << left) - 1 : 0;
-    some[t] = static_cast<uint16_t>(there & (block.weights.counts ? block.weights.counts[i / kLanes + t] : 0xffffu));
-  }
-  return {some, block.omits};
-}
+ private:
+  char* const of_cell_;
+};
 
 // Strips of sixteen channels: f(first, width)
 template <class F> void each_strip(int64_t width, const F& f) {
@@ -559,14 +576,47 @@ template <class F> void each_unit(int64_t width, const F& f) {
   for (int64_t at = 0; at < width; at += kLanes) f(std::min(at, width - kLanes), at);
 }
 
-void put(const Call& call, char* row, int64_t i, double v) {
-  if (call.data.compute == 4) reinterpret_cast<float*>(row)[i] = static_cast<float>(v);
-  else reinterpret_cast<double*>(row)[i] = v;
+// NaN where none of the sample is there.
+void find_shifts(const Call& call, int64_t c, int64_t width, const Block& block, const RowsOf& rows) {
+  const PerChannel& channels = *call.isa.channels;
+  int64_t sample[kLanes];
+  const char* sampled[kLanes];
+  const int64_t n = sample_of(block, kLanes, sample);
+  for (int64_t i = 0; i < n; ++i) sampled[i] = at(call.p, call.p.x, c, block.r + sample[i]);
+  call.data.fold_rows(sampled, n, width, rows.values);
+  double found[kLanes];
+  std::fill_n(found, kLanes, static_cast<double>(n));
+  Sample others;
+  each_strip(width, [&](int64_t from, int64_t some) {
+    const int64_t size = call.data.compute;
+    if (some == kLanes && channels.end_shifts(rows.values + from, found, size, rows.K + from * size)) return;
+    for (int64_t i = from; i < from + some; ++i) {
+      if (block.omits && std::isnan(rows.values[i])) {  // one of them is missing
+        if (others.n == 0) others = sample_of_block(call, block.r / kBlock);
+        rows.values[i] = shift_of_channel(call, c + i, block, &others);
+      } else {
+        rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, block.r + sample[0]); });
+      }
+      put_computed(rows.K, call.data.compute, i, std::isnan(rows.values[i]) ? 0.0 : rows.values[i]);
+    }
+  });
 }
 
 }  // namespace
 
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out) {
+bool has_cells(const Call& call) { return call.backward ? is_simple(call) : call.weights == nullptr; }
+
+void cells_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, int64_t first, int64_t end, const Cells& to) {
+  const Block block(call, b);
+  const RowsOf rows(call, c, width);
+  if (!call.backward) find_shifts(call, c, width, block, rows);
+  for (int64_t cell = first; cell < end && cell * kCell < block.n; ++cell) {
+    if (call.backward) rows.sum_cell(Sums(), block, cell * kCell, to.at(b, cell, c), to.stride);
+    else rows.sum_cell(Moments(), block, cell * kCell, to.at(b, cell, c), to.stride);
+  }
+}
+
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out, const Cells* summed) {
   const Block block(call, b);
   if (block.weights.counted == Counted::none) {
     for (double* row : out.rows) std::fill_n(row, width, 0.0);
@@ -589,33 +639,8 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
         if (std::isnan(out.rows[1][i])) out.put(i, weighted_without_missing(call, c + i, block));
     });
   }
-  int64_t sample[kLanes];
-  const char* sampled[kLanes];
-  const int64_t n = sample_of(block, kLanes, sample);
-  for (int64_t i = 0; i < n; ++i) sampled[i] = at(call.p, call.p.x, c, block.r + sample[i]);
-  call.data.fold_rows(sampled, n, width, rows.values);
-  double found[kLanes];
-  std::fill_n(found, kLanes, static_cast<double>(n));
-  Sample others;
-  each_strip(width, [&](int64_t from, int64_t some) {
-    const int64_t size = call.data.compute;
-    if (some == kLanes && channels.end_shifts(rows.values + from, found, size, rows.K + from * size)) return;
-    for (int64_t i = from; i < from + some; ++i) {
-      if (block.omits && std::isnan(rows.values[i])) {  // one of them is missing
-        if (others.n == 0) others = sample_of_block(call, b);
-        rows.values[i] = shift_of_channel(call, c + i, block, &others);
-      } else {
-        rows.values[i] = shift_of(call, rows.values[i], n, [&] { return value_at(call, c + i, block.r + sample[0]); });
-      }
-      put(call, rows.K, i, std::isnan(rows.values[i]) ? 0.0 : rows.values[i]);
-    }
-  });
-  for (int64_t i = 0; i < block.n; i += kCell) {
-    int64_t step;
-    uint16_t some[8];
-    const char* x = rows.cell(call.p.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
-    call.data.moments_rows(x, step, there_of(block, i, some), width, rows.K, rows.scratch, rows.acc);
-  }
+  find_shifts(call, c, width, block, rows);
+  rows.add_cells<Moments>(block, summed);
   each_unit(width, [&](int64_t from, int64_t at) {
     const double *acc = rows.acc + at, *K = rows.values + from, *counts = rows.counts(at);
     if (!block.omits) std::fill_n(rows.counts(at), kLanes, count);
@@ -627,27 +652,18 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
     }
     for (int64_t i = 0; block.omits && i < kLanes; ++i) {  // where none of the sample was there, and others are
       if (!std::isnan(K[i]) || counts[i] == 0) continue;
-      Moments one;
-      block_of_channel(call, c + from + i, b, &one);
-      out.put(from + i, one);
+      out.put(from + i, block_of_channel<Moments>(call, c + from + i, b));
     }
   });
 }
 
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out) {
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out, const Cells* summed) {
   const Block block(call, b);
   const bool simple = is_simple(call);
   RowsOf rows(call, c, width);
   double counts[kLanes];
   std::fill_n(counts, kLanes, static_cast<double>(block.n));
-  for (int64_t i = 0; simple && i < block.n; i += kCell) {
-    int64_t x_step, g_step;
-    uint16_t some[8];
-    const int64_t n = std::min(kCell, block.n - i);
-    const char *x = rows.cell(call.p.x, block.r + i, n, 0, &x_step), *g = rows.cell(call.p.grad_y, block.r + i, n, 1, &g_step);
-    call.data.sums_rows(x, x_step, g, g_step, there_of(block, i, some), width, call.table.at(c), call.p.activation, rows.scratch,
-                        rows.acc);
-  }
+  if (simple) rows.add_cells<Sums>(block, summed);
   each_unit(width, [&](int64_t from, int64_t at) {
     const Parts<Sums> to = out.from(from);
     const double* acc = rows.acc + at;
@@ -666,17 +682,12 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
   });
 }
 
-// ---- narrow rows
-// -------------------------------------------------------------------------------------------------------------------
+// ---- narrow rows ----------------------------------------------------------------------------------------------------------------
 
 namespace {
 
 template <class P> void each_block_of_channel(const Call& call, int64_t b, Parts<P> out) {
-  for (int64_t c = 0; c < call.p.C; ++c) {
-    P one;
-    block_of_channel(call, c, b, &one);
-    out.put(c, one);
-  }
+  for (int64_t c = 0; c < call.p.C; ++c) out.put(c, block_of_channel<P>(call, c, b));
 }
 
 }  // namespace
@@ -689,20 +700,18 @@ void block_of_narrow(const Call& call, int64_t b, Parts<Moments> out) {
   double K[kLanes], acc[9 * kLanes] = {};
   for (int64_t c = 0; c < C; ++c) {
     K[c] = shift_of_channel(call, c, block, known_sample(call, block));
-    for (int64_t i = 0; i < kLanes; ++i) put(call, shifts, i * C + c, std::isnan(K[c]) ? 0.0 : K[c]);
+    for (int64_t i = 0; i < kLanes; ++i) put_computed(shifts, call.data.compute, i * C + c, std::isnan(K[c]) ? 0.0 : K[c]);
   }
   const int64_t cells = block.n / kCell;
   call.data.moments_narrow(at(call.p, call.p.x, 0, block.r), cells, C, shifts, block.omits, scratch, acc);
   for (int64_t c = 0; c < C; ++c) {
     if (std::isnan(K[c])) {
-      Moments one;
-      block_of_channel(call, c, b, &one);
-      out.put(c, one);
+      out.put(c, block_of_channel<Moments>(call, c, b));
       continue;
     }
     double own[9];
     for (int j = 0; j < 9; ++j) own[j] = acc[j * C + c];
-    Cells rest(call, c, block, cells * kCell, &call.p.x, nullptr);
+    Positions rest(call, c, block, cells * kCell, &call.p.x, nullptr);
     add_channel_moments(call, rest, block, K[c], own);
     out.put(c, settle(call, c, block, K[c], own));
   }

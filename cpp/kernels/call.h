@@ -57,6 +57,23 @@ class ChannelRows {
   }
 };
 
+// One of a row of values in the compute type, of `size` bytes.
+inline void put_computed(char* row, int64_t size, int64_t i, double v) {
+  if (size == 4) reinterpret_cast<float*>(row)[i] = static_cast<float>(v);
+  else reinterpret_cast<double*>(row)[i] = v;
+}
+
+// Bits of the first n positions of a cell, and of those only that count.
+inline const uint16_t* first_bits(int64_t n, const uint16_t* counts, uint16_t* to) {
+  if (n == kCell) return counts;
+  for (int64_t t = 0; t < 8; ++t) {
+    const int64_t left = n - t * kLanes;
+    const unsigned bits = left >= kLanes ? 0xffffu : left > 0 ? (1u << left) - 1 : 0;
+    to[t] = static_cast<uint16_t>(bits & (counts ? counts[t] : 0xffffu));
+  }
+  return to;
+}
+
 // Moments or sums of channels side by side: a row for each of their values.
 template <class P> struct Parts {
   static constexpr int kValues = sizeof(P) / sizeof(double);
@@ -186,26 +203,47 @@ struct Call {
   // f(c0, c1) for all channels, in parts that are worth a thread where each takes about so many operations.
   template <class F> void each_channels(int64_t operations, const F& f) const {
     const int64_t some = std::max<int64_t>(kLanes, kPart / std::max<int64_t>(operations, 1) / kLanes * kLanes);
-    parallel_for((p.C + some - 1) / some, threads, [&](int64_t t) { f(t * some, std::min((t + 1) * some, p.C)); });
+    const int64_t parts = std::max<int64_t>(1, p.C / some);  // none of fewer than sixteen
+    parallel_for(parts, threads, [&](int64_t t) { f(t * some, t + 1 == parts ? p.C : (t + 1) * some); });
   }
 
  private:
   static constexpr int64_t kPart = 8192;
 };
 
+// The sums of all cells of rows, as leaves leave them, until a block's are added up.
+class Cells {
+ public:
+  static constexpr int64_t kOfBlock = kBlock / kCell, kRows = 11;
+  const int64_t stride;
+
+  Cells(int64_t blocks, int64_t C, int64_t size)
+      : stride(row_stride(C)), size_(size), memory_(blocks * kOfBlock * kRows * stride * size) {}
+  char* at(int64_t b, int64_t cell, int64_t c) const { return memory_ + ((b * kOfBlock + cell) * kRows * stride + c) * size_; }
+
+  // Of rows that do not all meet in the same sets of L1, however many channels there are.
+  static int64_t row_stride(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes + kLanes; }
+
+ private:
+  int64_t size_;
+  Scratch<char> memory_;
+};
+
 // The sums of a block (blocks.cpp): of one channel, or of `width` channels side by side from c on, all of them where rows are
 // narrow.
 Sample sample_of_block(const Call& call, int64_t b);
-void block_of_channel(const Call& call, int64_t c, int64_t b, Moments* out);
-void block_of_channel(const Call& call, int64_t c, int64_t b, Sums* out);
+template <class P> P block_of_channel(const Call& call, int64_t c, int64_t b);
 // Up to sixteen of them at a time, whose shifts are found and whose sums are ended together. `out` has room for sixteen.
 struct BlockOf {
   int64_t c, b;
 };
 void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, const Parts<Moments>& out);
 void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, const Parts<Sums>& out);
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out);
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out);
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out, const Cells* summed);
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out, const Cells* summed);
+// Cells first … end - 1 of a block of rows, where threads may share one.
+bool has_cells(const Call& call);
+void cells_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, int64_t first, int64_t end, const Cells& to);
 void block_of_narrow(const Call& call, int64_t b, Parts<Moments> out);
 void block_of_narrow(const Call& call, int64_t b, Parts<Sums> out);
 

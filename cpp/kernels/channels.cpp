@@ -39,7 +39,7 @@ class Channels {
       if (both) return;
     } else {
       Scratch<P> parts(C * blocks);
-      parallel_for(C * blocks, threads, [&](int64_t t) { parts[t] = block<P>(t / blocks, t % blocks); });
+      parallel_for(C * blocks, threads, [&](int64_t t) { parts[t] = block_of_channel<P>(call_, t / blocks, t % blocks); });
       call_.each_channels(blocks, [&](int64_t c0, int64_t c1) { finish_channels(parts + c0 * blocks, c0, c1); });
     }
     if (call_.applies) apply_all();
@@ -87,12 +87,6 @@ class Channels {
       call_.whole(P()).put(c, tree.finish());
     }
     call_.finish(c0, c1);
-  }
-
-  template <class P> P block(int64_t c, int64_t b) const {
-    P result;
-    block_of_channel(call_, c, b, &result);
-    return result;
   }
 
   bool by_runs(int64_t c0, int64_t c1) const { return simple_ && !call_.any_wide(c0, c1); }
@@ -185,8 +179,7 @@ class Channels {
       for (int64_t c = c0; c < c1; ++c) {
         tile.channel(c);
         const int64_t n = std::min(tile.most(), r1 - r);
-        if (call_.backward) tile.backward(r, n);
-        else tile.forward(r, n);
+        tile.apply(r, n);
       }
   }
 };

@@ -93,6 +93,7 @@ template <class T> constexpr Leaves leaves_of() {
           sum_of<T>,
           moments_rows<T>,
           sums_rows<T>,
+          add_cell<C>,
           moments_weighted_rows<T>,
           moments_narrow<T>,
           sums_narrow<T>,

@@ -57,12 +57,13 @@ struct Leaves {
   // The sum of the first sixteen elements at these offsets that are there, folded as lanes are; and how many they were.
   double (*sum_of)(const char* x, const int64_t* offsets, int64_t n, bool omits, int64_t* found);
 
-  // Of a cell of rows of `width` >= 16 channels side by side.
-  // acc[8][W]: s and q of lanes mod 4, W being width in whole units, the last of which is columns width - 16 … width - 1; and, of
-  // moments of some, acc[8][W]: how many are there. scratch: 11 W values of the compute type.
-  void (*moments_rows)(const char* x, int64_t step, There there, int64_t width, const char* K, char* scratch, double* acc);
+  // Of a cell of rows of `width` >= 16 channels side by side, to eleven rows of the compute type, `stride` values apart. Added to
+  // acc[8][W] these are s and q of lanes mod 4, W being width in whole units, the last of which is columns width - 16 … width - 1;
+  // and, of moments of some, acc[8][W]: how many are there.
+  void (*moments_rows)(const char* x, int64_t step, There there, int64_t width, const char* K, char* to, int64_t stride);
   void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width, Coefs k,
-                    Activation act, char* scratch, double* acc);
+                    Activation act, char* to, int64_t stride);
+  void (*add_cell)(const char* cell, int64_t stride, int64_t whole, bool counts, double* acc);
   void (*moments_weighted_rows)(const char* x, int64_t step, const double* weights, int64_t width, const double* K, double* acc);
   // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so
   // often. acc[8][channels], and acc[8] as above. scratch: 160 values a channel.

@@ -23,8 +23,14 @@ namespace {  // one copy for each instruction set: a shared inline function migh
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
+#define BN_VECTOR(name) _mm512_##name  // what both widths have
+typedef __m512 Floats;
+typedef __m512d Doubles;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
+#define BN_VECTOR(name) _mm256_##name
+typedef __m256 Floats;
+typedef __m256d Doubles;
 #else
 constexpr int kVectorBytes = 16;  // the compiler lowers it to what the target has
 #endif
@@ -104,16 +110,10 @@ template <class C> BN_INLINE U<C> if_at_most(U<C> a, U<C> b, U<C> yes, U<C> no) 
 
 // z < least ? least : z
 template <class C> BN_INLINE U<C> at_least(U<C> z, U<C> least) {
-#if defined(__AVX512F__)  // x86: where one is NaN, or both are zero, the second
+#if defined(BN_VECTOR)  // where one is NaN, or both are zero, the second
   BN_EACH(C, i) {
-    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm512_max_ps((__m512)least.v[i], (__m512)z.v[i]);
-    else z.v[i] = (typename U<C>::V)_mm512_max_pd((__m512d)least.v[i], (__m512d)z.v[i]);
-  }
-  return z;
-#elif defined(__AVX2__)
-  BN_EACH(C, i) {
-    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm256_max_ps((__m256)least.v[i], (__m256)z.v[i]);
-    else z.v[i] = (typename U<C>::V)_mm256_max_pd((__m256d)least.v[i], (__m256d)z.v[i]);
+    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)BN_VECTOR(max_ps)((Floats)least.v[i], (Floats)z.v[i]);
+    else z.v[i] = (typename U<C>::V)BN_VECTOR(max_pd)((Doubles)least.v[i], (Doubles)z.v[i]);
   }
   return z;
 #else
@@ -123,16 +123,10 @@ template <class C> BN_INLINE U<C> at_least(U<C> z, U<C> least) {
 
 // most < z ? most : z
 template <class C> BN_INLINE U<C> at_most(U<C> z, U<C> most) {
-#if defined(__AVX512F__)
+#if defined(BN_VECTOR)
   BN_EACH(C, i) {
-    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm512_min_ps((__m512)most.v[i], (__m512)z.v[i]);
-    else z.v[i] = (typename U<C>::V)_mm512_min_pd((__m512d)most.v[i], (__m512d)z.v[i]);
-  }
-  return z;
-#elif defined(__AVX2__)
-  BN_EACH(C, i) {
-    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)_mm256_min_ps((__m256)most.v[i], (__m256)z.v[i]);
-    else z.v[i] = (typename U<C>::V)_mm256_min_pd((__m256d)most.v[i], (__m256d)z.v[i]);
+    if constexpr (sizeof(C) == 4) z.v[i] = (typename U<C>::V)BN_VECTOR(min_ps)((Floats)most.v[i], (Floats)z.v[i]);
+    else z.v[i] = (typename U<C>::V)BN_VECTOR(min_pd)((Doubles)most.v[i], (Doubles)z.v[i]);
   }
   return z;
 #else
@@ -199,10 +193,8 @@ inline __attribute__((noinline)) void fused_lanes(const float* a, const float* b
 
 // Fused in float; never in double, so that sums in double can be checked from NumPy.
 BN_INLINE U<float> multiply_add(U<float> a, U<float> b, U<float> c) {
-#if defined(__AVX512F__)
-  BN_EACH(float, i) c.v[i] = (U<float>::V)_mm512_fmadd_ps((__m512)a.v[i], (__m512)b.v[i], (__m512)c.v[i]);
-#elif defined(__AVX2__)
-  BN_EACH(float, i) c.v[i] = (U<float>::V)_mm256_fmadd_ps((__m256)a.v[i], (__m256)b.v[i], (__m256)c.v[i]);
+#if defined(BN_VECTOR)
+  BN_EACH(float, i) c.v[i] = (U<float>::V)BN_VECTOR(fmadd_ps)((Floats)a.v[i], (Floats)b.v[i], (Floats)c.v[i]);
 #elif defined(__aarch64__)
   BN_EACH(float, i) c.v[i] = (U<float>::V)vfmaq_f32((float32x4_t)c.v[i], (float32x4_t)a.v[i], (float32x4_t)b.v[i]);
 #else
@@ -277,21 +269,16 @@ BN_INLINE U<float> load(const Half* p) {
 // Past: non-temporal stores, which go past the cache and save the read for ownership; p is then aligned to a unit. Where there are
 // none they are ordinary ones.
 template <bool Past> BN_INLINE void put(float* p, U<float> a) {
-#if defined(__AVX512F__)
-  if (Past) return _mm512_stream_ps(p, (__m512)a.v[0]);
-#elif defined(__AVX2__)
-  if (Past) return _mm256_stream_ps(p, (__m256)a.v[0]), _mm256_stream_ps(p + 8, (__m256)a.v[1]);
+#if defined(BN_VECTOR)
+  BN_EACH(float, i) if (Past) BN_VECTOR(stream_ps)(p + kVectorBytes / 4 * i, (Floats)a.v[i]);
+  if (Past) return;
 #endif
   store_raw(p, a);
 }
 template <bool Past> BN_INLINE void put(double* p, U<double> a) {
-#if defined(__AVX512F__)
-  if (Past) return _mm512_stream_pd(p, (__m512d)a.v[0]), _mm512_stream_pd(p + 8, (__m512d)a.v[1]);
-#elif defined(__AVX2__)
-  if (Past) {
-    BN_EACH(double, i) _mm256_stream_pd(p + 4 * i, (__m256d)a.v[i]);
-    return;
-  }
+#if defined(BN_VECTOR)
+  BN_EACH(double, i) if (Past) BN_VECTOR(stream_pd)(p + kVectorBytes / 8 * i, (Doubles)a.v[i]);
+  if (Past) return;
 #endif
   store_raw(p, a);
 }
@@ -401,10 +388,8 @@ BN_INLINE U<double> absolute(U<double> a) {
   return a;
 }
 BN_INLINE U<double> root(U<double> a) {
-#if defined(__AVX512F__)
-  BN_EACH(double, i) a.v[i] = (U<double>::V)_mm512_sqrt_pd((__m512d)a.v[i]);
-#elif defined(__AVX2__)
-  BN_EACH(double, i) a.v[i] = (U<double>::V)_mm256_sqrt_pd((__m256d)a.v[i]);
+#if defined(BN_VECTOR)
+  BN_EACH(double, i) a.v[i] = (U<double>::V)BN_VECTOR(sqrt_pd)((Doubles)a.v[i]);
 #else
   BN_EACH(double, i) for (int j = 0; j < kVectorBytes / 8; ++j) a.v[i][j] = __builtin_sqrt(a.v[i][j]);
 #endif

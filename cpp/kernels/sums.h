@@ -238,11 +238,11 @@ template <class T> double sum_of(const char* x, const int64_t* offsets, int64_t 
 
 // The rows of one lane, which are `step` apart, along the whole width: each of them is a stream that the next lanes go on with.
 // With gradients there are two streams a row, and so many at once would meet in the same sets of L1: rows 0 … 3 first, whose sums
-// wait in `rest`, then 4 … 7. Sums go to, or are added to, s[W] and q[W].
+// wait in `rest`, then 4 … 7. Sums go to, or are added to, s and q.
 template <class T, bool G, bool Clips> struct Lane {
   using C = Compute<T>;
   const T *x, *g;
-  int64_t x_step, g_step, width, whole;  // whole: width in whole units
+  int64_t x_step, g_step, width, whole, stride;  // whole: width in whole units; stride: between rows of sums
   Coefs k;
   Activation act;
   bool omits;
@@ -260,7 +260,7 @@ template <class T, bool G, bool Clips> struct Lane {
  private:
   template <int First, int Rows, Which which>
   __attribute__((noinline)) void add_rows(unsigned counts, C* s_to, C* rest, bool begins) const {
-    C *q_to = s_to + whole, *q_rest = rest + whole;
+    C *q_to = s_to + stride, *q_rest = rest + stride;
     const U<C> most = gradient_bound<C>(act);
     const T* rows[8];
     Lanes<C> counted[8];
@@ -318,36 +318,34 @@ BN_INLINE unsigned counts_of_lane(const uint16_t* counts, int lane) {
 }
 
 template <class T, bool G, bool Clips>
-BN_INLINE void add_cell_of_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width,
-                                const Coefs& k, Activation act, char* scratch, double* acc) {
+BN_INLINE void cell_of_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width,
+                            const Coefs& k, Activation act, char* to, int64_t stride) {
   using C = Compute<T>;
   const int64_t whole = (width + kLanes - 1) / kLanes * kLanes;
-  C *four = reinterpret_cast<C*>(scratch), *rest = four + 8 * whole, *n = rest + 2 * whole;  // s, q of lanes mod 4
+  C *four = reinterpret_cast<C*>(to), *rest = four + 8 * stride, *n = rest + 2 * stride;  // s, q of lanes mod 4
   const T* rows = reinterpret_cast<const T*>(x);
   Lane<T, G, Clips> lane{
-      rows, reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, k, act, there.omits, rows, n};
-  const bool counts = !G && there.selects();
-  if (counts) std::memset(n, 0, static_cast<size_t>(whole) * sizeof(C));
+      rows, reinterpret_cast<const T*>(g), kLanes * x_step, kLanes * g_step, width, whole, stride, k, act, there.omits, rows, n};
+  if (!G && there.selects()) std::memset(n, 0, static_cast<size_t>(whole) * sizeof(C));
   for (int l = 0; l < kLanes; ++l, lane.x += x_step, lane.g += G ? g_step : 0)
-    add_lane(lane, counts_of_lane(there.bits, l), four + (l & 3) * 2 * whole, rest, l < 4);
-  for (int64_t i = 0; counts && i < whole; i += kLanes)
-    store_raw(acc + 8 * whole + i, load_raw(acc + 8 * whole + i) + widen(load_raw(n + i)));
-  for (int j = 0; j < 8; ++j) {
-    const C* from = four + (j & 3) * 2 * whole + (j >> 2) * whole;
-    double* to = acc + j * whole;
-    for (int64_t i = 0; i < whole; i += kLanes) store_raw(to + i, load_raw(to + i) + widen(load_raw(from + i)));
-  }
+    add_lane(lane, counts_of_lane(there.bits, l), four + (l & 3) * 2 * stride, rest, l < 4);
 }
 template <class T>
-void moments_rows(const char* x, int64_t step, There there, int64_t width, const char* K, char* scratch, double* acc) {
-  add_cell_of_rows<T, false, false>(x, step, nullptr, 0, there, width, {K, K, K, K, K}, Activation::none, scratch, acc);
+void moments_rows(const char* x, int64_t step, There there, int64_t width, const char* K, char* to, int64_t stride) {
+  cell_of_rows<T, false, false>(x, step, nullptr, 0, there, width, {K, K, K, K, K}, Activation::none, to, stride);
 }
 template <class T>
 void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width, Coefs k, Activation act,
-               char* scratch, double* acc) {
+               char* to, int64_t stride) {
   if (kCalls<Compute<T>> || act != Activation::none)
-    add_cell_of_rows<T, true, true>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
-  else add_cell_of_rows<T, true, false>(x, x_step, g, g_step, there, width, k, act, scratch, acc);
+    cell_of_rows<T, true, true>(x, x_step, g, g_step, there, width, k, act, to, stride);
+  else cell_of_rows<T, true, false>(x, x_step, g, g_step, there, width, k, act, to, stride);
+}
+template <class C> void add_cell(const char* cell, int64_t stride, int64_t whole, bool counts, double* acc) {
+  for (int j = 0; j < (counts ? 9 : 8); ++j, acc += whole) {
+    const C* from = reinterpret_cast<const C*>(cell) + (j == 8 ? 10 : (j & 3) * 2 + (j >> 2)) * stride;
+    for (int64_t i = 0; i < whole; i += kLanes) store_raw(acc + i, load_raw(acc + i) + widen(load_raw(from + i)));
+  }
 }
 
 // A row whose weight is 0 is not read.
@@ -392,7 +390,7 @@ BN_INLINE void add_narrow_cells(const char* x, const char* g, int64_t cells, int
   const int64_t width = kLanes * channels, quarter = width / 4;
   C *s = reinterpret_cast<C*>(scratch), *rest = s + 2 * width, *n = rest + 2 * width;
   Lane<T, G, Clips> rows{
-      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, k, act, omits, nullptr, n};
+      reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g), width, width, width, width, width, k, act, omits, nullptr, n};
   if (!G && omits) std::memset(n, 0, static_cast<size_t>(width) * sizeof(C));
   for (; cells > 0; --cells, rows.x += 8 * width, rows.g += G ? 8 * width : 0) {
     add_lane(rows, 0xff, s, rest, true);

@@ -3,15 +3,6 @@
 #include <algorithm>
 
 namespace batchnorm {
-namespace {
-
-void put(char* row, int64_t size, int64_t i, double v) {
-  if (size == 4) reinterpret_cast<float*>(row)[i] = static_cast<float>(v);
-  else reinterpret_cast<double*>(row)[i] = v;
-}
-
-}  // namespace
-
 void Tile::take(int64_t c, int64_t width, bool side_by_side) {
   has_coefs_ = has_coefs_ && c == c_ && width == width_ && side_by_side == side_by_side_;
   c_ = c, width_ = width, side_by_side_ = side_by_side;
@@ -32,7 +23,7 @@ void Tile::make_coefs(bool with_sums) {
     const double wide[row_count] = {k.mean, k.wide_scale, k.wide_shift, k.wide_k1, k.wide_k0, 0.0, -0.0, 1.0, 1.0};
     any_wide_z_ = any_wide_z_ || k.wide_z != 0;
     for (int row = 0; row < row_count; ++row) {
-      put(coefs_[row], size_, i, values[row]);
+      put_computed(coefs_[row], size_, i, values[row]);
       if (any_wide_) wide_coefs_[row][i] = wide[row];
     }
   }
@@ -94,8 +85,13 @@ void Tile::gradients(bool with_sums) {
   if (p_.omit) call_.compute.keep_numbers(h_, x_, elements());
 }
 
-void Tile::forward(int64_t r, int64_t n) {
+void Tile::apply(int64_t r, int64_t n) {
   at(r, n);
+  if (call_.backward) backward();
+  else forward();
+}
+
+void Tile::forward() {
   make_coefs(false);
   load(p_.x, x_);
   normalize();
@@ -103,8 +99,7 @@ void Tile::forward(int64_t r, int64_t n) {
   store(p_.y, z_);
 }
 
-void Tile::backward(int64_t r, int64_t n) {
-  at(r, n);
+void Tile::backward() {
   gradients(true);
   if (p_.only_activation) return store(p_.grad_x, h_);
   const bool weighted = p_.training && call_.given.weights;
@@ -145,10 +140,11 @@ void Tile::reduce(bool as_moments, bool in_double, char* d, char* h, const uint1
   const char* zeros = reinterpret_cast<const char*>(kZeros);
   const Coefs none{zeros, zeros, zeros, zeros, zeros};
   if (side_by_side_) {
-    alignas(64) char scratch[11 * kLanes * 8];
-    if (as_moments) leaves.moments_rows(d, kLanes, {counts, p_.omit}, kLanes, zeros, scratch, acc);
-    else leaves.sums_rows(d, kLanes, h, kLanes, {counts, false}, kLanes, none, Activation::none, scratch, acc);
-    return;
+    alignas(64) char cell[11 * kLanes * 8];
+    const There there{counts, as_moments && p_.omit};
+    if (as_moments) leaves.moments_rows(d, kLanes, there, kLanes, zeros, cell, kLanes);
+    else leaves.sums_rows(d, kLanes, h, kLanes, there, kLanes, none, Activation::none, cell, kLanes);
+    return leaves.add_cell(cell, kLanes, kLanes, as_moments && there.selects(), acc);
   }
   const int64_t size = in_double ? 8 : size_, cells = (n_ + kCell - 1) / kCell;
   const int nothing = as_moments && p_.omit ? 0xff : 0;  // bytes of what adds 0: NaN, where that is missing
@@ -158,21 +154,6 @@ void Tile::reduce(bool as_moments, bool in_double, char* d, char* h, const uint1
   else leaves.sums(d, h, cells, {}, none, Activation::none, false, acc);
 }
 
-namespace {
-
-// Bits of the first n positions of a cell, and of those only that count.
-const uint16_t* first_of(int64_t n, const uint16_t* counts, uint16_t* to) {
-  if (n == kCell) return counts;
-  for (int64_t t = 0; t < 8; ++t) {
-    const int64_t left = n - t * kLanes;
-    const unsigned bits = left >= kLanes ? 0xffffu : left > 0 ? (1u << left) - 1 : 0;
-    to[t] = static_cast<uint16_t>(bits & (counts ? counts[t] : 0xffffu));
-  }
-  return to;
-}
-
-}  // namespace
-
 void Tile::add_moments(int64_t r, int64_t n, const uint16_t* counts, const double* K, double* acc) {
   const int64_t step = side_by_side_ ? kCell : most();
   for (int64_t done = 0; done < n; done += step) {
@@ -181,7 +162,7 @@ void Tile::add_moments(int64_t r, int64_t n, const uint16_t* counts, const doubl
     call_.compute.to_double(wide_x_, x_, elements(), K);
     const uint16_t* here = counts ? counts + done / kLanes : nullptr;
     uint16_t some[8];
-    if (side_by_side_) here = first_of(n_, here, some);
+    if (side_by_side_) here = first_bits(n_, here, some);
     reduce(true, true, reinterpret_cast<char*>(wide_x_), nullptr, here, acc);
   }
 }
@@ -192,7 +173,7 @@ void Tile::add_sums(int64_t r, int64_t n, bool in_double, double* acc) {
     at(r + done, std::min(step, n - done));
     gradients(false);
     uint16_t some[8];
-    const uint16_t* counts = side_by_side_ ? first_of(n_, nullptr, some) : nullptr;
+    const uint16_t* counts = side_by_side_ ? first_bits(n_, nullptr, some) : nullptr;
     if (!in_double) {
       call_.compute.to_compute(z_, x_, elements(), coefs_[center]);
       if (p_.omit) call_.compute.keep_numbers(z_, x_, elements());

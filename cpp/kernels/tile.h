@@ -25,8 +25,7 @@ class Tile {
   void add_sums(int64_t r, int64_t n, bool in_double, double* acc);
 
   // Elements: y, or grad_x and grad_residual. Up to most() positions.
-  void forward(int64_t r, int64_t n);
-  void backward(int64_t r, int64_t n);
+  void apply(int64_t r, int64_t n);
 
  private:
   const Call& call_;
@@ -52,6 +51,8 @@ class Tile {
   }
   void load(const Array& a, char* to);
   void store(const Array& a, const char* from);
+  void forward();
+  void backward();
   void apply(bool wide, char* to, const char* from, const char* residual, Coefs k);
   void normalize();
   void gradients(bool with_sums);

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/layout.h"
-#include "kernels/leaves.h"
-#include "runtime/parallel.h"
+#include "kernels/call.h"
 
 namespace batchnorm {
 namespace {
@@ -24,6 +22,15 @@ template <class W> void read_as(const Problem& p, int64_t r, int64_t n, double* 
   });
 }
 
+// Of positions r … r + n - 1, as doubles that stand together.
+void read_weights(const Problem& p, int64_t r, int64_t n, double* to) {
+  switch (p.weights.dtype) {
+    case DType::boolean: return read_as<uint8_t>(p, r, n, to);
+    case DType::f32: return read_as<float>(p, r, n, to);
+    default: return read_as<double>(p, r, n, to);
+  }
+}
+
 }  // namespace
 
 double sum_of_weights(const double* w, int64_t cells) {
@@ -37,14 +44,6 @@ double sum_of_weights(const double* w, int64_t cells) {
     for (int j = 0; j < 4; ++j) four[j] += ((lane[j] + lane[j + 4]) + lane[j + 8]) + lane[j + 12];
   }
   return (four[0] + four[1]) + (four[2] + four[3]);
-}
-
-void read_weights(const Problem& p, int64_t r, int64_t n, double* to) {
-  switch (p.weights.dtype) {
-    case DType::boolean: return read_as<uint8_t>(p, r, n, to);
-    case DType::f32: return read_as<float>(p, r, n, to);
-    default: return read_as<double>(p, r, n, to);
-  }
 }
 
 Weights::Weights(const Problem& p, int threads)
@@ -81,10 +80,7 @@ void read_factors(const Problem& p, double unit, int64_t size, char* all, int th
     double w[kBlock] = {};
     read_weights(p, b * kBlock, std::min(kBlock, p.m - b * kBlock), w);
     char* const to = all + b * kBlock * size;
-    for (int64_t i = 0; i < kBlock; ++i) {
-      if (size == 4) reinterpret_cast<float*>(to)[i] = static_cast<float>(w[i] * unit);
-      else reinterpret_cast<double*>(to)[i] = w[i] * unit;
-    }
+    for (int64_t i = 0; i < kBlock; ++i) put_computed(to, size, i, w[i] * unit);
   });
 }
 

@@ -17,9 +17,6 @@ struct BlockWeights {
   const double* values = nullptr;    // weighted: whole cells
 };
 
-// f(r, w) of positions r … r + n - 1, w being doubles that stand together.
-void read_weights(const Problem& p, int64_t r, int64_t n, double* to);
-
 // The canonical sum: sixteen lanes of eight terms, added in pairs; w goes on with zeros to a whole cell.
 double sum_of_weights(const double* w, int64_t cells);
 
