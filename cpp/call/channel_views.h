@@ -20,59 +20,23 @@ constexpr uint64_t kChannelsOnAxis1 = 2;
 inline bool is_floating(DType dtype) { return dtype != DType::boolean; }
 inline bool is_16_bit(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16; }
 
-inline double widened(double v) { return v; }
-inline double widened(float v) { return v; }
-inline double widened(uint8_t v) { return v; }
-inline double widened(Half v) { return to_float(v); }
-inline double widened(BFloat16 v) { return to_float(v); }
-
-inline void put(double* to, double v) { *to = v; }
-inline void put(float* to, double v) { *to = static_cast<float>(v); }
-inline void put(uint8_t* to, double v) { *to = static_cast<uint8_t>(v); }
-inline void put(Half* to, double v) { *to = to_half(static_cast<float>(v)); }
-inline void put(BFloat16* to, double v) { *to = to_bfloat16(static_cast<float>(v)); }
-
-// f(pointer to values of the view's type).
-template <class F> auto typed(const View& v, const F& f) {
-  switch (v.dtype) {
-    case DType::f64: return f(reinterpret_cast<double*>(v.data));
-    case DType::f32: return f(reinterpret_cast<float*>(v.data));
-    case DType::f16: return f(reinterpret_cast<Half*>(v.data));
-    case DType::bf16: return f(reinterpret_cast<BFloat16*>(v.data));
-    default: return f(reinterpret_cast<uint8_t*>(v.data));
-  }
-}
-
-inline double read(const View& v, int64_t i) {
-  return typed(v, [&](auto* values) { return widened(values[i]); });
-}
-inline void write(const View& v, int64_t i, double value) {
-  typed(v, [&](auto* values) { put(values + i, value); });
-}
-
 // A value as a view of that dtype keeps it.
 inline double stored(const View& v, double value) {
   char memory[sizeof(double)];
-  View one = v;
-  one.data = memory;
-  write(one, 0, value);
-  return read(one, 0);
+  put_value(v.dtype, memory, 0, value);
+  return value_at(v.dtype, memory, 0);
 }
 
 // Values of C channels, of a vector, as doubles; and back.
 inline void read_channels(const View& v, double* to) {
   const int64_t C = v.sizes[v.ndim - 1], step = v.strides[v.ndim - 1];
   if (step == 1) return active_kernels().to_doubles(v.dtype, to, v.data, C);
-  typed(v, [&](const auto* from) {
-    for (int64_t c = 0; c < C; ++c) to[c] = widened(from[c * step]);
-  });
+  for (int64_t c = 0; c < C; ++c) to[c] = value_at(v.dtype, v.data, c * step);
 }
 inline void write_channels(const View& v, const double* from) {
   const int64_t C = v.sizes[v.ndim - 1], step = v.strides[v.ndim - 1];
   if (step == 1) return active_kernels().from_doubles(v.dtype, v.data, from, C);
-  typed(v, [&](auto* to) {
-    for (int64_t c = 0; c < C; ++c) put(to + c * step, from[c]);
-  });
+  for (int64_t c = 0; c < C; ++c) put_value(v.dtype, v.data, c * step, from[c]);
 }
 
 // A channel's values as doubles, or null where there are none; of a matrix, its rows one after another.

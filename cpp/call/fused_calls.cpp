@@ -120,7 +120,7 @@ Counted count(const View& weights, int64_t first, int64_t samples) {
     for (int64_t d = last - 1, rest = run; d >= 0; rest /= p.reduced[d--]) offset += rest % p.reduced[d] * p.weights.reduced[d];
     count_run(part, offset, n, step, &all.positive, &others);
     for (int64_t i = 0; others > 0 && all.valid; ++i) {
-      all.bad = read(part, offset + i * step);
+      all.bad = value_at(part.dtype, part.data, offset + i * step);
       all.valid = all.bad >= 0 && !std::isinf(all.bad);
     }
     if (!all.valid) return all;

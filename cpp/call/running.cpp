@@ -1,8 +1,27 @@
 #include "call/running.h"
 
 #include <cmath>
+#include <limits>
 
 namespace batchnorm {
+namespace {
+
+double averaged(double a, double batch, double running) { return a * batch + (1 - a) * running; }
+
+void move_rows(const RunningRows& rows, const Statistics& batch, int64_t C, double a, int correction) {
+  const int rest = 1 - correction;
+  for (int64_t c = 0; c < C; ++c) {
+    const double n = batch.count[c], m2 = batch.m2[c], before = rows.var[c];
+    rows.mean[c] = averaged(a, batch.mean[c], rows.mean[c]);
+    rows.var[c] = averaged(a, m2 / (n - correction), before);
+    if (rows.count == nullptr) continue;
+    // Both variances are averages with the same weights, so the gap between them is one, too.
+    rows.gap[c] = averaged(a, m2 / (n * (n - 1)), before / (rows.count[c] - rest));
+    rows.count[c] = rows.gap[c] == 0 ? std::numeric_limits<double>::infinity() : rows.var[c] / rows.gap[c] + rest;
+  }
+}
+
+}  // namespace
 
 Moved::Moved(const Running& running, const Statistics& batch, int64_t C, double a, int correction)
     : running_(running), C_(C), values_(running.count ? 4 * C : 2 * C), rows_{values_, values_ + C, nullptr, nullptr} {

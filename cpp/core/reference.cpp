@@ -22,24 +22,6 @@ int64_t offset_of(const Problem& p, const Array& a, int64_t c, int64_t r) {
   return offset;
 }
 
-double value_at(DType dtype, const char* from, int64_t i) {
-  switch (dtype) {
-    case DType::f64: return reinterpret_cast<const double*>(from)[i];
-    case DType::f32: return reinterpret_cast<const float*>(from)[i];
-    case DType::f16: return to_float(reinterpret_cast<const Half*>(from)[i]);
-    case DType::bf16: return to_float(reinterpret_cast<const BFloat16*>(from)[i]);
-    case DType::boolean: return reinterpret_cast<const uint8_t*>(from)[i] != 0;
-  }
-  return NAN;
-}
-void put_value(DType dtype, char* to, int64_t i, double value) {
-  switch (dtype) {
-    case DType::f64: reinterpret_cast<double*>(to)[i] = value; break;
-    case DType::f16: reinterpret_cast<Half*>(to)[i] = to_half(static_cast<float>(value)); break;
-    case DType::bf16: reinterpret_cast<BFloat16*>(to)[i] = to_bfloat16(static_cast<float>(value)); break;
-    default: reinterpret_cast<float*>(to)[i] = static_cast<float>(value);
-  }
-}
 double get(const Problem& p, const Array& a, int64_t c, int64_t r) { return value_at(a.dtype, a.data, offset_of(p, a, c, r)); }
 void set(const Problem& p, const Array& a, int64_t c, int64_t r, double value) {
   put_value(a.dtype, a.data, offset_of(p, a, c, r), value);

@@ -1,7 +1,5 @@
 // The one door from NumPy: arrays and options as they come, checked for what the kernels rely on. A function answers false, having
 // changed nothing, where a call is not of a kind that it takes; `_call.py` then has it refused, or made into one.
-#include "python/calls.h"
-
 #include <cmath>
 #include <initializer_list>
 #include <new>
@@ -10,6 +8,7 @@
 
 #include "call/channel_views.h"
 #include "core/ghosts.h"
+#include "python/bind.h"
 #include "python/borrowed.h"
 #include "python/lock.h"
 #include "runtime/parallel.h"

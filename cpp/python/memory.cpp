@@ -1,6 +1,6 @@
-#include "python/memory.h"
-
 #include "runtime/memory.h"
+
+#include "python/bind.h"
 
 namespace nb = nanobind;
 

@@ -8,11 +8,8 @@
 
 #include "kernels/select.h"
 #include "libtorch/aten.h"
-#include "python/calls.h"
+#include "python/bind.h"
 #include "python/lock.h"
-#include "python/memory.h"
-#include "python/running.h"
-#include "python/tensors.h"
 #include "runtime/parallel.h"
 
 namespace nb = nanobind;

@@ -1,10 +1,7 @@
 // Common steps of running statistics of one channel axis. They answer false, with no statistic changed, where there is more to
 // decide: `_running.py` then refuses, or computes by itself.
-#include "python/running.h"
-
-#include <limits>
-
-#include "call/running.h"
+#include "call/fused_calls.h"
+#include "python/bind.h"
 #include "python/borrowed.h"
 
 namespace nb = nanobind;
@@ -38,14 +35,9 @@ bool move_running(nb::handle mean, nb::handle var, nb::handle batches_, nb::hand
   if (!a.take(mean, var, moments, false)) return false;
   const char* int64 = sizeof(long) == 8 ? "lq" : "q";
   if (!batches.take(batches_, Py_TYPE(moments.ptr()), int64, true) || batches.ndim() != 0) return false;
-  for (int64_t c = 0; c < a.C; ++c)
-    if (!(a.rows.count[c] > correction)) return false;
-  const int64_t before = *batches.integer();
-  if (before == std::numeric_limits<int64_t>::max() || (momentum < 0 && before < 0)) return false;
-  const double weight = momentum < 0 ? 1 / static_cast<double>(before + 1) : momentum;
-  ++*batches.integer();
-  Moved({a.mean.view(), a.var.view(), {}}, a.rows, a.C, weight, correction).store();
-  return true;
+  const Running running{a.mean.view(), a.var.view(), {}};
+  const double* const weight = momentum < 0 ? nullptr : &momentum;
+  return update_running(a.moments.view(), running, batches.integer(), weight, correction, OnNonfinite::propagate).empty();
 }
 
 // Writes them as moments, of one value each.

@@ -1,5 +1,3 @@
-#include "python/tensors.h"
-
 #include <initializer_list>
 #include <new>
 #include <stdexcept>
@@ -9,6 +7,7 @@
 #include "libtorch/errors.h"
 #include "libtorch/operations.h"
 #include "libtorch/step.h"
+#include "python/bind.h"
 #include "python/lock.h"
 
 namespace nb = nanobind;

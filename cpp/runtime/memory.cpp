@@ -47,10 +47,6 @@ void* map(int64_t bytes) {
   return aligned;
 }
 
-void unmap(const Blocks& blocks) {
-  for (const Block& b : blocks) munmap(b.memory, static_cast<size_t>(b.bytes));
-}
-
 int64_t default_limit() {
   const int64_t memory = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
   return memory > 0 && memory / 8 < kDefaultLimit ? memory / 8 : kDefaultLimit;
@@ -63,16 +59,14 @@ class Pool {
   void* allocate(int64_t bytes) {
     if (bytes < kPooledFrom) return nullptr;
     const int64_t size = size_class(bytes);
-    Blocks old;
     void* memory = nullptr;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (stats_.limit == 0) return nullptr;
+    const bool is_on = drop_after([&] {
+      if (stats_.limit == 0) return int64_t(0);
       memory = take(size);
       if (memory != nullptr) ++stats_.reused;
-      old = drop(stats_.limit);
-    }
-    unmap(old);  // outside of the lock: it takes a while
+      return stats_.limit;
+    });
+    if (!is_on) return nullptr;
     if (memory == nullptr) memory = map(size);
     if (memory == nullptr) {
       empty();
@@ -88,35 +82,24 @@ class Pool {
   }
 
   void release(void* memory) {
-    Blocks old;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
+    drop_after([&] {
       const auto found = out_.find(memory);
       idle_.push_back({memory, found->second, Clock::now()});
       stats_.in_use -= found->second, stats_.idle += found->second;
       out_.erase(found);
-      old = drop(stats_.limit);
-    }
-    unmap(old);
+      return stats_.limit;
+    });
   }
 
   void set_limit(int64_t bytes, double seconds) {
-    Blocks old;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
+    drop_after([&] {
       stats_.limit = bytes, stats_.seconds = seconds;
-      old = drop(bytes);
-    }
-    unmap(old);
+      return bytes;
+    });
   }
 
   void empty() {
-    Blocks old;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      old = drop(0);
-    }
-    unmap(old);
+    drop_after([] { return int64_t(0); });
   }
 
   PoolStats stats() {
@@ -138,6 +121,19 @@ class Pool {
       return memory;
     }
     return nullptr;
+  }
+
+  // Changes what is behind the lock, then gives back what is idle beyond the limit that `change` returns; whether that is not 0.
+  template <class Change> bool drop_after(const Change& change) {
+    int64_t limit;
+    Blocks old;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      limit = change();
+      old = drop(limit);
+    }
+    for (const Block& b : old) munmap(b.memory, static_cast<size_t>(b.bytes));  // outside of the lock: it takes a while
+    return limit != 0;
   }
 
   // Takes the blocks that have been idle longest out, until the rest is within the limit and none has been for too long.

@@ -308,14 +308,14 @@ BREAKS = [
     ),
     Break(
         "cpp/runtime/memory.cpp",
-        "if (stats_.limit == 0) return nullptr;",
+        "if (!is_on) return nullptr;",
         "",
         "memory: a pool that is off serves",
         "test_memory.py",
     ),
     # --- front ends ---
     Break(
-        "cpp/core/running.cpp",
+        "cpp/call/running.cpp",
         "averaged(a, m2 / (n - correction), before)",
         "averaged(a, m2 / n, before)",
         "running_var of the common call: biased",
