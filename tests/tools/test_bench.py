@@ -126,6 +126,11 @@ def test_one_value_of_any_result_that_is_off_is_wrong(value: float) -> None:
 
 
 def test_without_pytorch_there_are_copies_and_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as old:  # one that batchnorm.torch refuses
+        old.setitem(sys.modules, "batchnorm.torch", None)
+        row = functions.row_of(Problem((4, 5)), ONCE)
+        assert functions.PYTORCH in row["times"]
+        assert "batchnorm.torch" in row["unable"][functions.ACCELERATED]
     monkeypatch.setattr(functions, "find_spec", lambda name: None)
     row = functions.row_of(Problem((4, 5)), ONCE)
     assert set(row["times"]) == {"memory", functions.OURS}

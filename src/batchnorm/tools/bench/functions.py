@@ -31,7 +31,7 @@ def row_of(problem: Problem, settings: Settings) -> dict[str, Any]:
         try:
             contestant = make(problem, data)
             verify(name, data, problem.dtype, contestant.once())
-        except Unable as reason:
+        except (Unable, ImportError) as reason:  # a PyTorch that is too old refuses to be imported
             unable[name] = str(reason)
         except Wrong as wrong:
             if name in (OURS, ACCELERATED):
@@ -94,13 +94,9 @@ def pytorch(problem: Problem, data: Data) -> Contestant:
 
 def accelerated(problem: Problem, data: Data) -> Contestant:
     """The same calls with our kernels under them."""
+    stock = pytorch(problem, data)
     from ...torch import accelerate
 
-    stock = pytorch(problem, data)
-    try:
-        accelerate().remove()
-    except RuntimeError as error:  # a PyTorch that is too old
-        raise Unable(str(error)) from error
     return stock._replace(within=accelerate)
 
 
