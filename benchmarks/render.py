@@ -48,7 +48,7 @@ def parts(documents: dict[str, Document]) -> Iterator[tuple[str, str, str]]:
     """Page, mark and text of all that can be written."""
     for shown in TABLES:
         if document := documents.get(shown.part):
-            yield shown.page, shown.mark, markdown(table(shown, document))
+            yield shown.page, shown.mark or shown.part, markdown(table(shown, document))
     yield PERFORMANCE, "losses", markdown(losses(documents))
 
 

@@ -182,21 +182,21 @@ def off_by(who: str) -> Columns:
 
 
 class Shown(NamedTuple):
-    """A table: of which part, where it stands, how many columns are words, all columns, its note and its lines."""
+    """A table of a part: how many columns are words, all columns, its note, its lines, and where it stands."""
 
     part: str
-    page: str
-    mark: str
     words: int
     columns: Columns
     note: str = "{where}; medians, warm."
     lines: Callable[[Document], list[Row]] = by_step
+    mark: str = ""  # the part's name
+    page: str = PERFORMANCE
 
 
 def multiples(part: str, first: str, labels: Columns, more: Columns = (), note: str = "; medians, warm.") -> Shown:
     """The first contestant in milliseconds, the others as multiples of it."""
     columns = [*labels, (f"{first}, ms", ms(first)), (OTHERS, lambda who: multiple(who, first)), *more]
-    return Shown(part, PERFORMANCE, part, len(labels), columns, "{where}" + note)
+    return Shown(part, len(labels), columns, "{where}" + note)
 
 
 def wrong(mark: str, who: str) -> Shown:
@@ -210,7 +210,7 @@ def wrong(mark: str, who: str) -> Shown:
         ("PyTorch is off by", said("off", PYTORCH, write=power)),
         ("this library", said("off", who, write=power)),
     ]
-    return Shown("trust", TRUST, mark, 1, columns, "{where}.", having("found", who))
+    return Shown("trust", 1, columns, "{where}.", having("found", who), mark, TRUST)
 
 
 TRAINED = [*NETWORK, *KIND, ("PyTorch, ms", ms(PYTORCH)), *((who, faster(who)) for who in (ACCELERATED, FUSED, LIMIT))]
@@ -218,56 +218,61 @@ TRAINED += [("share of the gain", share(FUSED))]
 
 TABLES = [
     Shown(
-        "functions", README, "speed-table", 2, averages(WARM),
+        "functions", 2, averages(WARM),
         "{where}. Each figure is a geometric mean over the shapes; the last column shows the worst case. Bold figures "
         "are slower than PyTorch.",
         groups,
+        mark="speed-table", page=README,
     ),
     Shown(
-        "functions", CHINESE, "speed-table", 2, averages(WARM),
+        "functions", 2, averages(WARM),
         "{where}。每个数是各形状的几何平均，最后一列是最差的情况。加粗表示比 PyTorch 慢。",
         groups,
+        mark="speed-table", page=CHINESE,
     ),
-    Shown("functions", PERFORMANCE, "groups", 2, averages(WARM, IN_TURN), "{where}; geometric means.", groups),
+    Shown("functions", 2, averages(WARM, IN_TURN), "{where}; geometric means.", groups, mark="groups"),
     Shown(
-        "functions", PERFORMANCE, "groups-rows", 3,
+        "functions", 3,
         [*KIND, ("shape", shape), *(column for o in OPERATIONS for column in beside_pytorch(o))],
-        lines=rows,
+        lines=rows, mark="groups-rows",
     ),
     Shown(
-        "functions", PERFORMANCE, "arrays", 2,
+        "functions", 2,
         [*PLACE[::-1], *(column for o in OPERATIONS for column in on_arrays(o))],
-        lines=having("dtype", "float32"),
+        lines=having("dtype", "float32"), mark="arrays",
     ),
     Shown(
-        "layers", PYTORCH_PAGE, "layers", 3,
+        "layers", 3,
         [
             *PLACE, ("layer", said("what")), ("PyTorch, ms", ms(PYTORCH)), ("spread", spread_of(PYTORCH)),
             (ACCELERATED, faster(ACCELERATED)), ("our module, in one pass", faster(MODULE)),
         ],
+        page=PYTORCH_PAGE,
     ),
     Shown(
-        "layers", PERFORMANCE, "saved", 2,
+        "layers", 2,
         [
             ("", said("what")), ("input", shape), ("PyTorch, MiB", said("saved", PYTORCH, write=mib)),
             ("accelerated, MiB", said("saved", ACCELERATED, write=mib)),
             ("module in one pass, MiB", said("saved", MODULE, write=mib)),
         ],
         "{where}; the same on every machine.",
-        lambda document: rows(document)[: len(KINDS)],
+        lambda document: rows(document)[: len(KINDS)], mark="saved",
     ),
     Shown(
-        "networks", README, "torch-speed-table", 3, TRAINED,
+        "networks", 3, TRAINED,
         "{where}. Bold figures are slower than PyTorch. bfloat16 rows run under autocast. No batch norm can beat the "
         "limit, where the share is 1.",
+        mark="torch-speed-table", page=README,
     ),
     Shown(
-        "networks", CHINESE, "torch-speed-table", 3, TRAINED,
+        "networks", 3, TRAINED,
         "{where}。加粗表示比 PyTorch 慢。bfloat16 各行在 autocast 下运行。任何批归一化都不会超过 limit，"
         "那里的份额是 1。",
+        mark="torch-speed-table", page=CHINESE,
     ),
     Shown(
-        "networks", PERFORMANCE, "steps", 4,
+        "networks", 4,
         [
             *NETWORK, *KIND, ("step", said("who")), ("ms", own(ms)), ("spread", own(spread_of)),
             ("times faster", own(faster)), ("share of the gain", own(share)),
@@ -276,15 +281,15 @@ TABLES = [
         ],
         "{where}; medians of interleaved steps. 128×128 pixels, batches: "
         + ", ".join(f"{name}: {batch}" for name, batch in sorted(NETWORKS.items())) + ".{absent}",
-        by_way,
+        by_way, mark="steps",
     ),
     Shown(
-        "tiny", PERFORMANCE, "tiny", 2,
+        "tiny", 2,
         [("shape", shape), ("call", said("step")), ("PyTorch, µs", ms(PYTORCH, unit=1e6)), (OTHERS, faster)],
         "{where}, one of them used; medians.",
     ),
     Shown(
-        "scaler", PERFORMANCE, "scaler", 4,
+        "scaler", 4,
         [
             ("table", shape), KIND[0], ("", said("what")), *CALL,
             *((f"{who}, ms", ms(who)) for who in (SKLEARN, SCALER)),
@@ -296,7 +301,7 @@ TABLES = [
         "{where}, scikit-learn {machine[scikit-learn]}; medians, warm.{absent}",
     ),
     Shown(
-        "offsets", PERFORMANCE, "offsets", 1,
+        "offsets", 1,
         [KIND[0], ("mean", said("what")), *errors(SKLEARN, SCALER)],
         "scikit-learn {machine[scikit-learn]}; the same on every machine, but for rounding.{absent}",
         having("errors", SKLEARN),
@@ -304,7 +309,7 @@ TABLES = [
     multiples("variants", "plain", [*PLACE, *CALL]),
     multiples("missing", "propagate", [*PLACE, *CALL]),
     Shown(
-        "contexts", PERFORMANCE, "contexts", 3,
+        "contexts", 3,
         [
             ("shape", shape), ("layers", said("what")), ("", said("who")),
             ("forward, µs a layer", own(partial(ms, step="forward", unit=1e6 / NET))),
@@ -316,7 +321,7 @@ TABLES = [
     ),
     multiples("sync", "PyTorch", [*PLACE, *CALL]),
     Shown(
-        "recalibrated", PERFORMANCE, "recalibrated", 1,
+        "recalibrated", 1,
         [
             ("", lambda line: DATA[line["what"]]),
             *(column for who in ("update_bn", "fvcore", "recalibrate") for column in off_by(who)),
@@ -335,17 +340,17 @@ TABLES = [
         "; medians; eight batches: " + ", ".join(f"{name} {n}×3×128×128" for name, n in NETWORKS.items()) + ".{absent}",
     ),
     Shown(
-        "jax", PERFORMANCE, "jax", 3, [*PLACE, *CALL, ("PyTorch, ms", ms(PYTORCH)), (OTHERS, faster)],
+        "jax", 3, [*PLACE, *CALL, ("PyTorch, ms", ms(PYTORCH)), (OTHERS, faster)],
         "{where}, JAX {machine[jax]}, flax {machine[flax]}; medians, warm.{absent}",
     ),
     Shown(
-        "jax", PERFORMANCE, "jax-errors", 1,
+        "jax", 1,
         [("mean", said("what")), *errors(PYTORCH, MODULE, FLAX, TWO_PASSES)],
         "float32; JAX {machine[jax]}, flax {machine[flax]}; the same on every machine, but for rounding.{absent}",
-        having("errors", MODULE),
+        having("errors", MODULE), mark="jax-errors",
     ),
     Shown(
-        "gpu", PERFORMANCE, "gpu", 4,
+        "gpu", 4,
         [*PLACE, KIND[0], ("layer", said("what")), ("PyTorch, ms", ms(PYTORCH)), (OTHERS, faster)],
         "{rows[0][gpu]}, PyTorch {machine[torch]}, commit {machine[commit]}, {date}; medians, forward + backward.",
     ),
