@@ -386,9 +386,10 @@ def test_options_are_copied_pickled_printed_and_named_by_revert(name, capsys):
 
 
 COMPILED = list(itertools.product(OPTIONED, WAYS))
+IN_TURN = [("ghosts", "kernels"), ("renorm", "plain"), ("switches", "plain"), ("count", "kernels")]
 
 
-@pytest.mark.parametrize(("name", "way"), rest_slow(COMPILED, *range(0, len(COMPILED), 3)))
+@pytest.mark.parametrize(("name", "way"), rest_slow(COMPILED, *map(COMPILED.index, IN_TURN)))
 def test_options_compile(name, way, monkeypatch):
     """Gradients are those of the running statistics as they were, though the graph moves them before its backward."""
     torch._dynamo.reset()  # it counts the times that a code is compiled anew
