@@ -111,8 +111,8 @@ REFUSED = {
         "got RuntimeError from batch 1, before the first batch normalization",
     ),
     "another dtype": (Branches, [dense(4).float()], {}, ValueError, "got RuntimeError from batch 0"),
-    "NaN": (Branches, _bad(2), {}, ValueError, "got mean nan and variance nan in channel 0 of left.0, from batch 2"),
-    "infinity, pooled": (Branches, _bad(1, torch.inf), {"how": "pooled"}, ValueError, "of left.0, from batch 1"),
+    "NaN": (Branches, _bad(2), {}, ValueError, "mean nan and variance nan in channel 0 of layer left.0, from batch 2"),
+    "infinity, pooled": (Branches, _bad(1, torch.inf), {"how": "pooled"}, ValueError, "of layer left.0, from batch 1"),
     "NaN everywhere": (
         Branches, [dense(4) * torch.nan] * 2, {"on_nonfinite": "skip"}, ValueError, "got NaN or infinity in every one",
     ),

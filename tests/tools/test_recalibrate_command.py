@@ -49,6 +49,7 @@ def stop(*_):
     raise KeyboardInterrupt
 """
 
+NOT_HERE = "meta:7" if torch.cuda.is_available() else "cuda"
 SKIP = ["--on-nonfinite", "skip"]
 
 
@@ -156,14 +157,21 @@ REFUSED = {
     "no model": (["model.py:number"], "raised TypeError: 'int' object is not callable"),
     "broken": (["model.py:broken"], "model.py:broken() raised OSError: no data here. Correct that code."),
     "another width": (["model.py:build", "--train", "wide.npy"], "got RuntimeError from batch 0"),
-    "NaN": (["model.py:build", "--train", "bad.npy"], "statistics must be finite; got mean nan"),
+    "NaN": (
+        ["model.py:build", "--train", "bad.npy"],
+        "of layer 1, from batch 0. Leave the batch out, or use --on",
+    ),
     "no array": (["model.py:build", "--train", "c.npy"], "c.npy does not exist"),
     "no state": (["model.py:build", "--state", "s.pt"], "s.pt does not exist"),
     "another state": (["model.py:build", "--state", "other.pt"], "other.pt is not a state of this model"),
     "a checkpoint": (["model.py:build", "--state", "checkpoint.pt"], "it has 'weights': choose one with --key"),
     "a pickle": (["model.py:build", "--state", "pickled.pt"], "nothing in a file is executed"),
     "a suffix": (["model.py:build", "--state", "a.npy"], "a state is a .pt, a .pth, a .safetensors file"),
-    "a device": (["model.py:build", "--device", "cpus"], "cpus"),
+    "a device": (["model.py:build", "--device", "cpus"], "--device cpus cannot be used: Expected one of cpu"),
+    "no such device": (["model.py:build", "--device", NOT_HERE], f"--device {NOT_HERE} cannot be used: "),
+    "integers": (["model.py:build", "--train", "whole.npy"], "Leave the batch out, or make MODEL one that takes it"),
+    "one sample": (["model.py:build", "--train", "one.npy"], "layer 1: a variance needs more than one position"),
+    "text": (["model.py:build", "--state", "text.pt"], "executed): torch.save did not write it. Save model.state"),
     "only": (["model.py:build", "--only", "norm"], "only names no batch normalization of this model; got 'norm'"),
     "output": (["model.py:build", "-o", "out.npy"], "the output is a .pt, a .pth, a .safetensors file"),
     "a folder": (["model.py:build", "-o", "none/out.pt"], "the directory"),
@@ -173,6 +181,9 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals(case, capsys):
     options, words = REFUSED[case]
+    np.save("whole.npy", np.ones((4, 3), "int64"))
+    np.save("one.npy", np.ones((1, 3), "float32"))
+    Path("text.pt").write_text("hi")
     np.save("wide.npy", np.ones((4, 5), "float32"))
     torch.save({"a": torch.ones(1)}, "other.pt")
     torch.save({"weights": _model().state_dict(), "epoch": 1}, "checkpoint.pt")

@@ -15,7 +15,7 @@ from ._forwards import END
 from ._free import free_threads
 from ._layer_inputs import gather, undisturbed, write
 from ._lockstep import NOWHERE, Limits, Report, branches, lockstep, nonfinite, place
-from ._norms import Norm, correction_of
+from ._norms import Norm, correction_of, layer_said
 from ._peers import Peers, Said
 
 Tensor = torch.Tensor
@@ -57,7 +57,7 @@ class Work:
 
     def _checked(self, i: int, count: Tensor, mean: Tensor, var: Tensor) -> None:
         """Refuse what cannot be a layer's statistics."""
-        who, layer = f"{WHO}: {self.norms[i]}", self.norms[i].layer
+        who, layer = f"{WHO}: {layer_said(str(self.norms[i]))}", self.norms[i].layer
         n = float(count.min())
         if not n > 1:
             raise ValueError(

@@ -22,7 +22,7 @@ from ._batches import ENOUGH, SAME_SAMPLES, USED_UP, Batch, Batches
 from ._footprint import State, Storages, storages_of
 from ._forwards import END, Light, NeedsThread, Run, Settings, Threaded, current, is_light
 from ._layer_inputs import failure, watching
-from ._norms import Norm
+from ._norms import Norm, layer_said
 
 Tensor = torch.Tensor
 
@@ -360,5 +360,5 @@ def nonfinite(number: int, norm: Norm, table: Tensor) -> str:
     c = int((~torch.isfinite(mean + m2)).nonzero()[0])
     return (
         f"statistics must be finite; got mean {float(mean[c]):g} and variance {float(m2[c] / count[c]):g} in channel "
-        f"{c} of {norm}, from batch {number}. Leave the batch out, or {SKIP}"
+        f"{c} of {layer_said(str(norm))}, from batch {number}. Leave the batch out, or {SKIP}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..text.arguments import PRINTED, add_json, positive
 from ..text.language import add_language
-from .loading import Arrays, Labeled, add_model_options, loaded, loss_of, need_torch
+from .loading import Arrays, Labeled, add_model_options, loaded, loss_of, need_torch, refusal
 
 
 def add_diagnose(commands: Any) -> None:
@@ -54,7 +54,6 @@ def add_diagnose(commands: Any) -> None:
 
 def run_diagnose(options: argparse.Namespace) -> None:
     """Do what the options say."""
-    from ..files import Refused
     from ..files.atomic import check_json, check_output, replacing
     from ..files.progress import progress_on
     from ..text.lines import cells
@@ -66,8 +65,6 @@ def run_diagnose(options: argparse.Namespace) -> None:
         check_output(options.json)  # before the work
     if options.html is not None:
         check_output(options.html)
-    import torch
-
     import batchnorm.torch as bnt
     from batchnorm.torch._diagnosis import left_of, page_of, text_of
 
@@ -76,7 +73,6 @@ def run_diagnose(options: argparse.Namespace) -> None:
     loss = None if options.loss is None else loss_of(options.loss, options.model)
     words = words_for(options.lang, sys.stdout)
     try:
-        model.to(torch.device(options.device))
         with progress_on(sys.stderr) as progress:
             found = bnt.diagnose(
                 model,
@@ -89,7 +85,7 @@ def run_diagnose(options: argparse.Namespace) -> None:
                 verbose=False,
             )
     except (ValueError, TypeError, RuntimeError) as error:
-        raise Refused(str(error).removeprefix("diagnose: ")) from error
+        raise refusal(error, "diagnose") from error
     written = {options.json: found.to_json() + "\n"} if options.json not in (None, PRINTED) else {}
 
     def say(key: str, **values: object) -> str:

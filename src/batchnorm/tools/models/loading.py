@@ -44,12 +44,34 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def loaded(options: argparse.Namespace) -> tuple[Any, State | None]:
-    """The model with its state, and the state as it is in the file."""
+    """The model with its state, on its device, and the state as it is in the file."""
     model = built(options.model)
     state = None if options.state is None else State.read(options.state, options.key)
     if state is not None:
         state.load_into(model)
+    _move(model, options.device)
     return model, state
+
+
+def _move(model: Any, device: str) -> None:
+    import torch
+
+    try:
+        model.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        words = str(error).strip().partition("\n")[0]
+        raise Refused(f"--device {device} cannot be used: {words}. Name one that PyTorch has here, or cpu.") from error
+
+
+def refusal(error: Exception, who: str) -> Refused:
+    """What a function of the library refused, with the command's options where it names its own."""
+    from batchnorm.torch._batches import SAY_HOW
+    from batchnorm.torch._lockstep import SKIP
+
+    said = str(error).removeprefix(f"{who}: ")
+    for ours, here in ((SAY_HOW, "make MODEL one that takes it"), (SKIP, "use --on-nonfinite skip")):
+        said = said.replace(ours, here)
+    return Refused(said)
 
 
 def need_torch() -> None:
@@ -156,6 +178,7 @@ class State:
             )  # fmt: skip
         except Exception as error:
             words = str(error).strip().partition("\n")[0]
+            words = words if " " in words else "torch.save did not write it"  # a byte that means nothing
             raise Refused(
                 f"{path} cannot be read as tensors alone (nothing in a file is executed): {words}. Save "
                 "model.state_dict()."

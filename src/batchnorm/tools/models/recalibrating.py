@@ -9,7 +9,7 @@ from typing import Any
 
 from ..text.arguments import PRINTED, add_json, positive
 from ..text.language import add_language
-from .loading import Arrays, add_model_options, check_state_suffix, loaded, need_torch, write_state
+from .loading import Arrays, add_model_options, check_state_suffix, loaded, need_torch, refusal, write_state
 
 
 def add_recalibrate(commands: Any) -> None:
@@ -66,7 +66,6 @@ def _gib(text: str) -> int:
 
 def run_recalibrate(options: argparse.Namespace) -> None:
     """Do what the options say."""
-    from ..files import Refused
     from ..files.atomic import check_json, check_output, replacing
     from ..files.progress import progress_on
     from ..text.terminal import words_for, writable
@@ -78,8 +77,6 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     if file is not None:
         check_json(file, "MODEL comes first: batchnorm recalibrate MODEL --json")
         check_output(file)
-    import torch
-
     import batchnorm.torch as bnt
     from batchnorm.torch._diagnosis import left_of
     from batchnorm.torch._recalibration import text_of
@@ -87,7 +84,6 @@ def run_recalibrate(options: argparse.Namespace) -> None:
     data = Arrays(options.train, options.batch_size)
     model, state = loaded(options)
     try:
-        model.to(torch.device(options.device))
         with progress_on(sys.stderr) as progress:
             done = bnt.recalibrate(
                 model,
@@ -101,7 +97,7 @@ def run_recalibrate(options: argparse.Namespace) -> None:
                 verbose=False,
             )
     except (ValueError, TypeError, RuntimeError) as error:
-        raise Refused(str(error).removeprefix("recalibrate: ")) from error
+        raise refusal(error, "recalibrate") from error
     new = {name: value.cpu() for name, value in model.state_dict().items()}
     if state is not None:
         state.update(new)
