@@ -124,13 +124,13 @@ REFUSED = {
         lambda: nn.Sequential(nn.BatchNorm1d(3)).half(), [dense(4)], {}, ValueError,
         r"finite in the dtype of the layer, torch.float16.*channel 2.*model.float\(\)",
     ),
-    "a shared layer": (_shared, [dense(4)], {}, ValueError, "got 0 a second time, in batch 0.*how=\"pooled\""),
+    "a shared layer": (_shared, [dense(4)], {}, ValueError, "got layer 0 a second time, in batch 0.*how=\"pooled\""),
     "a shared layer, last": (
-        lambda: _shared()[:3], [dense(4)], {"max_memory": 1}, ValueError, "got 0 a second time, in batch 0",
+        lambda: _shared()[:3], [dense(4)], {"max_memory": 1}, ValueError, "got layer 0 a second time, in batch 0",
     ),
     "branches": (
         ByContent, _signs(), {}, ValueError,
-        "got batch 1 at b when batch 0 was at a.*no common statistics of the whole data.*how=\"pooled\"",
+        "got batch 1 at layer b when batch 0 was at layer a.*no common statistics of the whole data.*how=\"pooled\"",
     ),
 }  # fmt: skip
 

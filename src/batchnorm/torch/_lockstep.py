@@ -118,8 +118,8 @@ class _Lockstep:
         run.check()
         if i in run.reached:
             raise Refusal(
-                f"every layer must be called once in a forward; got {self.norms[i]} a second time, in batch "
-                f'{run.number}. What it gets then depends on its own statistics: use how="pooled"'
+                f"every layer must be called once in a forward; got {layer_said(str(self.norms[i]))} a second time, in "
+                f'batch {run.number}. What it gets then depends on its own statistics: use how="pooled"'
             )
         run.reached.append(i)
         if i not in self.settled:
@@ -340,7 +340,7 @@ class _Arrival(NamedTuple):
 
 def place(norms: Sequence[Norm], at: int) -> str:
     """Where a batch is, in words."""
-    return "the end" if at == END else str(norms[at])
+    return "the end" if at == END else layer_said(str(norms[at]))
 
 
 def branches(who: str, here: str, whom: str, there: str) -> str:

@@ -18,7 +18,7 @@ from ._free import free_memory
 from ._freeze import is_kept_in_evaluation
 from ._layer_inputs import STATISTICS, put_back, statistics_of
 from ._lockstep import Note
-from ._norms import Norm, Only, check_readable, chosen, norms_of
+from ._norms import Norm, Only, check_readable, chosen, layer_said, norms_of
 from ._peers import Peers
 from ._recalibration import RecalibratedLayer, Recalibration
 from ._report import Left, counted, lines_of
@@ -201,7 +201,7 @@ def _to_recalibrate(model: nn.Module, only: Only) -> tuple[list[Norm], list[Left
         else:
             norms.append(norm)
     if not norms:
-        found = f"{counted(len(left))}: {left[0][0]}, {left[0][2]}" if left else "none"
+        found = f"{counted(len(left))}: {layer_said(left[0][0])}, {left[0][2]}" if left else "none"
         raise ValueError(
             f"{WHO}: the model must have a batch normalization that can be recalibrated, one that derives from "
             f"torch.nn's and has running statistics; got {found}"

@@ -69,7 +69,11 @@ def refusal(error: Exception, who: str) -> Refused:
     from batchnorm.torch._lockstep import SKIP
 
     said = str(error).removeprefix(f"{who}: ")
-    for ours, here in ((SAY_HOW, "make MODEL one that takes it"), (SKIP, "use --on-nonfinite skip")):
+    for ours, here in (
+        (SAY_HOW, "make MODEL one that takes it"),
+        (SKIP, "use --on-nonfinite skip"),
+        ('use how="pooled"', "use --how pooled"),
+    ):
         said = said.replace(ours, here)
     return Refused(said)
 
