@@ -72,6 +72,10 @@ def _objects(x: NDArray[Any], name: str) -> tuple[str, str]:
     if hasattr(odd[0], "toarray"):
         which = name if x.ndim == 0 else f"each {name}[i]"
         return f"a sparse matrix ({kind})", f"fill in its zeros with {which}.toarray()"
+    if hasattr(odd[0], "collect"):
+        return f"a table that is not computed yet ({kind})", f"compute it with {name}.collect()"
+    if hasattr(odd[0], "__next__"):
+        return f"an iterator ({kind})", f"make an array of what it gives, np.array(list({name}))"
     if x.ndim and (odd[0] is None or kind in ("NAType", "NaTType")):
         fix = f"fill them in; pandas does with {name}.to_numpy(dtype=np.float64, na_value=np.nan)"
         return f"missing values ({odd[0]!r} among object data)", fix

@@ -237,7 +237,10 @@ class Moments:
             if not isinstance(other, Moments):
                 raise TypeError(f"Moments merge with Moments; got {type(other).__name__}")
             if other.shape != self.shape:
-                raise ValueError(f"Moments merge channel by channel; got channel shapes {self.shape} and {other.shape}")
+                raise ValueError(
+                    f"Moments merge channel by channel; got channel shapes {self.shape} and {other.shape}; gather all "
+                    "parts with the same channels"
+                )
             names = _one_of(names, other.names)
             with np.errstate(all="ignore"):
                 merged: Doubles = _formulas.merge_moments(np, table, other._table)

@@ -6,6 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy import sparse
 
@@ -57,6 +58,8 @@ FOREIGN = {
     "text among numbers": (np.array([[1.0, "Ada"]], object), r"text \(such as 'Ada' .* leave out what is not", None),
     "a sparse matrix": (sparse.csr_matrix(np.eye(3)), r"a sparse matrix \(csr_matrix\)", "x.toarray()"),
     "a sparse array": (sparse.coo_array(np.eye(3)), r"a sparse matrix \(coo_array\)", "x.toarray()"),
+    "a lazy table": (pl.LazyFrame({"a": [1.0]}), r"a table that is not .* \(LazyFrame\) .* x\.collect\(\)", None),
+    "an iterator": (iter([[1.0]]), r"an iterator \(list_iterator\) .* np\.array\(list\(x\)\)", None),
     "something else": (np.array([[object()]]), r"object data \(object\) .* pass numbers", None),
     "nothing": (None, r"object data \(NoneType\) .* pass numbers", None),
 }
