@@ -93,7 +93,7 @@ std::vector<const Kernels*> find_all() {
 }  // namespace
 
 const std::vector<const Kernels*>& list_kernels() {
-  static const std::vector<const Kernels*> all = find_all();
+  static const auto& all = *new std::vector<const Kernels*>(find_all());  // never destroyed: a daemon thread may outlive it
   return all;
 }
 

@@ -213,7 +213,7 @@ int main() {
             ++wrong;
           }
       }
-  for (int i = 0; i < n; ++i) std::fprintf(stderr, "%s%s", all[i]->name, i < n - 1 ? ", " : "");
+  for (const Kernels* one : all) std::fprintf(stderr, "%s%s", one->name, one == all.back() ? "" : ", ");
   std::fprintf(stderr, ": %d wrong\n", wrong);
   return wrong != 0;
 }
