@@ -32,10 +32,13 @@ class ChannelRows {
   }
   // The first n values of a table, over and over, for a period of columns and 16 more.
   void repeat(const ChannelRows& of, int rows, int64_t n, int64_t period) {
-    for (int row = 0; row < rows; ++row)
-      for (int64_t i = 0, end = period + kLanes; i < end; i += n)
-        std::memcpy(memory_ + row * stride_ + i * size_, of.memory_ + row * of.stride_,
-                    static_cast<size_t>(std::min(n, end - i) * size_));
+    const int64_t bytes = (period + kLanes) * size_;
+    for (int row = 0; row < rows; ++row) {
+      char* const to = memory_ + row * stride_;
+      int64_t there = n * size_;
+      std::memcpy(to, of.memory_ + row * of.stride_, static_cast<size_t>(there));
+      for (; there < bytes; there *= 2) std::memcpy(to + there, to, static_cast<size_t>(std::min(there, bytes - there)));
+    }
   }
   CoefficientRows rows() const { return {memory_, stride_, size_}; }
   Coefs at(int64_t i) const {
@@ -244,8 +247,6 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
 // Cells first … end - 1 of a block of rows, where threads may share one.
 bool has_cells(const Call& call);
 void cells_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, int64_t first, int64_t end, const Cells& to);
-void block_of_narrow(const Call& call, int64_t b, Parts<Moments> out);
-void block_of_narrow(const Call& call, int64_t b, Parts<Sums> out);
 
 // The two passes, in the order of memory that suits the layout.
 void walk_channels(Call& call);

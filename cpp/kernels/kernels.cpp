@@ -10,10 +10,8 @@
 namespace batchnorm {
 namespace {
 
-void run(const Problem& given, const Isa& isa, bool backward) {
-  std::optional<Problem> joined;
-  if (given.weights) join_positions(joined.emplace(given));
-  const Problem& p = joined ? *joined : given;
+// `given` in the dimensions of the weights, p in those of the data.
+void run(const Problem& p, const Problem& given, const Isa& isa, bool backward) {
   Call call(p, given, isa, backward);
   std::optional<Weights> weights;
   if (given.weights && call.reduces && !backward) weights.emplace(given, call.threads), call.weights = &*weights;
@@ -26,6 +24,12 @@ void run(const Problem& given, const Isa& isa, bool backward) {
   const Layout layout = layout_of(p);
   if (layout == Layout::channels) walk_channels(call);
   else walk_rows(call, layout);
+}
+void run(const Problem& given, const Isa& isa, bool backward) {
+  if (!given.weights) return run(given, given, isa, backward);
+  Problem joined = given;
+  join_positions(joined);
+  run(joined, given, isa, backward);
 }
 
 // A part for each thread, cut between cache lines: f(first byte, bytes).

@@ -37,8 +37,7 @@ class Rows {
       parallel_for(tasks * panels, call_.threads, [&](int64_t t) {
         const int64_t b = t / panels / parts, c0 = begin(t % panels, panels), c1 = begin(t % panels + 1, panels);
         const int64_t some = Cells::kOfBlock / parts, first = t / panels % parts * some;
-        if (narrow_) block_of_narrow(call_, b, part(b));
-        else if (parts == 1) block_of_rows(call_, c0, c1 - c0, b, part(b).from(c0), nullptr);
+        if (parts == 1) block_of_rows(call_, c0, c1 - c0, b, part(b).from(c0), nullptr);
         else cells_of_rows(call_, c0, c1 - c0, b, first, first + some, cells);
       });
     }

@@ -270,6 +270,7 @@ template <class T, bool G, bool Clips> struct Lane {
       rows[t] = is_in ? x + t * x_step : one;
       counted[t] = lanes_of<C>(is_in ? 0xffff : 0);
     }
+    const int end = which == Which::some ? 32 - __builtin_clz(counts | 1) : 8;  // no row from there on counts: a block's last rows
     for (int64_t i = 0; i < whole; i += kLanes) {
       const int64_t at = i + kLanes <= width ? i : width - kLanes;
       const U<C> center = column<C>(k.center, at);
@@ -278,6 +279,7 @@ template <class T, bool G, bool Clips> struct Lane {
       Counter<C> counter;
       const auto term = [&](int t) BN_INLINE_LAMBDA {
         if constexpr (which == Which::some && !G) {
+          if (t >= end) return Terms<C, G>{};
           const U<C> unit = load(rows[t] + at);
           Terms<C, G> of{unit - center};
           select<which>(of, unit, counted[t], anyway, counter);
@@ -292,7 +294,7 @@ template <class T, bool G, bool Clips> struct Lane {
       };
       Sum<C> sum = Rows == 8 ? eight_of<kCalls<C>>(term) : four_of<kCalls<C>>(First, term);
       if (First > 0) sum = Sum<C>{load_raw(rest + i), load_raw(q_rest + i)} + sum;
-      if (First + Rows < 8) {
+      if (First + Rows < 8 && counts >> (First + Rows) != 0) {
         store_raw(rest + i, sum.s), store_raw(q_rest + i, sum.q);
         continue;
       }
@@ -305,8 +307,9 @@ template <class T, bool G, bool Clips> struct Lane {
 
 template <class T, bool G, bool Clips>
 BN_INLINE void add_lane(const Lane<T, G, Clips>& lane, unsigned counts, Compute<T>* to, Compute<T>* rest, bool begins) {
-  if (G) lane.template add<0, 4>(counts, to, rest, begins), lane.template add<4, 4>(counts, to, rest, begins);
-  else lane.template add<0, 8>(counts, to, rest, begins);
+  if (!G) return lane.template add<0, 8>(counts, to, rest, begins);
+  lane.template add<0, 4>(counts, to, rest, begins);
+  if (counts >> 4 != 0) lane.template add<4, 4>(counts, to, rest, begins);
 }
 
 // Bit t: whether position 16 t + lane of a cell counts.
