@@ -31,6 +31,7 @@ class Call {
  public:
   Call(const View& x, const ChannelViews& channels, const Extras& extras, const Run& run)
       : ghosts(x, kChannelsOnAxis1, run.ghost_size), weights_(extras.weights, x), weight_(channels.weight), bias_(channels.bias) {
+    operands_.reserve(6);
     add(&Problem::x, x);
     add(&Problem::residual, extras.y ? extras.y : extras.residual);
     ghosts.own_parameters = (channels.weight ? channels.weight : channels.bias).ndim == 2;

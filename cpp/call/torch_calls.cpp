@@ -107,7 +107,9 @@ void aten_backward(const View& grad_y, const View& x, const ChannelViews& saved,
   for (int d = 0; d < x.ndim; ++d) m *= d == 1 ? 1 : x.sizes[d];
   MomentsRows table(C);
   Problem p;
-  std::vector<Operand> operands{{&Problem::x, x}, {&Problem::grad_y, grad_y}};
+  std::vector<Operand> operands;
+  operands.reserve(3);
+  operands.push_back({&Problem::x, x}), operands.push_back({&Problem::grad_y, grad_y});
   if (grads.x) operands.push_back({&Problem::grad_x, grads.x});
   collapse(p, kChannelsOnAxis1, operands);
   p.moments = table.statistics();

@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <atomic>
 
 #include "call/torch_calls.h"
@@ -80,8 +81,9 @@ struct Forward {
   // Whether our modules ask, who hear of what is not served by its absence.
   bool step(Value* stack) const {
     if (!is_step(momentum)) return false;
-    const ChannelViews known = readable() ? channels.views(false) : ChannelViews();
-    const View in = readable() ? x.view() : View();
+    const bool reads = readable();
+    const ChannelViews known = reads ? channels.views(false) : ChannelViews();
+    const View in = reads ? x.view() : View();
     if (!in || !is_served_step(in, known, eps)) {
       give_nothing(stack, 4);
       return true;
@@ -134,7 +136,7 @@ struct Backward {
   Handle grad_y, x, weight, mean, var, save_mean, save_invstd, reserve;
   bool training;
   double eps;
-  std::vector<bool> wanted;
+  std::array<bool, 3> wanted;
 
   Backward(const Signature& s, Value* stack) {
     Arguments in(stack);
@@ -143,7 +145,7 @@ struct Backward {
     mean = in.optional_tensor(), var = in.optional_tensor(), save_mean = in.optional_tensor(), save_invstd = in.optional_tensor();
     training = in.boolean();
     eps = in.number();
-    wanted = in.booleans(3);
+    wanted = in.three_booleans();
     if (s.has_reserve) reserve = in.tensor();
   }
 

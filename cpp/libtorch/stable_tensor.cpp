@@ -74,15 +74,13 @@ bool is_dense_in(const View& x, const int* order) {
 }
 
 bool is_dense(const View& x) {
-  std::vector<int> axes;
+  int axes[kMaxDims], n = 0;
   for (int d = 0; d < x.ndim; ++d)
-    if (x.sizes[d] != 1) axes.push_back(d);
-  std::sort(axes.begin(), axes.end(), [&](int a, int b) { return x.strides[a] < x.strides[b]; });
+    if (x.sizes[d] != 1) axes[n++] = d;
+  std::sort(axes, axes + n, [&](int a, int b) { return x.strides[a] < x.strides[b]; });
   int64_t step = 1;
-  for (const int d : axes) {
-    if (x.strides[d] != step) return false;
-    step *= x.sizes[d];
-  }
+  for (int i = 0; i < n; step *= x.sizes[axes[i++]])
+    if (x.strides[axes[i]] != step) return false;
   return true;
 }
 
@@ -219,13 +217,13 @@ Handle empty_like(const Handle& tensor, const View& x) {
   return Handle(reinterpret_cast<Tensor>(stack[0]));
 }
 
-std::vector<bool> Arguments::booleans(size_t n) {
+std::array<bool, 3> Arguments::three_booleans() {
   const auto list = reinterpret_cast<List>(*next_++);
-  std::vector<bool> values;
-  for (size_t i = 0; i < n; ++i) {
+  std::array<bool, 3> values;
+  for (size_t i = 0; i < values.size(); ++i) {
     Value value = 0;
     check(abi().torch_list_get_item(list, i, &value), "an item");
-    values.push_back((value & 1) != 0);
+    values[i] = (value & 1) != 0;
   }
   abi().torch_delete_list(list);
   return values;

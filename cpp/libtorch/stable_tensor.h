@@ -1,10 +1,10 @@
 // Tensors, arguments and results as the stable C ABI hands them over.
 #pragma once
 
+#include <array>
 #include <cstring>
 #include <initializer_list>
 #include <utility>
-#include <vector>
 
 #include "core/collapse.h"
 #include "libtorch/stable_abi.h"
@@ -84,7 +84,7 @@ class Arguments {
   }
   int64_t integer() { return static_cast<int64_t>(*next_++); }
   bool boolean() { return (*next_++ & 1) != 0; }
-  std::vector<bool> booleans(size_t n);
+  std::array<bool, 3> three_booleans();
 
  private:
   Value* next_;

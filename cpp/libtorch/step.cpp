@@ -45,9 +45,9 @@ void step_backward_kernel(Value* stack, uint64_t, uint64_t) {
   const bool training = in.boolean();
   const int64_t wanted = in.integer();
   require_readable({&grad_y, &x, &moments, &weight});
-  const View from = x.view(), table = moments.view();
+  const View from = x.view(), g = grad_y.view(), table = moments.view();
   const ChannelViews channels{weight.view(), {}, {}, {}};
-  for (const std::string& why : {refused_operands(from, {grad_y.view()}, channels), refused_table(from, table, 4, 0)})
+  for (const std::string& why : {refused_operands(from, {g}, channels), refused_table(from, table, 4, 0)})
     if (!why.empty()) refuse(why);
   const auto vector = [&](int bit) {
     return (wanted >> bit & 1) != 0 ? stable::empty_vector(from.sizes[1], weight ? channels.weight.dtype : DType::f64)
@@ -55,13 +55,13 @@ void step_backward_kernel(Value* stack, uint64_t, uint64_t) {
   };
   const auto view = [&](int bit, const Handle& h) { return (wanted >> bit & 1) != 0 ? h.view(true) : View(); };
   Handle by_x = (wanted & 1) != 0 ? stable::empty_like(x, from) : stable::undefined(), by_weight = vector(1), by_bias = vector(2);
-  fused_backward(grad_y.view(), from, reinterpret_cast<const double*>(table.data), channels, {}, {eps, 0, threads_of_torch()},
-                 training, {view(0, by_x), {}, view(1, by_weight), view(2, by_bias)});
+  fused_backward(g, from, reinterpret_cast<const double*>(table.data), channels, {}, {eps, 0, threads_of_torch()}, training,
+                 {view(0, by_x), {}, view(1, by_weight), view(2, by_bias)});
   stable::give(stack, {&by_x, &by_weight, &by_bias});
 }
 
 void call_step_backward(Handle grad_y, Handle x, Handle moments, Handle weight, double eps, bool training,
-                        const std::vector<bool>& wanted, Value* results) {
+                        const std::array<bool, 3>& wanted, Value* results) {
   if (!weight) weight = stable::undefined();
   Value stack[7];
   stable::give(stack, {&grad_y, &x, &moments, &weight});

@@ -25,6 +25,6 @@ void give_nothing(stable::Value* results, int count);
 // The kernel of `batchnorm::step_backward`, and a call of it through the dispatcher, for whoever listens there.
 void step_backward_kernel(stable::Value* stack, uint64_t, uint64_t);
 void call_step_backward(stable::Handle grad_y, stable::Handle x, stable::Handle moments, stable::Handle weight, double eps,
-                        bool training, const std::vector<bool>& wanted, stable::Value* results);
+                        bool training, const std::array<bool, 3>& wanted, stable::Value* results);
 
 }  // namespace batchnorm

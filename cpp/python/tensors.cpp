@@ -33,6 +33,8 @@ struct Exchange {
   void* current_stream;
 };
 
+enum Code : uint8_t { integer = 0, floating = 2, brain = 4 };
+
 // Never released: calls may outlive the interpreter's modules.
 const Exchange* exchange = nullptr;
 PyObject *tensor_type = nullptr, *parameter_type = nullptr, *to_tensors = nullptr, *is_neg = nullptr;
@@ -46,8 +48,6 @@ bool read_through(nb::handle table, nb::handle tensor, nb::handle parameter, nb:
   if (found->major == 1 && found->describe != nullptr) exchange = found;
   return exchange != nullptr;
 }
-
-enum Code : uint8_t { integer = 0, floating = 2, brain = 4 };
 
 bool dtype_of(const Described& d, DType* to) {
   if (d.code == Code::floating && d.bits == 64) *to = DType::f64;
@@ -63,11 +63,15 @@ bool describe(PyObject* object, Described* to) {
   constexpr int32_t cpu = 1;
   PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != tensor_type && type != parameter_type) return false;
-  PyObject* const negative = PyObject_CallMethodNoArgs(object, is_neg);
-  Py_XDECREF(negative);
-  if (negative != Py_False || exchange->describe(object, to) != 0) {
+  if (exchange->describe(object, to) != 0) {
     PyErr_Clear();
     return false;
+  }
+  if (to->code != Code::integer) {
+    PyObject* const negative = PyObject_CallMethodNoArgs(object, is_neg);
+    Py_XDECREF(negative);
+    PyErr_Clear();
+    if (negative != Py_False) return false;
   }
   return to->device_type == cpu && to->lanes == 1 && to->data != nullptr;
 }

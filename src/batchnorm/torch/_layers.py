@@ -23,6 +23,7 @@ from .._options import (
 from .._renorm import Renorm
 from . import _activations, _operands, _operations, _options, _plain, _positions, _running, _shared
 from ._backend import (
+    is_alone,
     is_jit_trace,
     is_native,
     is_recomputation,
@@ -228,20 +229,23 @@ class _Extended(_running.KeepsCount):
         On a handful of numbers half of a call is Python, so each thing is asked once.
         """
         eps, how, updates = self.eps, self.normalize_with, self.update_running_stats
-        if updates or self.renorm is not None or self._prior is not None or not (eps > 0 and is_native(x)):
+        if updates or self.renorm is not None or self._prior is not None or not eps > 0:
+            return None
+        alone = is_alone(x)
+        if not (alone or is_native(x)):
             return None
         if not self.training if how == "auto" else how == "running" and updates is False:
             mean, var, _ = _running.statistics(self)
             if mean is None or var is None or mean.requires_grad or var.requires_grad or x.numel() == 0:
                 return None
-            return _operations.step(x, *self._affine(), mean, var, residual, eps, *activation)[0]
+            return _operations.step(x, *self._affine(), mean, var, residual, eps, *activation, alone)[0]
         if how != "auto" or self.virtual_batch_size is not None or not (self.train_affine and self.track_running_stats):
             return None
-        if x.numel() <= self.num_features or is_recomputation():
+        if x.numel() <= self.num_features or (not alone and is_recomputation()):
             return None
-        y, table = _operations.step(x, *self._weight_and_bias(), None, None, residual, eps, *activation)
+        y, table = _operations.step(x, *self._weight_and_bias(), None, None, residual, eps, *activation, alone)
         if updates is None:
-            _running.move(self, table, True, weighted=False)
+            _running.move(self, table, True, False, alone)
         return y
 
     def _choices(self) -> tuple[bool, bool]:

@@ -344,20 +344,25 @@ _no_update: Any = torch.ops.aten._batch_norm_no_update.default._op  # without th
 
 def step(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    residual: Tensor | None, eps: float, activation: int, slope: float,
+    residual: Tensor | None, eps: float, activation: int, slope: float, alone: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`forward` without rare operands, by the shortest way there is.
+    """`forward` without rare operands, by the shortest way there is where the call is alone (`_backend.is_alone`).
 
     Without derivatives the kernel is called as it is; else, where possible, under autograd's own node, which needs no
     Python. What that saves and calls is ours alone: whoever listens or records gets our operations. It may save running
     statistics, which it does not read; they may be written to.
     """
-    if activation or residual is not None or not _backend.is_unwatched(weight, bias, running_mean, running_var):
+    if (
+        not alone
+        or activation
+        or residual is not None
+        or not _backend.are_plain(weight, bias, running_mean, running_var)
+    ):
         return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
     mean, var = running_mean, running_var
     trains = (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
     if not torch.is_grad_enabled() or not (trains or x.requires_grad):
-        if not _backend.is_profiled() and (found := _native.torch.step(x, weight, bias, mean, var, eps)) is not None:
+        if (found := _native.torch.step(x, weight, bias, mean, var, eps)) is not None:
             return found[0], found[1]
     elif mean is not None and var is not None:
         if not trains:  # x need not be kept

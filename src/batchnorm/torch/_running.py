@@ -33,10 +33,10 @@ class Moved(NamedTuple):
     finite: Tensor  # of each channel
 
 
-def move(layer: Any, table: Tensor, native: bool, weighted: bool) -> None:
+def move(layer: Any, table: Tensor, native: bool, weighted: bool, alone: bool = False) -> None:
     """Move the running statistics of a layer towards moments (4, C), or those of ghosts, (4, G, C), as a whole.
 
-    `weighted`: the counts may be anything.
+    `weighted`: the counts may be anything. `alone`: nobody listens, as far as is known.
     """
     parts = layer._collects
     if parts is not None:
@@ -44,20 +44,30 @@ def move(layer: Any, table: Tensor, native: bool, weighted: bool) -> None:
         return
     if table.dim() == 3:
         table = (_operations if native else _plain).merge(table)
+    if native and (alone or not _backend.is_listened_to()) and _is_moved_directly(layer, table):
+        return
     mean, var, count = statistics(layer)
     if mean is None or var is None:
         return _count_only(layer, mean, var, count)
-    if mean.requires_grad or var.requires_grad:
-        _operands.check_constant(type(layer).__name__, mean, var)
-    operands = _operands_of_update(layer, mean, var, count, table, layer.momentum)
-    if native and not _backend.is_listened_to() and _native.torch.update(*operands):
-        return  # the kernel as it is, which takes a count as torch.nn makes it
+    _operands.check_constant(type(layer).__name__, mean, var)
     update = _move_by_kernel if native else _move
     here = count is not None and (count.is_cpu if native else count.device == table.device)
     if count is None or not here or count.dtype is not torch.int64 or count.dim():
         _move_with_stand_in(layer, mean, var, count, table, weighted, update)
     else:
         update(layer, mean, var, count, table, layer.momentum, weighted)
+
+
+def _is_moved_directly(layer: Any, table: Tensor) -> bool:
+    """Let the kernel move them as it is: if they and the count are as torch.nn makes them. Else nothing has changed."""
+    own = layer._buffers
+    mean, var, count = own.get("running_mean"), own.get("running_var"), own.get("num_batches_tracked")
+    if mean is None or var is None or mean.requires_grad or var.requires_grad:
+        return False
+    how = NONFINITE_CODES[layer.on_nonfinite]
+    correction, counts = layer.running_correction, own.get("running_count")
+    moved: bool = _native.torch.update(mean, var, count, table, layer.momentum, correction, how, counts)
+    return moved
 
 
 def statistics(layer: Any) -> tuple[Any, Any, Tensor | None]:
@@ -111,12 +121,8 @@ def weight_of_batch(layer: Any, count: Tensor | None) -> float:
 def _move_by_kernel(
     layer: Any, mean: Tensor, var: Tensor, count: Tensor, table: Tensor, momentum: float | None, _: bool
 ) -> None:
-    _operations.update_(*_operands_of_update(layer, mean, var, count, table, momentum))
-
-
-def _operands_of_update(layer: Any, *given: Any) -> tuple[Any, ...]:
-    how = NONFINITE_CODES[layer.on_nonfinite]
-    return (*given, layer.running_correction, how, layer._buffers.get("running_count"))
+    how, counts = NONFINITE_CODES[layer.on_nonfinite], layer._buffers.get("running_count")
+    _operations.update_(mean, var, count, table, momentum, layer.running_correction, how, counts)
 
 
 @torch.no_grad()
