@@ -350,9 +350,16 @@ BREAKS = [
     # --- PyTorch ---
     Break(
         SRC + "torch/_backend.py",
-        " or _saved_hooks(False) is not None",
+        "        and _saved_hooks(False) is None\n",
         "",
         "modules: hooks for what is saved hear of a step's own node",
+        "test_torch_steps.py test_torch_around.py",
+    ),
+    Break(
+        SRC + "torch/_backend.py",
+        "        and not _dispatch_modes()\n",
+        "",
+        "modules: who listens to operations does not hear of a step's",
         "test_torch_steps.py test_torch_around.py",
     ),
     Break(
@@ -434,8 +441,8 @@ BREAKS = [
     ),
     Break(
         SRC + "torch/_layers.py",
-        " or is_recomputation():\n            return None\n        y, table",
-        ":\n            return None\n        y, table",
+        " or (not alone and is_recomputation()):\n            return None\n",
+        ":\n            return None\n",
         "checkpoints: statistics move twice",
         "test_torch_around.py test_layer_matrix.py",
     ),

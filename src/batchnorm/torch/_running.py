@@ -66,8 +66,7 @@ def _is_moved_directly(layer: Any, table: Tensor) -> bool:
         return False
     how = NONFINITE_CODES[layer.on_nonfinite]
     correction, counts = layer.running_correction, own.get("running_count")
-    moved: bool = _native.torch.update(mean, var, count, table, layer.momentum, correction, how, counts)
-    return moved
+    return bool(_native.torch.update(mean, var, count, table, layer.momentum, correction, how, counts))
 
 
 def statistics(layer: Any) -> tuple[Any, Any, Tensor | None]:
