@@ -505,12 +505,12 @@ class RowsOf {
         p_(call.p),
         c_(c),
         whole_(whole(this->width)),
-        memory_(whole_ * (9 * 8 + 8 + 8) + bytes_of_cell() + (p_.reduced_dims > 1 || is_narrow() ? 2 * kCell * bytes_of_row() : 0)),
+        memory_(whole_ * (9 * 8 + 8 + 8) + bytes_of_cell() +
+                (p_.reduced_dims > 1 || is_narrow() ? 2 * copied() * bytes_of_row() : 0)),
         acc(reinterpret_cast<double*>(static_cast<char*>(memory_))),
         values(acc + 9 * whole_),
         K(reinterpret_cast<char*>(values + whole_)),
         of_cell_(K + whole_ * 8) {
-    std::fill_n(acc, sums() * whole_, 0.0);
     if (is_narrow()) std::fill_n(values, kLanes, 0.0);
   }
 
@@ -536,7 +536,7 @@ class RowsOf {
     for (int64_t i = add_narrow(block); i < block.n; i += kCell) {
       if (!summed) sum_cell(P(), block, i, of_cell_, stride);
       const char* cell = summed ? summed->at(b, i / kCell, c_) : of_cell_;
-      call_.data.add_cell(cell, stride, whole_, std::is_same<P, Moments>::value && block.omits, acc);
+      call_.data.add_cell(cell, stride, whole_, std::is_same<P, Moments>::value && block.omits, i == 0, acc);
     }
   }
   void sum_cell(Moments, const Block& block, int64_t i, char* to, int64_t stride) const {
@@ -577,7 +577,8 @@ class RowsOf {
   int sums() const { return p_.omit ? 9 : 8; }  // the last one counts what is there
   int64_t bytes_of_row() const { return width * call_.data.size; }
   int64_t bytes_of_cell() const { return Cells::kRows * 8 * Cells::row_stride(width); }
-  char* place(int which, int64_t i) const { return of_cell_ + bytes_of_cell() + (which * kCell + i) * bytes_of_row(); }
+  int64_t copied() const { return std::min(kCell, p_.m); }  // rows, of each of two arrays
+  char* place(int which, int64_t i) const { return of_cell_ + bytes_of_cell() + (which * copied() + i) * bytes_of_row(); }
   const char* copy(const Array& a, int64_t r, int which, int64_t i) const {
     char* const to = place(which, i);
     const int64_t bytes = own * call_.data.size;
@@ -671,6 +672,7 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
   const double count = block.weights.total;
   RowsOf rows(call, c, width);
   if (block.weights.counted == Counted::weighted) {
+    std::fill_n(rows.acc, 8 * rows.step(), 0.0);
     for (int64_t i = 0; i < rows.own; ++i) rows.values[i] = first_weighted(call, c + i, block);
     for (int64_t i = 0; i < block.n; i += kCell) {
       int64_t step;

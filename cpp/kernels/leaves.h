@@ -63,7 +63,8 @@ struct Leaves {
   void (*moments_rows)(const char* x, int64_t step, There there, int64_t width, const char* K, char* to, int64_t stride);
   void (*sums_rows)(const char* x, int64_t x_step, const char* g, int64_t g_step, There there, int64_t width, Coefs k,
                     Activation act, char* to, int64_t stride);
-  void (*add_cell)(const char* cell, int64_t stride, int64_t whole, bool counts, double* acc);
+  // Its sums, in float64, to those of other cells; or, where they begin, in place of what is there.
+  void (*add_cell)(const char* cell, int64_t stride, int64_t whole, bool counts, bool begins, double* acc);
   void (*moments_weighted_rows)(const char* x, int64_t step, const double* weights, int64_t width, const double* K, double* acc);
   // Of cells of rows of fewer than 16 channels one behind another, taken sixteen rows at a time: coefficients are repeated so
   // often. acc[8][channels], and acc[8] as above. scratch: 160 values a channel.

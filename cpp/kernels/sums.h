@@ -344,10 +344,11 @@ void sums_rows(const char* x, int64_t x_step, const char* g, int64_t g_step, The
     cell_of_rows<T, true, true>(x, x_step, g, g_step, there, width, k, act, to, stride);
   else cell_of_rows<T, true, false>(x, x_step, g, g_step, there, width, k, act, to, stride);
 }
-template <class C> void add_cell(const char* cell, int64_t stride, int64_t whole, bool counts, double* acc) {
+template <class C> void add_cell(const char* cell, int64_t stride, int64_t whole, bool counts, bool begins, double* acc) {
   for (int j = 0; j < (counts ? 9 : 8); ++j, acc += whole) {
     const C* from = reinterpret_cast<const C*>(cell) + (j == 8 ? 10 : (j & 3) * 2 + (j >> 2)) * stride;
-    for (int64_t i = 0; i < whole; i += kLanes) store_raw(acc + i, load_raw(acc + i) + widen(load_raw(from + i)));
+    for (int64_t i = 0; i < whole; i += kLanes)
+      store_raw(acc + i, (begins ? fill(0.0) : load_raw(acc + i)) + widen(load_raw(from + i)));
   }
 }
 

@@ -144,7 +144,7 @@ void Tile::reduce(bool as_moments, bool in_double, char* d, char* h, const uint1
     const There there{counts, as_moments && p_.omit};
     if (as_moments) leaves.moments_rows(d, kLanes, there, kLanes, zeros, cell, kLanes);
     else leaves.sums_rows(d, kLanes, h, kLanes, there, kLanes, none, Activation::none, cell, kLanes);
-    return leaves.add_cell(cell, kLanes, kLanes, as_moments && there.selects(), acc);
+    return leaves.add_cell(cell, kLanes, kLanes, as_moments && there.selects(), false, acc);
   }
   const int64_t size = in_double ? 8 : size_, cells = (n_ + kCell - 1) / kCell;
   const int nothing = as_moments && p_.omit ? 0xff : 0;  // bytes of what adds 0: NaN, where that is missing

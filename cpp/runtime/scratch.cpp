@@ -14,7 +14,7 @@ namespace {
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t kCached = 0, kBlocks = 1;
 #else
-constexpr size_t kCached = 16 * 1024, kBlocks = 8;
+constexpr size_t kCached = 32 * 1024, kBlocks = 8;
 #endif
 
 void* aligned(size_t bytes) {

@@ -421,8 +421,8 @@ BREAKS = [
     ),
     Break(
         "cpp/kernels/blocks.cpp",
-        "std::copy_n(sums + j * own, own, acc",
-        "std::copy_n(sums + j * own, own - 1, acc",
+        "std::copy_n(found + j * own, own, acc",
+        "std::copy_n(found + j * own, own - 1, acc",
         "narrow rows: the whole cells of the last channel are not added",
         "test_bits.py test_forward.py",
     ),
