@@ -124,6 +124,9 @@ class _Extended(_running.KeepsCount):
         residual
             Added before the activation. With the input's shape and dtype in the same pass, else as PyTorch adds.
         """
+        plain = mask is None and sample_weight is None and residual is None
+        if plain and is_alone(input) and (y := self._usual(input)) is not None:
+            return y
         if is_traced(input):
             node: Tensor = self._as_leaf(input, mask, sample_weight, residual)
             return node
@@ -223,29 +226,56 @@ class _Extended(_running.KeepsCount):
                 )
             _operands.check_together(who, x, num_batches_tracked=self.num_batches_tracked)
 
-    def _common(self, x: Tensor, residual: Tensor | None, activation: tuple[int, float]) -> Tensor | None:
-        """A call without rare options, or None: then there is more to decide, and time to do it.
+    def _usual(self, x: Tensor) -> Tensor | None:
+        """y of a call without masks, residual or activation by the shortest way, or None, with nothing changed.
 
-        On a handful of numbers half of a call is Python, so each thing is asked once.
+        A small step takes little longer than its Python, which is seldom in the caches: so each thing is asked once.
+        The call is alone (`_backend.is_alone`).
         """
         eps, how, updates = self.eps, self.normalize_with, self.update_running_stats
-        if updates or self.renorm is not None or self._prior is not None or not eps > 0:
+        if updates or self.activation is not None or self.renorm is not None or not eps > 0:
             return None
-        alone = is_alone(x)
-        if not (alone or is_native(x)):
+        if self._masked is not None or self._prior is not None:
+            return None
+        self._check_input_dim(x)
+        channels = self.num_features
+        if x.shape[1] != channels:
+            return None
+        if how == "auto" and self.training:
+            if self.virtual_batch_size is not None or not (self.train_affine and self.track_running_stats):
+                return None
+            weight, bias = self._weight_and_bias()
+            if x.numel() <= channels or (found := _operations.step(x, weight, bias, None, None, eps)) is None:
+                return None
+            if updates is None and not (self._collects is None and _running.is_moved_directly(self, found[1])):
+                _running.move(self, found[1], True, weighted=False)
+            return found[0]
+        mean, var, _ = _running.statistics(self)
+        if mean is None or var is None or mean.requires_grad or var.requires_grad or x.numel() == 0:
+            return None
+        if how != "auto" and not (how == "running" and updates is False):
+            return None
+        found = _operations.step(x, *self._affine(), mean, var, eps)
+        return None if found is None else found[0]
+
+    def _common(self, x: Tensor, residual: Tensor | None, activation: tuple[int, float]) -> Tensor | None:
+        """A call without rare options, or None: then there is more to decide, and time to do it."""
+        eps, how, updates = self.eps, self.normalize_with, self.update_running_stats
+        if updates or self.renorm is not None or self._prior is not None or not (eps > 0 and is_native(x)):
             return None
         if not self.training if how == "auto" else how == "running" and updates is False:
             mean, var, _ = _running.statistics(self)
             if mean is None or var is None or mean.requires_grad or var.requires_grad or x.numel() == 0:
                 return None
-            return _operations.step(x, *self._affine(), mean, var, residual, eps, *activation, alone)[0]
+            return _operations.forward(x, *self._affine(), mean, var, None, residual, eps, *activation)[0]
         if how != "auto" or self.virtual_batch_size is not None or not (self.train_affine and self.track_running_stats):
             return None
-        if x.numel() <= self.num_features or (not alone and is_recomputation()):
+        if x.numel() <= self.num_features or is_recomputation():
             return None
-        y, table = _operations.step(x, *self._weight_and_bias(), None, None, residual, eps, *activation, alone)
+        weight, bias = self._weight_and_bias()
+        y, table = _operations.forward(x, weight, bias, None, None, None, residual, eps, *activation)
         if updates is None:
-            _running.move(self, table, True, False, alone)
+            _running.move(self, table, True, weighted=False)
         return y
 
     def _choices(self) -> tuple[bool, bool]:

@@ -339,39 +339,35 @@ def forward(
 
 
 _OURS = math.nan  # as a momentum
+_is_grad_enabled = torch.is_grad_enabled
 _no_update: Any = torch.ops.aten._batch_norm_no_update.default._op  # without the layer in Python
 
 
 def step(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    residual: Tensor | None, eps: float, activation: int, slope: float, alone: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`forward` without rare operands, by the shortest way there is where the call is alone (`_backend.is_alone`).
+    eps: float,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """`forward` of a call that is alone (`_backend.is_alone`), by the shortest way there is; None where that is closed.
 
-    Without derivatives the kernel is called as it is; else, where possible, under autograd's own node, which needs no
-    Python. What that saves and calls is ours alone: whoever listens or records gets our operations. It may save running
-    statistics, which it does not read; they may be written to.
+    Without derivatives the kernel is called as it is; else under autograd's own node, which needs no Python. What that
+    saves and calls is ours alone: whoever listens or records gets our operations. It may save running statistics, which
+    it does not read; they may be written to.
     """
-    if (
-        not alone
-        or activation
-        or residual is not None
-        or not _backend.are_plain(weight, bias, running_mean, running_var)
-    ):
-        return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
-    mean, var = running_mean, running_var
-    trains = (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    if not torch.is_grad_enabled() or not (trains or x.requires_grad):
-        if (found := _native.torch.step(x, weight, bias, mean, var, eps)) is not None:
-            return found[0], found[1]
-    elif mean is not None and var is not None:
-        if not trains:  # x need not be kept
-            return forward(x, weight, bias, mean, var, None, None, eps, 0, 0.0)
-        mean, var = mean.data, var.data
-    y, _, _, table = _no_update(x, weight, bias, mean, var, _OURS, eps)
-    if y is not None:
-        return y, table
-    return forward(x, weight, bias, running_mean, running_var, None, residual, eps, activation, slope)
+    trains = False
+    for p in (weight, bias):
+        if p is not None:
+            if not _backend.is_plain(p):
+                return None
+            trains = trains or p.requires_grad
+    if not _is_grad_enabled() or not (trains or x.requires_grad):
+        found = _native.torch.step(x, weight, bias, running_mean, running_var, eps)
+        return None if found is None else (found[0], found[1])
+    if running_mean is not None and running_var is not None:
+        if not (trains and _backend.is_plain(running_mean) and _backend.is_plain(running_var)):
+            return None  # without `trains`, because `forward` does not keep x
+        running_mean, running_var = running_mean.data, running_var.data
+    y, _, _, table = _no_update(x, weight, bias, running_mean, running_var, _OURS, eps)
+    return None if y is None else (y, table)
 
 
 def step_backward_of_record(

@@ -33,10 +33,10 @@ class Moved(NamedTuple):
     finite: Tensor  # of each channel
 
 
-def move(layer: Any, table: Tensor, native: bool, weighted: bool, alone: bool = False) -> None:
+def move(layer: Any, table: Tensor, native: bool, weighted: bool) -> None:
     """Move the running statistics of a layer towards moments (4, C), or those of ghosts, (4, G, C), as a whole.
 
-    `weighted`: the counts may be anything. `alone`: nobody listens, as far as is known.
+    `weighted`: the counts may be anything.
     """
     parts = layer._collects
     if parts is not None:
@@ -44,7 +44,7 @@ def move(layer: Any, table: Tensor, native: bool, weighted: bool, alone: bool = 
         return
     if table.dim() == 3:
         table = (_operations if native else _plain).merge(table)
-    if native and (alone or not _backend.is_listened_to()) and _is_moved_directly(layer, table):
+    if native and not _backend.is_listened_to() and is_moved_directly(layer, table):
         return
     mean, var, count = statistics(layer)
     if mean is None or var is None:
@@ -58,8 +58,8 @@ def move(layer: Any, table: Tensor, native: bool, weighted: bool, alone: bool = 
         update(layer, mean, var, count, table, layer.momentum, weighted)
 
 
-def _is_moved_directly(layer: Any, table: Tensor) -> bool:
-    """Let the kernel move them as it is: if they and the count are as torch.nn makes them. Else nothing has changed."""
+def is_moved_directly(layer: Any, table: Tensor) -> bool:
+    """Let the kernel move them as it is, for nobody listens, if they are as torch.nn makes them; else change nothing."""
     own = layer._buffers
     mean, var, count = own.get("running_mean"), own.get("running_var"), own.get("num_batches_tracked")
     if mean is None or var is None or mean.requires_grad or var.requires_grad:
