@@ -59,7 +59,7 @@ def move(layer: Any, table: Tensor, native: bool, weighted: bool) -> None:
 
 
 def is_moved_directly(layer: Any, table: Tensor) -> bool:
-    """Let the kernel move them as it is, if they are as torch.nn makes them, and nobody listens; else nothing changes."""
+    """Let the kernel move what is as torch.nn makes it, where nobody listens; else nothing changes."""
     own = layer._buffers
     mean, var, count = own.get("running_mean"), own.get("running_var"), own.get("num_batches_tracked")
     if mean is None or var is None or mean.requires_grad or var.requires_grad:
