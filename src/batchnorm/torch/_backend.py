@@ -101,6 +101,7 @@ def is_alone(x: torch.Tensor) -> bool:
         and x.is_cpu
         and x.dtype in DTYPES
         and x.layout is torch.strided
+        and not x.is_nested
         and not _is_compiling()
         and not _is_transformed()
         and _forward_ad._current_level < 0

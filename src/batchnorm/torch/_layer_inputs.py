@@ -173,7 +173,7 @@ def watching(norms: Sequence[Norm], arrived: Arrived) -> Iterator[None]:
     try:
         for i, norm in enumerate(norms):
             if isinstance(norm.layer, _Extended):
-                norm.layer.__dict__["_normalize"] = _ours(norm.layer, i, take)
+                norm.layer.__dict__.update(_normalize=_ours(norm.layer, i, take), _usual=_not_usual)
             elif type(norm.layer).forward in _FORWARDS and "forward" not in norm.layer.__dict__:
                 handles.append(norm.layer.register_forward_pre_hook(_theirs(i, take), with_kwargs=True))
             else:
@@ -186,7 +186,12 @@ def watching(norms: Sequence[Norm], arrived: Arrived) -> Iterator[None]:
         for handle in handles:
             handle.remove()
         for norm in norms:
-            norm.layer.__dict__.pop("_normalize", None)
+            for name in ("_normalize", "_usual"):
+                norm.layer.__dict__.pop(name, None)
+
+
+def _not_usual(x: Tensor) -> None:
+    """Every call of a layer goes to its `_normalize`."""
 
 
 def _ours(layer: Any, i: int, take: Any) -> Any:
