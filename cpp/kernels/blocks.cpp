@@ -530,27 +530,19 @@ class RowsOf {
   int64_t step() const { return whole_; }
   double* counts(int64_t at) const { return acc + 8 * whole_ + at; }
 
-  // Sums of type P of all cells of a block, of which some have been `summed`.
-  template <class P> void add_cells(const Block& block, const Cells* summed) const {
-    const int64_t b = block.r / kBlock, stride = summed ? summed->stride : Cells::row_stride(width);
+  // Sums of all cells of a block.
+  void add_cells(const Block& block) const {
+    const Array* const g = call_.backward ? &p_.grad_y : nullptr;
     for (int64_t i = add_narrow(block); i < block.n; i += kCell) {
-      if (!summed) sum_cell(P(), block, i, of_cell_, stride);
-      const char* cell = summed ? summed->at(b, i / kCell, c_) : of_cell_;
-      call_.data.add_cell(cell, stride, whole_, std::is_same<P, Moments>::value && block.omits, i == 0, acc);
+      int64_t x_step, g_step;
+      uint16_t some[8];
+      const There there = there_of(block, i, some);
+      const int64_t n = std::min(kCell, block.n - i);
+      const char *x = cell(p_.x, block.r + i, n, 0, &x_step), *h = g ? cell(*g, block.r + i, n, 1, &g_step) : nullptr;
+      if (g) call_.data.sums_rows(x, x_step, h, g_step, there, width, call_.table.at(c_), p_.activation, of_cell_, stride());
+      else call_.data.moments_rows(x, x_step, there, width, K, of_cell_, stride());
+      call_.data.add_cell(of_cell_, stride(), whole_, !g && block.omits, i == 0, acc);
     }
-  }
-  void sum_cell(Moments, const Block& block, int64_t i, char* to, int64_t stride) const {
-    int64_t step;
-    uint16_t some[8];
-    const char* x = cell(p_.x, block.r + i, std::min(kCell, block.n - i), 0, &step);
-    call_.data.moments_rows(x, step, there_of(block, i, some), width, K, to, stride);
-  }
-  void sum_cell(Sums, const Block& block, int64_t i, char* to, int64_t stride) const {
-    int64_t x_step, g_step;
-    uint16_t some[8];
-    const int64_t n = std::min(kCell, block.n - i);
-    const char *x = cell(p_.x, block.r + i, n, 0, &x_step), *g = cell(p_.grad_y, block.r + i, n, 1, &g_step);
-    call_.data.sums_rows(x, x_step, g, g_step, there_of(block, i, some), width, call_.table.at(c_), p_.activation, to, stride);
   }
 
   // f(i, at, n, to): n channels from i on, whose sums are from `at` on, a unit of them; the last ones overlap those before. What a
@@ -576,7 +568,8 @@ class RowsOf {
   bool is_narrow() const { return own < kLanes; }
   int sums() const { return p_.omit ? 9 : 8; }  // the last one counts what is there
   int64_t bytes_of_row() const { return width * call_.data.size; }
-  int64_t bytes_of_cell() const { return Cells::kRows * 8 * Cells::row_stride(width); }
+  int64_t stride() const { return whole_ + kLanes; }  // of a cell's rows, which do not all meet in the same sets of L1 then
+  int64_t bytes_of_cell() const { return 11 * stride() * 8; }
   int64_t copied() const { return std::min(kCell, p_.m); }  // rows, of each of two arrays
   char* place(int which, int64_t i) const { return of_cell_ + bytes_of_cell() + (which * copied() + i) * bytes_of_row(); }
   const char* copy(const Array& a, int64_t r, int which, int64_t i) const {
@@ -650,19 +643,7 @@ void find_shifts(const Call& call, int64_t c, const Block& block, const RowsOf& 
 
 }  // namespace
 
-bool has_cells(const Call& call) { return call.backward ? is_simple(call) : call.weights == nullptr; }
-
-void cells_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, int64_t first, int64_t end, const Cells& to) {
-  const Block block(call, b);
-  const RowsOf rows(call, c, width);
-  if (!call.backward) find_shifts(call, c, block, rows);
-  for (int64_t cell = first; cell < end && cell * kCell < block.n; ++cell) {
-    if (call.backward) rows.sum_cell(Sums(), block, cell * kCell, to.at(b, cell, c), to.stride);
-    else rows.sum_cell(Moments(), block, cell * kCell, to.at(b, cell, c), to.stride);
-  }
-}
-
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out, const Cells* summed) {
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out) {
   const Block block(call, b);
   if (block.weights.counted == Counted::none) {
     for (double* row : out.rows) std::fill_n(row, width, 0.0);
@@ -687,7 +668,7 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
     });
   }
   find_shifts(call, c, block, rows);
-  rows.add_cells<Moments>(block, summed);
+  rows.add_cells(block);
   rows.each_unit(out, [&](int64_t from, int64_t at, int64_t n, const Parts<Moments>& to) {
     const double *acc = rows.acc + at, *K = rows.values + from, *counts = rows.counts(at);
     if (!block.omits) std::fill_n(rows.counts(at), kLanes, count);
@@ -704,13 +685,13 @@ void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<
   });
 }
 
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out, const Cells* summed) {
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out) {
   const Block block(call, b);
   const bool simple = is_simple(call);
   RowsOf rows(call, c, width);
   double counts[kLanes];
   std::fill_n(counts, kLanes, static_cast<double>(block.n));
-  if (simple) rows.add_cells<Sums>(block, summed);
+  if (simple) rows.add_cells(block);
   rows.each_unit(out, [&](int64_t from, int64_t at, int64_t n, const Parts<Sums>& to) {
     const double* acc = rows.acc + at;
     int64_t step = rows.step();

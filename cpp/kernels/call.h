@@ -214,24 +214,6 @@ struct Call {
   static constexpr int64_t kPart = 8192;
 };
 
-// The sums of all cells of rows, as leaves leave them, until a block's are added up.
-class Cells {
- public:
-  static constexpr int64_t kOfBlock = kBlock / kCell, kRows = 11;
-  const int64_t stride;
-
-  Cells(int64_t blocks, int64_t C, int64_t size)
-      : stride(row_stride(C)), size_(size), memory_(blocks * kOfBlock * kRows * stride * size) {}
-  char* at(int64_t b, int64_t cell, int64_t c) const { return memory_ + ((b * kOfBlock + cell) * kRows * stride + c) * size_; }
-
-  // Of rows that do not all meet in the same sets of L1, however many channels there are.
-  static int64_t row_stride(int64_t width) { return (width + kLanes - 1) / kLanes * kLanes + kLanes; }
-
- private:
-  int64_t size_;
-  Scratch<char> memory_;
-};
-
 // The sums of a block (blocks.cpp): of one channel, or of `width` channels side by side from c on, all of them where rows are
 // narrow.
 Sample sample_of_block(const Call& call, int64_t b);
@@ -242,11 +224,8 @@ struct BlockOf {
 };
 void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, const Parts<Moments>& out);
 void blocks_of_channels(const Call& call, const BlockOf* blocks, int64_t n, const Parts<Sums>& out);
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out, const Cells* summed);
-void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out, const Cells* summed);
-// Cells first … end - 1 of a block of rows, where threads may share one.
-bool has_cells(const Call& call);
-void cells_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, int64_t first, int64_t end, const Cells& to);
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Moments> out);
+void block_of_rows(const Call& call, int64_t c, int64_t width, int64_t b, Parts<Sums> out);
 
 // The two passes, in the order of memory that suits the layout.
 void walk_channels(Call& call);

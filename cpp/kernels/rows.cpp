@@ -11,9 +11,8 @@ constexpr int64_t kPanel = 512;  // channels of a block's task: what it sums sta
 // Columns that make the start of a run cheap; their coefficients stay in L1. From the last-level cache a forward of more is up to
 // half as slow again; a backward of fewer, a tenth.
 constexpr int64_t kRun = 64, kRunBackward = 512;
-constexpr int64_t kWide = 1024;    // channels whose coefficients do
-constexpr int64_t kFew = 16;       // rows that a part of wider ones is taken of
-constexpr int64_t kAddCells = 64;  // what adding up a block's cells takes, as often as a merge
+constexpr int64_t kWide = 1024;  // channels whose coefficients do
+constexpr int64_t kFew = 16;     // rows that a part of wider ones is taken of
 
 class Rows {
  public:
@@ -25,25 +24,20 @@ class Rows {
   template <class P> void run() {
     const int64_t blocks = blocks_of(p_), C = p_.C;
     call_.each_channels(1, [&](int64_t c0, int64_t c1) { call_.prepare(c0, c1); });
-    const int64_t parts = parts_for(), tasks = parts_of(parts), panels = panels_for(tasks);
+    const int64_t panels = panels_for(blocks);
     Scratch<double> others(call_.reduces ? (blocks - 1) * C * Parts<P>::kValues : 0);
     const auto part = [&](int64_t b) {  // the first block's are where all are merged
       Parts<P> of = call_.whole(P());
       for (int k = 0; b > 0 && k < Parts<P>::kValues; ++k) of.rows[k] = others + ((b - 1) * Parts<P>::kValues + k) * C;
       return of;
     };
-    const Cells cells(parts > 1 ? blocks : 0, C, call_.data.compute);
     if (call_.reduces) {
-      parallel_for(tasks * panels, call_.threads, [&](int64_t t) {
-        const int64_t b = t / panels / parts, c0 = begin(t % panels, panels), c1 = begin(t % panels + 1, panels);
-        const int64_t some = Cells::kOfBlock / parts, first = t / panels % parts * some;
-        if (parts == 1) block_of_rows(call_, c0, c1 - c0, b, part(b).from(c0), nullptr);
-        else cells_of_rows(call_, c0, c1 - c0, b, first, first + some, cells);
+      parallel_for(blocks * panels, call_.threads, [&](int64_t t) {
+        const int64_t b = t / panels, c0 = begin(t % panels, panels), c1 = begin(t % panels + 1, panels);
+        block_of_rows(call_, c0, c1 - c0, b, part(b).from(c0));
       });
     }
-    const int64_t operations = parts > 1 ? kAddCells * blocks : call_.reduces ? blocks : 1;
-    call_.each_channels(operations, [&](int64_t c0, int64_t c1) {
-      for (int64_t b = 0; parts > 1 && b < blocks; ++b) block_of_rows(call_, c0, c1 - c0, b, part(b).from(c0), &cells);
+    call_.each_channels(call_.reduces ? blocks : 1, [&](int64_t c0, int64_t c1) {
       // Up the canonical tree: neighbors, then neighbors of these, …
       for (int64_t step = 1; call_.reduces && step < blocks; step *= 2)
         for (int64_t b = 0; b + step < blocks; b += 2 * step) merge(part(b).from(c0), part(b + step).from(c0), c1 - c0);
@@ -60,19 +54,6 @@ class Rows {
   void merge(Parts<Moments> a, Parts<Moments> b, int64_t n) const { call_.isa.channels->merge_moments(a.rows, b.rows, n); }
   void merge(Parts<Sums> a, Parts<Sums> b, int64_t n) const { call_.isa.channels->merge_sums(a.rows, b.rows, n); }
 
-  // Into how many parts a block is cut, so that threads have as much to do each. Parts of whole rows are read faster than the same
-  // rows by parts of their columns, above all from memory.
-  int64_t parts_for() const {
-    const int64_t threads = call_.threads;
-    if (!call_.reduces || narrow_ || threads == 1 || !has_cells(call_)) return 1;
-    int64_t parts = 1;
-    while (2 * parts < Cells::kOfBlock && parts_of(parts) < 4 * threads &&
-           (p_.m * parts % kBlock != 0 || parts_of(parts) % threads != 0))
-      parts *= 2;
-    return parts_of(parts) < threads ? 1 : parts;
-  }
-  // All parts, where each block has so many.
-  int64_t parts_of(int64_t parts) const { return (p_.m * parts + kBlock - 1) / kBlock; }
   // Tasks as many for each thread, or many of them.
   int64_t panels_for(int64_t blocks) const {
     if (narrow_) return 1;
