@@ -394,7 +394,8 @@ def test_options_compile(name, way, monkeypatch):
     """Gradients are those of the running statistics as they were, though the graph moves them before its backward."""
     torch._dynamo.reset()  # it counts the times that a code is compiled anew
     if way == "plain":
-        monkeypatch.setattr(bnt._layers, "is_native", lambda x: False)
+        for name_of in ("is_native", "is_alone"):
+            monkeypatch.setattr(bnt._layers, name_of, lambda x: False)
     layer = bnt.BatchNorm1d(C, **OPTIONED[name])
     layer.running_mean.fill_(0.5)
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)

@@ -64,7 +64,7 @@ def _is_one_pass(layer: Any, x: Any, residual: Any) -> bool:
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False  # sizes are tensors then, and comparing them is a decision for good
-    if x.dim() < 2 or x.shape[1] != layer.num_features:
+    if not isinstance(x, torch.Tensor) or x.dim() < 2 or x.shape[1] != layer.num_features:
         return False  # for the layer to refuse
     return residual is None or (isinstance(residual, torch.Tensor) and _operands.is_like(residual, x))
 
