@@ -356,6 +356,27 @@ BREAKS = [
         "test_torch_steps.py test_torch_around.py",
     ),
     Break(
+        SRC + "torch/_layers.py",
+        "if updates is None and not (self._collects is None and",
+        "if updates is None and not (True and",
+        "modules: the shortest way moves statistics inside of one_update",
+        "test_torch_one_update.py",
+    ),
+    Break(
+        SRC + "torch/_layers.py",
+        "if self._masked is not None or self._prior is not None:",
+        "if self._prior is not None:",
+        "modules: the shortest way inside of masked",
+        "test_torch_masked.py",
+    ),
+    Break(
+        SRC + "torch/_layer_inputs.py",
+        ", _usual=_not_usual",
+        "",
+        "recalibrate: layers that take the shortest way are not seen",
+        "test_torch_recalibrate.py",
+    ),
+    Break(
         SRC + "torch/_backend.py",
         "        and not _dispatch_modes()\n",
         "",
