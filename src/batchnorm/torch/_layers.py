@@ -229,8 +229,8 @@ class _Extended(_running.KeepsCount):
     def _usual(self, x: Tensor) -> Tensor | None:
         """y of a call without masks, residual or activation by the shortest way, or None, with nothing changed.
 
-        A small step takes little longer than its Python, which is seldom in the caches: so each thing is asked once.
-        The call is alone (`_backend.is_alone`).
+        Python takes a third of a small step, and is seldom in the caches: so each thing is asked once. The call is
+        alone (`_backend.is_alone`).
         """
         eps, how, updates = self.eps, self.normalize_with, self.update_running_stats
         if updates or self.activation is not None or self.renorm is not None or not eps > 0:
